@@ -1,0 +1,62 @@
+"""How a run divides and distorts its training data (paper, Section 5): validation split, class imbalance, noise."""
+
+from collections.abc import Sequence
+
+import torch
+from torch import Tensor
+
+
+def split_validation(labels: Tensor, per_class: Sequence[int], generator: torch.Generator) -> tuple[Tensor, Tensor]:
+    """Draw `per_class[c]` validation images of each class c; the rest is the undistorted pool.
+
+    Args:
+        labels: (N,) int64.
+    Returns:
+        validation and pool indices, int64, ascending and disjoint, together 0..N-1.
+    Raises:
+        ValueError: a class has too few images.
+    """
+    taken = torch.zeros(len(labels), dtype=torch.bool)
+    for c, count in enumerate(per_class):
+        members = (labels == c).nonzero().flatten()
+        if len(members) < count:
+            raise ValueError(f"class {c} has {len(members)} images, {count} are wanted for validation")
+        taken[members[torch.randperm(len(members), generator=generator)[:count]]] = True
+    return taken.nonzero().flatten(), (~taken).nonzero().flatten()
+
+
+def thin_minority(labels: Tensor, minority: Sequence[int], ratio: float, generator: torch.Generator) -> Tensor:
+    """Class imbalance of MNIST and SVHN: keep the L images of the majority classes and int(L / ratio) at random of all
+    minority images together (all of them where there are fewer, and at ratio 1).
+
+    Args:
+        labels: (N,) int64 of the undistorted pool.
+        ratio: imbalance ratio ir, at least 1.
+    Returns:
+        (P,) int64, ascending positions that stay.
+    """
+    if ratio < 1:
+        raise ValueError(f"an imbalance ratio is at least 1, got {ratio}")
+    if ratio == 1:
+        return torch.arange(len(labels))
+    thin = torch.isin(labels, torch.tensor(list(minority)))
+    few, many = thin.nonzero().flatten(), (~thin).nonzero().flatten()
+    kept = few[torch.randperm(len(few), generator=generator)[: int(len(many) / ratio)]]
+    return torch.cat([many, kept]).sort().values
+
+
+def add_label_noise(labels: Tensor, ratio: float, classes: int, generator: torch.Generator) -> Tensor:
+    """Uniform random labels for int(P * ratio) random images; a drawn label may equal the true one.
+
+    Args:
+        labels: (P,) int64.
+        ratio: noise ratio nr in [0, 1).
+    Returns:
+        (P,) int64, a new tensor.
+    """
+    if not 0 <= ratio < 1:
+        raise ValueError(f"a noise ratio is in [0, 1), got {ratio}")
+    noisy = labels.clone()
+    rows = torch.randperm(len(labels), generator=generator)[: int(len(labels) * ratio)]
+    noisy[rows] = torch.randint(classes, (len(rows),), generator=generator)
+    return noisy

@@ -1,0 +1,147 @@
+"""Fisher-kernel descriptors: features z and Fisher scores g at chosen layers of a network (paper, Section 4).
+
+With the identity in place of the Fisher information, the kernel of two images is the inner product of their scores.
+Every tap of the network is one *scale*; similarities add over the scales.
+"""
+
+import dataclasses
+from collections.abc import Callable, Sequence
+
+import numpy as np
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from alfk.data import Split
+from alfk.network import evaluation_mode
+
+
+def pool_spatially(tap: Tensor) -> Tensor:
+    """Average over space: (B, c, h, w) -> (B, c); a (B, c) tap is returned as it is."""
+    return tap.flatten(2).mean(2) if tap.ndim > 2 else tap
+
+
+def standardise(scales: Sequence[Tensor]) -> Tensor:
+    """Each vector of each scale minus its mean, over its (unbiased) standard deviation + 1e-10, then concatenated.
+
+    The inner product of two results is, a constant apart, the Pearson correlation summed over scales (Section 4.2).
+
+    Args:
+        scales: tensors of shape (B, L_s), L_s at least 2.
+    Returns:
+        (B, L), L the sum of the L_s.
+    """
+    centred = [scale - scale.mean(1, keepdim=True) for scale in scales]
+    return torch.cat([c / (c.std(1, keepdim=True) + 1e-10) for c in centred], dim=1)
+
+
+class Probe:
+    """One batch after one forward pass, kept alive so that gradients for any label may follow.
+
+    Attributes:
+        positions: (B,) int64, where the images stand in their split.
+        logits: (B, C).
+        features: the pooled taps, a list of (B, L_s).
+        z: (B, L) standardised features.
+    """
+
+    def __init__(self, model: nn.Module, images: Tensor, positions: Tensor, taps: Sequence[int] | None, grad: bool):
+        self.positions = positions
+        with torch.set_grad_enabled(grad):
+            logits, every_tap = model(images)
+        self._live_logits, self._live_taps = logits, [every_tap[i] for i in taps] if taps is not None else every_tap
+        self.logits = logits.detach()
+        self.features = [pool_spatially(tap.detach()) for tap in self._live_taps]
+        self.z = standardise(self.features)
+
+    @property
+    def predictions(self) -> Tensor:
+        """(B,) int64, the arg max over classes."""
+        return self.logits.argmax(1)
+
+    def scores(self, labels: Tensor, last: bool = True) -> list[Tensor]:
+        """Gradients of cross-entropy(logits, labels) with respect to the taps, pooled: a list of (B, L_s).
+
+        The gradient of the batch's *sum* gives each image its own, since images do not interact in evaluation mode.
+
+        Args:
+            labels: (B,) int64, true or pseudo labels.
+            last: whether the graph may be freed, no further labels being asked for.
+        """
+        loss = F.cross_entropy(self._live_logits, labels, reduction="sum")
+        return [pool_spatially(g) for g in torch.autograd.grad(loss, self._live_taps, retain_graph=not last)]
+
+    def g(self, labels: Tensor, last: bool = True) -> Tensor:
+        """(B, L) standardised Fisher scores for `labels`; see `scores`."""
+        return standardise(self.scores(labels, last))
+
+
+LabelRule = Callable[[Probe], Tensor]
+
+
+@dataclasses.dataclass
+class Descriptors:
+    """Descriptors of a split, in memory or mapped from a file.
+
+    Attributes:
+        vectors: (N, L) z where no gradient is used, else (N, 2L) [z, g], standardised per scale: the similarity
+            R_z or R_{z,g} of two images is the inner product of their rows.
+        pseudo_labels: (N,) int64, the labels for which g was taken, -1 without a gradient.
+        predictions: (N,) int64, the model's arg max.
+    """
+
+    vectors: Tensor | np.ndarray
+    pseudo_labels: Tensor | np.ndarray
+    predictions: Tensor | np.ndarray
+
+    def __len__(self) -> int:
+        return len(self.vectors)
+
+    @classmethod
+    def empty(cls, images: int, width: int, device: torch.device | str = "cpu") -> "Descriptors":
+        """Room for `images` descriptors of `width` values."""
+        label = torch.full((images,), -1, dtype=torch.int64, device=device)
+        return cls(torch.empty(images, width, device=device), label, label.clone())
+
+
+def describe(
+    model: nn.Module,
+    split: Split,
+    taps: Sequence[int] | None = None,
+    label: LabelRule | None = None,
+    batch_size: int = 1000,
+    allocate: Callable[[int, int], Descriptors] | None = None,
+) -> Descriptors:
+    """Descriptors of every image of `split`, each image going through the network once.
+
+    Args:
+        model: returns (logits (B, C), list of taps), each tap (B, c, h, w) or (B, c).
+        taps: which taps make the descriptor, all where it is None.
+        label: gives a batch its labels for g; without it the descriptor is z alone.
+        allocate: (images, width) -> where to write, by default new tensors on the split's device.
+    """
+    if len(split) == 0:
+        raise ValueError("there is no image to describe")
+    out = None
+    with evaluation_mode(model):
+        for images, positions in split.batches(batch_size):
+            probe = Probe(model, images, positions, taps, grad=label is not None)
+            rows, labels = probe.z, None
+            if label is not None:
+                labels = label(probe)
+                rows = torch.cat([probe.z, probe.g(labels)], dim=1)
+            if out is None:
+                width = rows.shape[1]
+                out = allocate(len(split), width) if allocate else Descriptors.empty(len(split), width, split.device)
+            _put(out.vectors, positions, rows)
+            _put(out.predictions, positions, probe.predictions)
+            if labels is not None:
+                _put(out.pseudo_labels, positions, labels)
+    return out
+
+
+def _put(target: Tensor | np.ndarray, positions: Tensor, rows: Tensor) -> None:
+    if isinstance(target, Tensor):
+        target[positions] = rows
+    else:
+        target[positions.cpu().numpy()] = rows.cpu().numpy()

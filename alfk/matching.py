@@ -1,0 +1,158 @@
+"""Density matching: which pool images lie where the model errs (paper, Section 4.3; METHOD steps 1 to 3).
+
+Vectors are rows of 2-D arrays, tensors or memory-mapped numpy arrays; the similarity of two rows is their inner
+product. All-pairs work streams over tiles: no temporary holds more than `TILE` similarities.
+"""
+
+import dataclasses
+
+import numpy as np
+import torch
+from torch import Tensor
+
+TILE = 2**24  # similarities held at once: 64 MiB in float32
+
+Rows = Tensor | np.ndarray
+
+
+def load_rows(vectors: Rows, rows: slice | Tensor, device: torch.device) -> Tensor:
+    """Some rows of `vectors` as a float32 tensor on `device`."""
+    if isinstance(vectors, np.ndarray):
+        part = torch.from_numpy(np.array(vectors[rows if isinstance(rows, slice) else rows.cpu().numpy()]))
+    else:
+        part = vectors[rows]
+    return part.to(device, torch.float32)
+
+
+def top_matches(
+    queries: Tensor, database: Rows, k: int, available: Tensor | None = None, tile: int = TILE
+) -> tuple[Tensor, Tensor]:
+    """The k most similar rows of `database` for every query, best first.
+
+    Streams over tiles of queries x database with a running top-k: O(tile + m k) memory, never m x N.
+
+    Args:
+        queries: (m, D).
+        database: (N, D).
+        k: neighbours a query; at most the number of available rows.
+        available: (N,) bool, rows that may be chosen; all where it is None.
+        tile: similarities held at once.
+    Returns:
+        similarity (m, k) float32 and index (m, k) int64.
+    """
+    device = queries.device
+    width = min(len(database), max(k, 8192))
+    height = max(1, tile // width)
+    similarity, index = [], []
+    for block in queries.split(height):
+        best = torch.empty(len(block), 0, device=device)
+        where = torch.empty(len(block), 0, dtype=torch.int64, device=device)
+        for start in range(0, len(database), width):
+            scores = block @ load_rows(database, slice(start, start + width), device).T
+            if available is not None:
+                scores[:, ~available[start : start + width].to(device)] = -torch.inf
+            value, column = _top(scores, k)
+            value, column = torch.cat([best, value], 1), torch.cat([where, column + start], 1)
+            best, order = _top(value, k)
+            where = column.gather(1, order)
+        similarity.append(best)
+        index.append(where)
+    return torch.cat(similarity), torch.cat(index)
+
+
+def _top(scores: Tensor, k: int) -> tuple[Tensor, Tensor]:
+    if k == 1:
+        return scores.max(1, keepdim=True)
+    return scores.topk(min(k, scores.shape[1]), dim=1)
+
+
+def k_centre(vectors: Tensor, n: int, first: int) -> Tensor:
+    """Greedy k-centre: repeatedly the row whose largest similarity to the centres so far is smallest.
+
+    A running maximum needs one row of similarities a step: O(n M D).
+
+    Args:
+        vectors: (M, D).
+        n: number of centres, 1 to M.
+        first: the row that starts.
+    Returns:
+        (n,) int64, the centres in the order they were chosen.
+    """
+    if not 1 <= n <= len(vectors):
+        raise ValueError(f"cannot choose {n} centres from {len(vectors)} vectors")
+    centres = torch.empty(n, dtype=torch.int64, device=vectors.device)
+    closest = torch.full((len(vectors),), -torch.inf, device=vectors.device)
+    centre = torch.tensor(first, device=vectors.device)
+    for step in range(n):
+        centres[step] = centre
+        torch.maximum(closest, vectors @ vectors[centre], out=closest)
+        closest[centre] = torch.inf
+        centre = closest.argmin()
+    return centres
+
+
+def walk_ranks(similarity: Tensor, index: Tensor, n: int) -> Tensor:
+    """Up to n distinct images, rank by rank: all first matches by descending similarity, then all second, and so on.
+
+    Args:
+        similarity: (m, k), each row descending.
+        index: (m, k) int64, the image behind each similarity.
+    Returns:
+        (at most n,) int64 in the order they were taken.
+    """
+    order = similarity.argsort(dim=0, descending=True, stable=True)
+    walk = index.gather(0, order).T.flatten().cpu().numpy()
+    _, first_seen = np.unique(walk, return_index=True)
+    return torch.from_numpy(walk[np.sort(first_seen)[:n]])
+
+
+@dataclasses.dataclass(frozen=True)
+class Selection:
+    """What an acquisition chose.
+
+    Attributes:
+        indices: (n,) int64 on the CPU, positions in the pool in the order they were taken.
+        misclassified: M, validation images the model gets wrong (None where the method does not look).
+        centres: how many of them were matched, min(n, M) (None likewise).
+        at_random: how many of the indices filled up at random.
+    """
+
+    indices: Tensor
+    misclassified: int | None = None
+    centres: int | None = None
+    at_random: int = 0
+
+
+def match(
+    errors: Tensor, pool: Rows, available: Tensor, n: int, generator: torch.Generator, first: int | None = None
+) -> Selection:
+    """Choose n pool images by density matching against the misclassified validation images.
+
+    Ranks are deepened until n distinct images are reached. Without a misclassified image the choice is random.
+
+    Args:
+        errors: (M, D) descriptors of the misclassified validation images, on the device that shall do the work.
+        pool: (N, D) descriptors of the pool.
+        available: (N,) bool, images that are not labelled yet; at least n.
+        first: the misclassified image that starts k-centre; drawn from `generator` where it is None.
+    """
+    count = len(errors)
+    if count == 0:
+        return Selection(draw(available, n, generator), 0, 0, at_random=n)
+    centres = errors
+    if n < count:
+        start = int(torch.randint(count, (1,), generator=generator)) if first is None else first
+        centres = errors[k_centre(errors, n, start)]
+    left = int(available.sum())
+    depth = min(left, 8 + 4 * -(-n // len(centres)))
+    while True:
+        chosen = walk_ranks(*top_matches(centres, pool, depth, available), n)
+        if len(chosen) == n:
+            return Selection(chosen, count, len(centres))
+        depth = min(left, 2 * depth)
+
+
+def draw(available: Tensor, n: int, generator: torch.Generator) -> Tensor:
+    """n of the available images at random: (n,) int64 on the CPU."""
+    candidates = available.cpu().nonzero().flatten()
+    return candidates[torch.randperm(len(candidates), generator=generator)[:n]]

@@ -1,0 +1,52 @@
+"""What the method asks of a network: a module whose forward returns (logits (B, C), list of taps)."""
+
+import contextlib
+import hashlib
+from collections.abc import Iterator, Mapping
+
+import torch
+from torch import Tensor, nn
+
+
+@contextlib.contextmanager
+def evaluation_mode(model: nn.Module) -> Iterator[None]:
+    """Evaluation mode inside the block; every submodule gets its own mode back after it."""
+    modes = [(module, module.training) for module in model.modules()]
+    model.eval()
+    try:
+        yield
+    finally:
+        for module, training in modes:
+            module.training = training
+
+
+def initialise(model: nn.Module, generator: torch.Generator) -> None:
+    """Random weights from `generator`: Kaiming-normal, fan-out, for convolutions (He et al. 2015), and PyTorch's
+    uniform +-1/sqrt(fan-in) for linear layers; convolution biases 0, batch norm the identity.
+    """
+    for module in model.modules():
+        if isinstance(module, nn.Conv2d):
+            nn.init.kaiming_normal_(module.weight, mode="fan_out", nonlinearity="relu", generator=generator)
+            if module.bias is not None:
+                nn.init.zeros_(module.bias)
+        elif isinstance(module, nn.Linear):
+            bound = module.in_features**-0.5
+            nn.init.uniform_(module.weight, -bound, bound, generator=generator)
+            nn.init.uniform_(module.bias, -bound, bound, generator=generator)
+        elif isinstance(module, nn.BatchNorm2d):
+            nn.init.ones_(module.weight)
+            nn.init.zeros_(module.bias)
+
+
+def snapshot(model: nn.Module) -> dict[str, Tensor]:
+    """A copy of the model's state on the CPU, plainly strided."""
+    return {name: value.detach().cpu().contiguous().clone() for name, value in model.state_dict().items()}
+
+
+def fingerprint(state: Mapping[str, Tensor]) -> str:
+    """Sixteen hexadecimal digits that tell two sets of weights apart."""
+    digest = hashlib.sha256()
+    for name in sorted(state):
+        digest.update(name.encode())
+        digest.update(state[name].cpu().contiguous().numpy().tobytes())
+    return digest.hexdigest()[:16]

@@ -1,0 +1,279 @@
+"""The folder of one run: names, atomic writing, checked reading, manifest and results."""
+
+import contextlib
+import dataclasses
+import fcntl
+import json
+import os
+from collections.abc import Iterator, Mapping
+from pathlib import Path
+from typing import IO, Any
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from alfk.errors import UserError
+
+Record = dict[str, Any]
+
+
+@dataclasses.dataclass(frozen=True, order=True)
+class Trial:
+    """One curve of a figure within one run: a method on one distortion of the pool from one kind of initial model."""
+
+    ir: float
+    method: str
+    length: int
+    ensemble: int = 1
+    nr: float = 0.0
+    unsupervised: bool = True
+
+    @property
+    def init(self) -> str:
+        return "rotation" if self.unsupervised else "random"
+
+    @property
+    def distortion(self) -> str:
+        return f"ir_{self.ir:g}_nr_{self.nr:g}"
+
+    def stem(self, b: int, size: int) -> str:
+        """The part that all file names of AL iteration b with `size` labelled images share."""
+        members = f"_E_{self.ensemble}" if self.ensemble > 1 else ""
+        unsup = "unsup_" if self.unsupervised else ""
+        return f"{unsup}batch_{b}_size_{size}_{self.distortion}_sub_{self.method}_L_{self.length}{members}"
+
+    @property
+    def name(self) -> str:
+        """One name for all its iterations."""
+        return self.stem(0, 0).replace("batch_0_size_0_", "")
+
+    def label(self) -> str:
+        """A short name for a line of progress."""
+        length = f" L{self.length}" if self.length else ""
+        return f"{self.method}{length} ir={self.ir:g} {self.init}"
+
+    def describes(self, record: Record) -> bool:
+        """Whether a results record belongs to this trial."""
+        mine = {"ir": self.ir, "nr": self.nr, "method": self.method, "L": self.length, "ensemble": self.ensemble}
+        return record.get("init") == self.init and all(record.get(key) == value for key, value in mine.items())
+
+
+class RunFolder:
+    """`<root>/run<N>` and where things are in it."""
+
+    def __init__(self, root: Path, number: int):
+        self.path, self.number = root / f"run{number}", number
+
+    def create(self) -> None:
+        """Make the folders. Raises UserError if they cannot be written."""
+        try:
+            for part in ("data", "checkpoint", "descr"):
+                (self.path / part).mkdir(parents=True, exist_ok=True)
+            (self.path / ".lock").touch()
+        except OSError as problem:
+            raise UserError(f"cannot write to {self.path}: {problem.strerror}; choose another --save-folder") from None
+
+    def data(self, name: str) -> Path:
+        return self.path / "data" / f"{name}.npy"
+
+    def initial(self, distortion: str, unsupervised: bool) -> Path:
+        return self.path / "checkpoint" / f"init_{'unsup_' if unsupervised else ''}batch_0_{distortion}.pt"
+
+    def checkpoint(self, trial: Trial, b: int, size: int) -> Path:
+        return self.path / "checkpoint" / f"best_{trial.stem(b, size)}.pt"
+
+    def index_list(self, trial: Trial, b: int, size: int) -> Path:
+        return self.path / f"index_list_{trial.stem(b, size)}.npy"
+
+    def descriptors(self, side: str, trial: Trial, b: int, size: int) -> Path:
+        return self.path / "descr" / f"{side}_{trial.stem(b, size)}.npy"
+
+    @contextlib.contextmanager
+    def exclusively(self, name: str) -> Iterator[None]:
+        """Hold `name` against other processes, which are told so. Released when the process ends, however it ends."""
+        with open(self.path / f".{name}.lock", "w") as lock:
+            try:
+                fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            except BlockingIOError:
+                raise UserError(f"another process is working on {name} in {self.path}") from None
+            yield
+
+    @contextlib.contextmanager
+    def _briefly(self) -> Iterator[None]:
+        with open(self.path / ".lock", "w") as lock:
+            fcntl.flock(lock, fcntl.LOCK_EX)
+            yield
+
+    def open_manifest(self, settings: Mapping[str, Any], session: Mapping[str, Any]) -> None:
+        """Record what the run is made with, or check that it still is. `session` says by whom; it may differ.
+
+        Raises:
+            UserError: a setting differs from the one recorded, or the manifest cannot be read.
+        """
+        path = self.path / "manifest.json"
+        with self._briefly():
+            manifest = {"settings": dict(settings), "sessions": []}
+            if path.exists():
+                manifest = read_json(path)
+                for key in sorted(settings.keys() | manifest["settings"].keys()):
+                    was, now = manifest["settings"].get(key), settings.get(key)
+                    if was != now:
+                        raise UserError(
+                            f"{self.path} was made with {key} = {was}, this command says {now}: "
+                            "use the same or another --save-folder"
+                        )
+            manifest["sessions"].append(dict(session))
+            write_json(path, manifest)
+
+    def results(self) -> list[Record]:
+        """The finished iterations, one record each. A last line cut short by a crash is not one."""
+        return read_results(self.path / "results.jsonl")
+
+    def add_result(self, record: Record) -> None:
+        """Append a record, replacing one of the same trial and iteration."""
+        key = ("method", "L", "ir", "nr", "init", "ensemble", "b")
+        with self._briefly():
+            kept = [old for old in self.results() if any(old.get(k) != record[k] for k in key)]
+            with atomic(self.path / "results.jsonl") as file:
+                file.write("".join(json.dumps(line) + "\n" for line in [*kept, record]).encode())
+
+
+def read_results(path: Path) -> list[Record]:
+    """The records of a results file, none where there is no file; a truncated last line is passed over.
+
+    Raises:
+        UserError: another line is not a record.
+    """
+    if not path.exists():
+        return []
+    lines = path.read_text().splitlines()
+    records = []
+    for number, line in enumerate(lines, 1):
+        try:
+            records.append(json.loads(line))
+        except json.JSONDecodeError:
+            if number < len(lines):
+                raise UserError(f"{path}, line {number}: not a results record; remove that line") from None
+    return records
+
+
+@contextlib.contextmanager
+def atomic(path: Path) -> Iterator[IO[bytes]]:
+    """A file to write that takes its name only when it is complete. Raises UserError where it cannot be written."""
+    temporary = path.with_name(path.name + ".tmp")
+    try:
+        with open(temporary, "wb") as file:
+            yield file
+            file.flush()
+            os.fsync(file.fileno())
+        temporary.replace(path)
+    except OSError as problem:
+        temporary.unlink(missing_ok=True)
+        raise UserError(f"cannot write {path}: {problem.strerror or problem}") from None
+
+
+def write_json(path: Path, content: Mapping[str, Any]) -> None:
+    with atomic(path) as file:
+        file.write((json.dumps(content, indent=1) + "\n").encode())
+
+
+def read_json(path: Path) -> dict[str, Any]:
+    """Raises UserError if it is not JSON."""
+    try:
+        return json.loads(path.read_text())
+    except (json.JSONDecodeError, UnicodeDecodeError):
+        raise UserError(f"{path} is damaged (not JSON): delete it, or the run's folder, and start again") from None
+
+
+def save_checkpoint(path: Path, state: Mapping[str, Tensor], about: Mapping[str, Any]) -> None:
+    """Weights and what they are, for `load_checkpoint`."""
+    with atomic(path) as file:
+        torch.save({"state": dict(state), "about": dict(about)}, file)
+
+
+def load_checkpoint(path: Path, expected: Mapping[str, Any]) -> tuple[dict[str, Tensor], dict[str, Any]]:
+    """The weights and the description of a checkpoint. No code in the file is run (weights_only).
+
+    Args:
+        expected: entries that the description must have.
+    Raises:
+        UserError: missing, truncated, foreign, or of other settings than expected.
+    """
+    if not path.exists():
+        raise UserError(f"there is no checkpoint {path}")
+    try:
+        content = torch.load(path, map_location="cpu", weights_only=True)
+        state, about = content["state"], content["about"]
+    except OSError as problem:
+        raise UserError(f"cannot read {path}: {problem.strerror}") from None
+    except Exception:  # torch.load raises whatever the damaged bytes lead it to
+        raise UserError(f"{path} is truncated or not a checkpoint of this project: delete it and run again") from None
+    _check(path, about, expected)
+    return state, about
+
+
+def save_array(path: Path, array: np.ndarray, header: Mapping[str, Any]) -> None:
+    """An array as .npy and, beside it, its header as .json, which is written last and so marks it complete."""
+    path.with_suffix(".json").unlink(missing_ok=True)
+    with atomic(path) as file:
+        np.save(file, array, allow_pickle=False)
+    write_json(path.with_suffix(".json"), header)
+
+
+def create_array(path: Path, shape: tuple[int, ...], dtype: np.dtype) -> np.memmap:
+    """A memory-mapped array under a temporary name, which `complete_array` ends. Raises UserError.
+
+    The disk space is claimed at once: a full disk is an error here, not a crash while the array is being written.
+    """
+    path.with_suffix(".json").unlink(missing_ok=True)
+    temporary = path.with_name(path.name + ".tmp")
+    try:
+        array = np.lib.format.open_memmap(temporary, mode="w+", dtype=dtype, shape=shape)
+        with open(temporary, "r+b") as file:
+            os.posix_fallocate(file.fileno(), 0, array.offset + array.nbytes)
+        return array
+    except OSError as problem:
+        raise UserError(f"cannot write {temporary}: {problem.strerror or problem}") from None
+
+
+def complete_array(path: Path, array: np.memmap, header: Mapping[str, Any]) -> None:
+    """Give the array its name and its header."""
+    array.flush()
+    path.with_name(path.name + ".tmp").replace(path)
+    write_json(path.with_suffix(".json"), header)
+
+
+def open_array(path: Path, expected: Mapping[str, Any]) -> tuple[np.ndarray, dict[str, Any]]:
+    """An array, memory-mapped and read-only, with its header.
+
+    Args:
+        expected: entries that the header must have.
+    Raises:
+        UserError: missing, truncated, foreign, or of other settings than expected.
+    """
+    if not has_array(path):
+        raise UserError(f"there is no {path} with its .json header")
+    header = read_json(path.with_suffix(".json"))
+    _check(path, header, expected)
+    try:
+        array = np.load(path, mmap_mode="r", allow_pickle=False)
+    except (ValueError, EOFError, OSError):
+        raise UserError(f"{path} is truncated or not an array: delete it and run again") from None
+    return array, header
+
+
+def has_array(path: Path) -> bool:
+    return path.exists() and path.with_suffix(".json").exists()
+
+
+def delete_array(path: Path) -> None:
+    path.with_suffix(".json").unlink(missing_ok=True)
+    path.unlink(missing_ok=True)
+
+
+def _check(path: Path, header: Mapping[str, Any], expected: Mapping[str, Any]) -> None:
+    for key, value in expected.items():
+        if header.get(key) != value:
+            found = header.get(key)
+            raise UserError(f"{path} is not the file it should be: its {key} is {found}, not {value}; delete it")

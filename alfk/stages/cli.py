@@ -1,0 +1,202 @@
+"""The four scripts' entry points: each parses its flags, works, and returns the exit status."""
+
+import argparse
+import datetime
+import errno
+import functools
+import platform
+import subprocess
+import sys
+from collections.abc import Callable, Mapping
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+
+from alfk.config import Experiment
+from alfk.data import Split
+from alfk.errors import UserError
+from alfk.runs import RunFolder, Trial
+from alfk.stages import options as flags
+from alfk.stages.describe import SIDES, write_descriptors
+from alfk.stages.drive import active_learning, distortions, make_initial_models, run_in_turn, run_side_by_side
+from alfk.stages.pretrain import initial_models
+from alfk.stages.report import Progress, table
+from alfk.stages.retrain import acquire, retrain
+from alfk.stages.workspace import Report, Workspace
+
+Experiments = Mapping[str, Experiment]  # by name; the first is the default
+Options = argparse.Namespace
+
+
+def run(experiments: Experiments, cfgs: Mapping[str, flags.Cfg], about: str) -> int:
+    """run.py: the initial models, or all AL iterations of the configuration, over runs."""
+    parser = flags.common_parser(experiments, about)
+    flags.add_init(parser)
+    flags.add_loop(parser)
+    return _guarded(parser, lambda options: _run(flags.experiment_of(experiments, options), cfgs, options))
+
+
+def unsup(experiments: Experiments, about: str) -> int:
+    """unsup.py: the initial models of one run."""
+    parser = flags.common_parser(experiments, about)
+    flags.add_run(parser, experiments)
+
+    def body(options: Options) -> int:
+        experiment = flags.experiment_of(experiments, options)
+        with Progress(total=2) as progress:
+            work = open_workspace(experiment, options, options.run, progress)
+            initial_models(work, options.ir or experiment.default_ir, options.nr)
+        return 0
+
+    return _guarded(parser, body)
+
+
+def gen_descr(experiments: Experiments, about: str) -> int:
+    """gen_descr.py: the descriptor databases of one AL iteration."""
+
+    def stage(work: Workspace, trial: Trial, b: int, pool: Split, validation: Split) -> None:
+        write_descriptors(work, trial, b, pool, validation)
+        paths = [work.folder.descriptors(side, trial, b, work.size(b - 1)) for side in SIDES]
+        print("\n".join(str(path) for path in paths if path.exists()) or f"{trial.method} needs no descriptors")
+
+    return _one_iteration(experiments, about, stage)
+
+
+def main_descr(experiments: Experiments, about: str) -> int:
+    """main_descr.py: matching, acquisition and retraining of one AL iteration."""
+
+    def stage(work: Workspace, trial: Trial, b: int, pool: Split, validation: Split) -> None:
+        acquire(work, trial, b, pool, validation)
+        work.report("iteration", record=retrain(work, trial, b, pool, validation))
+        print(work.folder.checkpoint(trial, b, work.size(b)))
+
+    return _one_iteration(experiments, about, stage)
+
+
+def _one_iteration(
+    experiments: Experiments, about: str, stage: Callable[[Workspace, Trial, int, Split, Split], None]
+) -> int:
+    parser = flags.common_parser(experiments, about)
+    flags.add_run(parser, experiments)
+    flags.add_init(parser)
+    flags.add_iteration(parser)
+
+    def body(options: Options) -> int:
+        experiment = flags.experiment_of(experiments, options)
+        method = flags.method_key(options.sub, options.aug)
+        length = options.descr_length or experiment.default_length
+        trial = flags.trial_of(experiment, options.ir or experiment.default_ir, method, length, 1, options)
+        before = experiment.query_size * options.b
+        if options.train_size not in (None, before):
+            raise UserError(f"before b={options.b} {before} images are labelled, not -ts {options.train_size}")
+        with Progress(total=1) as progress:
+            work = open_workspace(experiment, options, options.run, progress)
+            work.check_sizes([trial], options.b + 1)
+            with work.folder.exclusively(trial.name):
+                pool = work.pool(trial.ir, trial.nr, trial.distortion)
+                stage(work, trial, options.b, pool, work.validation())
+        return 0
+
+    return _guarded(parser, body)
+
+
+def _run(experiment: Experiment, cfgs: Mapping[str, flags.Cfg], options: Options) -> int:
+    trials = flags.trials_of(cfgs[experiment.name], experiment, options)
+    stop = experiment.runs if options.run_stop is None else options.run_stop
+    runs = range(options.run_start, stop)
+    if not runs:
+        raise UserError(f"there is no run from --run-start {options.run_start} up to before {stop}")
+    folders = [RunFolder(_root(experiment, options), number) for number in runs]
+    if not options.initial:
+        for path in (folder.initial(t.distortion, t.unsupervised) for folder in folders for t in trials):
+            if not path.exists():
+                raise UserError(f"there is no initial model {path}: run with --initial first")
+    each = 2 * len(distortions(trials)) if options.initial else len(trials) * experiment.iterations
+    work, jobs = WholeRun(experiment, options, tuple(trials)), min(options.jobs, len(runs))
+    _data(experiment, options)  # what is missing or has to be downloaded shows here, once
+    with Progress(total=len(runs) * each) as progress:
+        failures = run_in_turn(runs, work, progress) if jobs == 1 else run_side_by_side(runs, work, progress, jobs)
+    if not options.initial:
+        print("\n" + table([record for folder in folders for record in folder.results()], trials))
+    for failure in failures:
+        print(f"{failure.details}{Path(sys.argv[0]).name}: run {failure.run}: {failure.cause}", file=sys.stderr)
+    return 0 if not failures else 2 if all(failure.user for failure in failures) else 1
+
+
+class WholeRun:
+    """All of one run's work, in this process or, pickled, in another."""
+
+    def __init__(self, experiment: Experiment, options: Options, trials: tuple[Trial, ...]):
+        self.experiment, self.options, self.trials = experiment, options, trials
+
+    def __call__(self, number: int, report: Report) -> None:
+        work = open_workspace(self.experiment, self.options, number, report)
+        work.check_sizes(self.trials, self.experiment.iterations)
+        if self.options.initial:
+            make_initial_models(work, self.trials)
+        else:
+            active_learning(work, self.trials, self.options.keep_descr)
+
+
+def open_workspace(experiment: Experiment, options: Options, number: int, report: Report) -> Workspace:
+    """Everything the stages of run `number` need; checks the run's manifest. Raises UserError."""
+    train, test = _data(experiment, options)
+    folder = RunFolder(_root(experiment, options), number)
+    folder.create()
+    work = Workspace(experiment, folder, train, test, options.seed, options.select, train.device, report)
+    folder.open_manifest(work.settings(), _session(train.device))
+    return work
+
+
+def _root(experiment: Experiment, options: Options) -> Path:
+    return options.save_folder or options.datadir / experiment.name
+
+
+def _data(experiment: Experiment, options: Options) -> tuple[Split, Split]:
+    return _load(experiment.load, options.datadir / experiment.name, flags.device_of(options))
+
+
+@functools.cache
+def _load(load: Callable[[Path], tuple[Split, Split]], path: Path, device: torch.device) -> tuple[Split, Split]:
+    train, test = load(path)
+    return train.to(device), test.to(device)
+
+
+def _session(device: torch.device) -> dict[str, Any]:
+    """Who worked on a run, for its manifest: nothing of it may change a result."""
+    gpu = torch.cuda.get_device_name(device) if device.type == "cuda" else None
+    return {
+        "time": datetime.datetime.now().astimezone().isoformat(timespec="seconds"),
+        "command": [Path(sys.argv[0]).name, *sys.argv[1:]],
+        "device": gpu or f"{device.type}, {platform.machine()}, {torch.get_num_threads()} threads",
+        "versions": {"python": platform.python_version(), "torch": torch.__version__, "numpy": np.__version__},
+        "commit": _commit(),
+    }
+
+
+def _commit() -> str | None:
+    try:
+        command = ["git", "-C", str(flags.ROOT), "describe", "--always", "--dirty", "--abbrev=12"]
+        return subprocess.run(command, capture_output=True, text=True, check=True).stdout.strip()
+    except (OSError, subprocess.CalledProcessError):
+        return None
+
+
+def _guarded(parser: argparse.ArgumentParser, body: Callable[[Options], int]) -> int:
+    """Parse, run, and turn what the user can mend into one line and exit status 2."""
+    options = parser.parse_args()
+    torch.backends.cudnn.deterministic = True
+    try:
+        return body(options)
+    except UserError as problem:
+        print(f"{parser.prog}: {problem}", file=sys.stderr)
+    except OSError as problem:
+        if problem.errno not in (errno.ENOSPC, errno.EDQUOT, errno.EACCES, errno.EROFS):
+            raise
+        print(f"{parser.prog}: {problem}", file=sys.stderr)
+    except KeyboardInterrupt:
+        print(f"{parser.prog}: interrupted; the same command goes on from here", file=sys.stderr)
+        return 130
+    return 2

@@ -1,0 +1,135 @@
+"""The driver: all AL iterations of all trials of a run, and several runs side by side."""
+
+import dataclasses
+import multiprocessing
+import os
+import traceback
+from collections.abc import Callable, Sequence
+from multiprocessing.connection import Connection, wait
+from typing import Any
+
+import torch
+
+from alfk.errors import UserError
+from alfk.runs import Trial
+from alfk.stages.describe import delete_descriptors, write_descriptors
+from alfk.stages.pretrain import initial_models
+from alfk.stages.report import Progress
+from alfk.stages.retrain import acquire, retrain
+from alfk.stages.workspace import Report, Workspace
+
+Work = Callable[[int, Report], None]  # all of one run's work: (run, report)
+
+
+def active_learning(work: Workspace, trials: Sequence[Trial], keep_descriptors: bool = False) -> None:
+    """Every AL iteration of every trial, skipping what is complete. The loop of the paper's Algorithm 1."""
+    for trial in trials:
+        with work.folder.exclusively(trial.name):
+            done = {r["b"]: r for r in work.folder.results() if trial.describes(r)}
+            pool = validation = None
+            for b in range(work.experiment.iterations):
+                if b in done and work.folder.checkpoint(trial, b, work.size(b)).exists():
+                    work.report("iteration", record=done[b], skipped=True)
+                    continue
+                if pool is None:
+                    pool, validation = work.pool(trial.ir, trial.nr, trial.distortion), work.validation()
+                if not work.folder.index_list(trial, b, work.size(b)).with_suffix(".json").exists():
+                    write_descriptors(work, trial, b, pool, validation)
+                acquire(work, trial, b, pool, validation)
+                record = retrain(work, trial, b, pool, validation)
+                if not keep_descriptors:
+                    delete_descriptors(work, trial, b)
+                work.report("iteration", record=record)
+
+
+def make_initial_models(work: Workspace, trials: Sequence[Trial]) -> None:
+    """The random and the rotation model of every distortion that the trials need."""
+    for ir, nr in distortions(trials):
+        initial_models(work, ir, nr)
+
+
+def distortions(trials: Sequence[Trial]) -> list[tuple[float, float]]:
+    return list(dict.fromkeys((trial.ir, trial.nr) for trial in trials))
+
+
+@dataclasses.dataclass(frozen=True)
+class Failure:
+    """How one run ended early."""
+
+    run: int
+    cause: str  # one line
+    user: bool  # whether the user can mend it
+    details: str = ""  # a traceback
+
+
+def run_in_turn(runs: Sequence[int], work: Work, progress: Progress) -> list[Failure]:
+    """One run after the other in this process, up to the first failure."""
+    for run in runs:
+        failure = _attempt(run, work, progress)
+        if failure:
+            return [failure]
+    return []
+
+
+def run_side_by_side(runs: Sequence[int], work: Work, progress: Progress, jobs: int) -> list[Failure]:
+    """Up to `jobs` runs at a time, each in a process of its own; when one fails the others go on.
+
+    Args:
+        work: must be picklable.
+    """
+    context = multiprocessing.get_context("spawn")
+    waiting, living, failures = list(runs), {}, []
+    threads = max(1, (os.cpu_count() or 1) // jobs)
+    try:
+        while waiting or living:
+            while waiting and len(living) < jobs:
+                receiver, sender = context.Pipe(duplex=False)
+                run = waiting.pop(0)
+                process = context.Process(target=_in_child, args=(run, work, sender, threads), daemon=True)
+                process.start()
+                sender.close()
+                living[receiver] = (run, process)
+            for receiver in wait(list(living)):
+                run, process = living[receiver]
+                try:
+                    event, info = receiver.recv()
+                except EOFError:
+                    process.join()
+                    failures.append(Failure(run, f"its process died (exit status {process.exitcode})", user=False))
+                    del living[receiver]
+                    continue
+                if event != "end":
+                    progress(event, **info)
+                    continue
+                process.join()
+                del living[receiver]
+                if info["failure"]:
+                    failures.append(info["failure"])
+                    progress.say(f"run {run} failed: {info['failure'].cause}")
+    finally:
+        for _, process in living.values():
+            process.terminate()
+    return failures
+
+
+def _in_child(run: int, work: Work, sender: Connection, threads: int) -> None:
+    torch.set_num_threads(threads)
+
+    def report(event: str, **info: Any) -> None:
+        sender.send((event, info))
+
+    try:
+        sender.send(("end", {"failure": _attempt(run, work, report)}))
+    except KeyboardInterrupt:
+        os._exit(130)  # the parent says it
+
+
+def _attempt(run: int, work: Work, report: Report) -> Failure | None:
+    try:
+        work(run, report)
+    except UserError as problem:
+        return Failure(run, str(problem), user=True)
+    except Exception as problem:
+        cause = f"{type(problem).__name__}: {problem}".splitlines()[0]
+        return Failure(run, cause, user=False, details=traceback.format_exc())
+    return None

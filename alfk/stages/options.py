@@ -1,0 +1,214 @@
+"""What the flags of the four scripts mean. Flag names are those of the paper's release."""
+
+import argparse
+from collections.abc import Mapping, Sequence
+from dataclasses import replace
+from pathlib import Path
+from typing import NoReturn
+
+import torch
+
+from alfk.acquisition import METHODS, get_method
+from alfk.config import Experiment
+from alfk.errors import UserError
+from alfk.runs import Trial
+
+ROOT = Path(__file__).resolve().parents[2]
+
+Cfg = Sequence[tuple[float, str, int, int]]  # rows of (ir, method, L, ensemble size)
+
+# The release's spellings of -sub; where it says none, -aug decides.
+ALIASES = {
+    "gradAbl": "Rzg_true",
+    "grad": "Rzg_pred",
+    "cor": "Rzg_trace",
+    "amiFull": "Rzg_mi",
+    "amiDiag": "Rzg_mi_diag",
+    "gradFmap": "Rzg_pz",
+    "gradGmap": "Rzg_pzg",
+    "varMC": "varR",
+    "entMC": "entropy",
+    "baldMC": "BALD",
+    "stdMC": "std",
+}
+FAMILIES = {"topKandPcc": ("Rz",), "topKandPccFprGrad": ("Rzg_",), "topUncert": ("varR", "entropy", "BALD", "std")}
+
+
+class Parser(argparse.ArgumentParser):
+    """An argument parser whose complaints take one line."""
+
+    def error(self, message: str) -> NoReturn:
+        self.exit(2, f"{self.prog}: {message} (see --help)\n")
+
+
+def common_parser(experiments: Mapping[str, Experiment], about: str) -> Parser:
+    """The flags that all four scripts share."""
+    parser = Parser(description=about, formatter_class=argparse.RawDescriptionHelpFormatter)
+    names = list(experiments)
+    add = parser.add_argument
+    add("--dataset", choices=names, default=names[0], help=f"data set ({names[0]})")
+    add("--gpu", type=int, metavar="N", help="CUDA device N")
+    add("--device", help="torch device, e.g. cpu or cuda:1 (default: a GPU where there is one, else the CPU)")
+    add("--seed", type=int, default=0, help="of all random draws; every run derives its own from it (0)")
+    add("-nr", type=noise_ratio, default=0.0, metavar="NR", help="share of the pool's labels made random (0)")
+    kept = "epoch kept and scored: best on test (the paper's protocol, default), best on validation, or the last"
+    add("--select", choices=("test", "val", "last"), default="test", help=kept)
+    add("--datadir", type=Path, default=ROOT / "local_data", help="folder with the data sets (local_data)")
+    add("--save-folder", type=Path, help="folder for the runN folders (<datadir>/<DATASET>)")
+    add("-e", "--epochs", type=positive, help="epochs of an AL iteration")
+    add("--unsup-epochs", type=positive, metavar="E", help="epochs of rotation pretraining")
+    add("-as", "--query-size", type=positive, metavar="N", help="images labelled in each AL iteration")
+    add("-gbs", "--descr-batch", type=positive, metavar="N", help="images a batch outside training; speed only")
+    return parser
+
+
+def add_init(parser: Parser) -> None:
+    """--unsupervised 0|1, also as -unsup."""
+    text = "start from the random (0) or the rotation-pretrained (1, default) initial model"
+    parser.add_argument("-unsup", "--unsupervised", type=int, choices=(0, 1), default=1, help=text)
+
+
+def add_run(parser: Parser, experiments: Mapping[str, Experiment]) -> None:
+    """The flags of a script that works on one run: which run and which distortion."""
+    usual = ", ".join(f"{e.default_ir:g} for {e.name}" for e in experiments.values())
+    parser.add_argument("-r", "--run", type=count, default=0, metavar="R", help="number of the run (0)")
+    parser.add_argument("-ir", type=imbalance_ratio, metavar="IR", help=f"imbalance ratio ({usual})")
+
+
+def add_iteration(parser: Parser) -> None:
+    """The flags that name one AL iteration of one method."""
+    add = parser.add_argument
+    add("-sub", metavar="KEY", help=f"method: {', '.join(METHODS)}, or the release's spelling of one")
+    add("-aug", metavar="NAME", help="the release's family of methods; not needed with a method's own key")
+    add("-dl", "--descr-length", type=positive, metavar="L", help="descriptor length")
+    add("-b", type=count, default=0, metavar="B", help="AL iteration, from 0")
+    add("-ts", "--train-size", type=count, metavar="N", help="images labelled so far, as a check")
+
+
+def add_loop(parser: Parser) -> None:
+    """The flags of run.py."""
+    add = parser.add_argument
+    add("--initial", action="store_true", help="make the initial models and stop")
+    add("--run-start", type=count, default=0, metavar="R", help="first run (0)")
+    add("--run-stop", type=positive, metavar="R", help="the run before which to stop (the data set's number of runs)")
+    add("-ir", type=imbalance_ratio, nargs="+", metavar="IR", help="imbalance ratios (those of cfg)")
+    add("--methods", nargs="+", metavar="KEY", help=f"methods, of {', '.join(METHODS)} (those of cfg)")
+    add("-dl", "--descr-length", type=positive, nargs="+", metavar="L", help="descriptor lengths (those of cfg)")
+    add("--iterations", type=positive, metavar="B", help="AL iterations (the data set's)")
+    add("--jobs", type=positive, default=1, metavar="N", help="runs side by side, each in a process of its own (1)")
+    add("--keep-descr", action="store_true", help="keep the descriptor files of finished iterations")
+
+
+def positive(text: str) -> int:
+    value = int(text)
+    if value < 1:
+        raise argparse.ArgumentTypeError(f"{text} is not a positive number")
+    return value
+
+
+def count(text: str) -> int:
+    value = int(text)
+    if value < 0:
+        raise argparse.ArgumentTypeError(f"{text} is negative")
+    return value
+
+
+def imbalance_ratio(text: str) -> float:
+    value = float(text)
+    if not 1 <= value < float("inf"):
+        raise argparse.ArgumentTypeError(f"an imbalance ratio is at least 1, not {text}")
+    return value
+
+
+def noise_ratio(text: str) -> float:
+    value = float(text)
+    if not 0 <= value < 1:
+        raise argparse.ArgumentTypeError(f"a noise ratio is in [0, 1), not {text}")
+    return value
+
+
+def experiment_of(experiments: Mapping[str, Experiment], options: argparse.Namespace) -> Experiment:
+    """The data set's constants with what the flags change."""
+    experiment = experiments[options.dataset]
+    given = {
+        "query_size": options.query_size,
+        "descriptor_batch": options.descr_batch,
+        "iterations": getattr(options, "iterations", None),
+    }
+    experiment = replace(experiment, **{key: value for key, value in given.items() if value})
+    if options.epochs:
+        experiment = replace(experiment, retraining=replace(experiment.retraining, epochs=options.epochs))
+    if options.unsup_epochs:
+        experiment = replace(experiment, pretraining=replace(experiment.pretraining, epochs=options.unsup_epochs))
+    return experiment
+
+
+def device_of(options: argparse.Namespace) -> torch.device:
+    """The device that --gpu or --device names. Raises UserError where there is none such."""
+    if options.gpu is None and options.device is None:
+        return torch.device("cuda" if torch.cuda.is_available() else "cpu")
+    wanted = options.device or f"cuda:{options.gpu}"
+    try:
+        device = torch.device(wanted)
+        if device.type == "cuda" and (device.index or 0) not in range(torch.cuda.device_count()):
+            there = torch.cuda.device_count()
+            raise UserError(f"there is no {wanted}: {there} CUDA devices here; without --gpu the CPU is used")
+        torch.empty(1, device=device)
+    except RuntimeError as problem:
+        raise UserError(f"there is no device {wanted!r}: {str(problem).splitlines()[0]}") from None
+    return device
+
+
+def method_key(sub: str | None, aug: str | None) -> str:
+    """The method that -sub and -aug name, in this project's or the release's spelling. Raises UserError."""
+    if sub is None and aug is None:
+        raise UserError(f"name a method with -sub: {', '.join(METHODS)}")
+    if sub in (None, "none"):
+        if aug in (None, "none", "random"):
+            return "random"
+        if aug == "topKandPcc":
+            return "Rz"
+        raise UserError(f"-aug {aug} needs a -sub")
+    key = get_method(ALIASES.get(sub, sub)).key
+    if aug not in (None, "none") and not key.startswith(FAMILIES.get(aug, ("random",) if aug == "random" else ())):
+        raise UserError(f"-aug {aug} does not go with -sub {sub}")
+    return key
+
+
+def trial_of(
+    experiment: Experiment, ir: float, method: str, length: int, ensemble: int, options: argparse.Namespace
+) -> Trial:
+    """A trial, its method and descriptor length checked. Raises UserError."""
+    if not get_method(method).matches:
+        length = 0
+    else:
+        experiment.taps(length)
+    return Trial(ir, method, length, ensemble, options.nr, bool(options.unsupervised))
+
+
+def trials_of(cfg: Cfg, experiment: Experiment, options: argparse.Namespace) -> list[Trial]:
+    """The rows of a configuration that -ir, --methods and -dl leave, and what they name beyond it.
+
+    Raises:
+        UserError: an unknown method or descriptor length, or nothing is left.
+    """
+    methods = [method_key(name, None) for name in options.methods or ()]
+    lengths = options.descr_length or ()
+    trials = []
+    for ir in options.ir or dict.fromkeys(row[0] for row in cfg):
+        rows = [row[1:] for row in cfg if row[0] == ir] or list(dict.fromkeys(row[1:] for row in cfg))
+        if lengths:
+            rows = [row for row in rows if row[1] in lengths or (row[1] == 0 and methods)]
+        if methods:
+            rows = [row for row in rows if row[0] in methods]
+        for method in methods:
+            have = {length for key, length, _ in rows if key == method}
+            if get_method(method).matches:
+                wanted = lengths or (() if have else (experiment.default_length,))
+                rows += [(method, length, 1) for length in wanted if length not in have]
+            elif not have:
+                rows.append((method, 0, 1))
+        trials += [trial_of(experiment, ir, *row, options) for row in rows]
+    if not trials:
+        raise UserError(f"the configuration has no descriptor length {lengths}: name a method with --methods too")
+    return list(dict.fromkeys(trials))

@@ -1,0 +1,128 @@
+"""What a person sees of a long run: progress on the terminal or in a log, and the table at the end."""
+
+import statistics
+from collections.abc import Iterable
+from typing import Any
+
+from tabulate import tabulate
+from tqdm import tqdm
+
+from alfk.runs import Record, Trial
+
+COLUMNS = "run  method           ir  init       b  labelled      %   test %  errors   s"
+
+
+class Progress:
+    """One display for all runs: a bar on a terminal, and a line for each finished piece of work everywhere.
+
+    It is a Report: call it with an event and what belongs to it.
+    """
+
+    def __init__(self, total: int):
+        self.bar = tqdm(total=total, disable=None, unit="iteration", dynamic_ncols=True, smoothing=0.05)
+        self.doing: dict[int, str] = {}
+        self.header_shown = False
+
+    def __enter__(self) -> "Progress":
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.bar.close()
+
+    def say(self, line: str) -> None:
+        """Print a line above the bar."""
+        tqdm.write(line)
+
+    def __call__(self, event: str, **info: Any) -> None:
+        getattr(self, f"_on_{event}")(**info)
+
+    def _on_stage(self, run: int, trial: Trial, b: int, doing: str) -> None:
+        self._show(run, f"{trial.label()} b={b} {doing}")
+
+    def _on_epoch(self, run: int, doing: str, epoch: int, of: int) -> None:
+        self._show(run, f"{doing} epoch {epoch}/{of}")
+
+    def _on_initial(self, run: int, ir: float, init: str, skipped: bool = False, **facts: float) -> None:
+        score = f", {facts['rotation_accuracy']:.1f} % of rotations told" if "rotation_accuracy" in facts else ""
+        outcome = "is there already" if skipped else f"made in {facts['seconds']:.1f} s{score}"
+        self.say(f"run {run}  ir={ir:g}  {init} initial model {outcome}")
+        self._advance(run)
+
+    def _on_iteration(self, record: Record, skipped: bool = False) -> None:
+        if not skipped:
+            if not self.header_shown:
+                self.say(COLUMNS)
+                self.header_shown = True
+            self.say(line(record))
+        self._advance(record["run"])
+
+    def _advance(self, run: int) -> None:
+        self.doing.pop(run, None)
+        self.bar.update()
+
+    def _show(self, run: int, text: str) -> None:
+        self.doing[run] = text
+        self.bar.set_postfix_str("  ".join(f"[run{r}: {what}]" for r, what in sorted(self.doing.items())))
+
+
+def line(record: Record) -> str:
+    """One finished iteration as a line under COLUMNS."""
+    method = record["method"] + (f" L{record['L']}" if record["L"] else "")
+    return (
+        f"{record['run']:>3}  {method:<14} {record['ir']:>4g}  {record['init']:<8} {record['b']:>3}  "
+        f"{record['labelled']:>8} {record['labelled_share']:>6.2f}  {record['accuracy']:>7.2f} "
+        f"{record['misclassified']:>7} {sum(record['seconds'].values()):>5.1f}"
+    )
+
+
+def table(records: Iterable[Record], trials: Iterable[Trial]) -> str:
+    """Accuracy of every trial (columns) after every AL iteration (rows): mean +- standard deviation over runs.
+
+    The standard deviation divides by the number of runs, as the paper's error bars do; for a single run it is left
+    out. A cell with fewer runs than its column's fullest says so. Of each (ir, init) there is one table.
+    """
+    records = list(records)
+    groups: dict[tuple[float, float, str], list[Trial]] = {}
+    for trial in trials:
+        groups.setdefault((trial.ir, trial.nr, trial.init), []).append(trial)
+    parts = []
+    for (ir, nr, init), members in groups.items():
+        columns = [_column([r for r in records if trial.describes(r)]) for trial in members]
+        present = [(trial, column) for trial, column in zip(members, columns, strict=True) if column]
+        if not present:
+            continue
+        names = [f"{t.method}{f' L{t.length}' if t.length else ''}\n{_runs(column)}" for t, column in present]
+        rows = []
+        for size, share in sorted({(r["labelled"], r["labelled_share"]) for r in records if _in(r, members)}):
+            cells = [_cell(column.get(size), max(map(len, column.values()))) for _, column in present]
+            rows.append([size, f"{share:.2f}", *cells])
+        noise = f", nr={nr:g}" if nr else ""
+        title = f"Test accuracy in %, imbalance ratio {ir:g}{noise}, {init} initial model, mean ± std over runs"
+        body = tabulate(rows, headers=["labelled", "% of pool", *names], disable_numparse=True, stralign="right")
+        parts.append(f"{title}\n\n{body}")
+    return "\n\n".join(parts)
+
+
+def _in(record: Record, trials: Iterable[Trial]) -> bool:
+    return any(trial.describes(record) for trial in trials)
+
+
+def _column(records: Iterable[Record]) -> dict[int, list[float]]:
+    column: dict[int, list[float]] = {}
+    for record in records:
+        column.setdefault(record["labelled"], []).append(record["accuracy"])
+    return column
+
+
+def _runs(column: dict[int, list[float]]) -> str:
+    count = max(map(len, column.values()))
+    return f"{count} run{'s' if count > 1 else ''}"
+
+
+def _cell(values: list[float] | None, full: int) -> str:
+    if not values:
+        return ""
+    text = f"{statistics.fmean(values):.2f}"
+    if len(values) > 1:
+        text += f" ± {statistics.pstdev(values):.2f}"
+    return text if len(values) == full else f"{text} ({len(values)})"

@@ -1,0 +1,168 @@
+"""Stage 3: match, acquire, retrain, score (paper, Algorithm 1, one iteration)."""
+
+import dataclasses
+import resource
+import sys
+import time
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+
+from alfk.acquisition import choose, get_method
+from alfk.data import Split
+from alfk.errors import UserError
+from alfk.network import snapshot
+from alfk.runs import Record, Trial, has_array, load_checkpoint, open_array, save_array, save_checkpoint
+from alfk.stages.describe import have_descriptors, read_descriptors
+from alfk.stages.workspace import Workspace
+from alfk.training import accuracy, accuracy_per_class, fit, predict
+
+
+def acquire(work: Workspace, trial: Trial, b: int, pool: Split, validation: Split) -> tuple[Tensor, dict[str, Any]]:
+    """The labelled set of AL iteration b: what was labelled before it and the n images its method chooses.
+
+    Returns:
+        (n (b+1),) int64 positions in the pool in the order they were labelled, and the index list's header.
+    Raises:
+        UserError: a missing or damaged file, or too few unlabelled images.
+    """
+    path = work.folder.index_list(trial, b, work.size(b))
+    about = {"kind": "labelled set", **work.identity(trial, b)}
+    if has_array(path):
+        array, header = open_array(path, about)
+        return torch.from_numpy(np.array(array)), header
+    method, measurement, facts = get_method(trial.method), None, {}
+    before = _labelled_before(work, trial, b)
+    if method.matches:
+        _, model_is = work.model_before(trial, b)
+        if not have_descriptors(work, trial, b):
+            raise UserError(f"there are no descriptors of {trial.label()} b={b}: run gen_descr.py first")
+        measurement, described = read_descriptors(work, trial, b, model_is)
+        facts = {"pseudo_label_accuracy": described["pseudo_label_accuracy"], "seconds_describe": described["seconds"]}
+    work.report("stage", run=work.folder.number, trial=trial, b=b, doing="matching")
+    start = time.perf_counter()
+    available = torch.ones(len(pool), dtype=torch.bool)
+    available[before] = False
+    chosen = choose(
+        method, measurement, validation.labels, available, work.experiment.query_size, work.generator("acquire", b)
+    )
+    header = {
+        **about,
+        "meaning": "positions in the pool, in the order they were labelled; the pool's own index list is in data/",
+        "misclassified": chosen.misclassified,
+        "centres": chosen.centres,
+        "at_random": chosen.at_random,
+        "pseudo_label_accuracy": None,
+        "seconds_describe": 0.0,
+        **facts,
+        "seconds_acquire": time.perf_counter() - start,
+    }
+    labelled = torch.cat([before, chosen.indices])
+    save_array(path, labelled.numpy(), header)
+    return labelled, header
+
+
+def _labelled_before(work: Workspace, trial: Trial, b: int) -> Tensor:
+    if b == 0:
+        return torch.empty(0, dtype=torch.int64)
+    path = work.folder.index_list(trial, b - 1, work.size(b - 1))
+    if not has_array(path):
+        raise UserError(f"there is no labelled set {path}: AL iteration b={b - 1} has to be run first")
+    array, _ = open_array(path, {"kind": "labelled set", **work.identity(trial, b - 1)})
+    return torch.from_numpy(np.array(array))
+
+
+@dataclasses.dataclass
+class Epoch:
+    """What is known after one epoch: its number from 1, accuracies in percent and (N_test,) predictions."""
+
+    number: int
+    test: float
+    validation: float
+    predictions: Tensor
+    misclassified: int
+
+
+def retrain(work: Workspace, trial: Trial, b: int, pool: Split, validation: Split) -> Record:
+    """Train on the labelled set from the previous weights, keep the selected epoch, write checkpoint and results line.
+
+    Returns:
+        the results record of AL iteration b.
+    """
+    path = work.folder.checkpoint(trial, b, work.size(b))
+    about = {"kind": "best", **work.identity(trial, b)}
+    if path.exists():
+        record = load_checkpoint(path, about)[1]["record"]
+        work.folder.add_result(record)
+        return record
+    labelled, header = acquire(work, trial, b, pool, validation)
+    model, _ = work.model_before(trial, b)
+    start = time.perf_counter()
+    kept, weights = _train(work, trial, b, model, pool.subset(labelled), validation)
+    seconds = {
+        "describe": header["seconds_describe"],
+        "acquire": header["seconds_acquire"],
+        "retrain": time.perf_counter() - start,
+    }
+    newest = pool.labels[labelled[-work.experiment.query_size :].to(pool.device)]
+    classes = work.experiment.classes
+    record = {
+        **work.identity(trial, b),
+        "select": work.select,
+        "labelled": len(labelled),
+        "labelled_share": 100 * len(labelled) / work.undistorted_pool_size(),
+        "accuracy": kept[work.select].test,
+        "accuracy_best_test": kept["test"].test,
+        "accuracy_val_selected": kept["val"].test,
+        "accuracy_last": kept["last"].test,
+        "epochs": {rule: epoch.number for rule, epoch in kept.items()},
+        "accuracy_per_class": accuracy_per_class(kept[work.select].predictions, work.test.labels, classes),
+        "selected_histogram": torch.bincount(newest, minlength=classes).tolist(),
+        "pseudo_label_accuracy": header["pseudo_label_accuracy"],
+        "misclassified_before": header["misclassified"],
+        "misclassified": kept[work.select].misclassified,
+        "centres": header["centres"],
+        "at_random": header["at_random"],
+        "seconds": {stage: round(value, 3) for stage, value in seconds.items()},
+        "peak_memory_mib": _peak_memory_mib(work.device),
+    }
+    save_checkpoint(path, weights, {**about, "record": record, "settings": work.settings()})
+    work.folder.add_result(record)
+    return record
+
+
+def _train(
+    work: Workspace, trial: Trial, b: int, model: nn.Module, labelled: Split, validation: Split
+) -> tuple[dict[str, Epoch], dict[str, Tensor]]:
+    """Fit; the epoch that each rule keeps (the first of equals), and the weights of the selected one."""
+    experiment, kept, weights = work.experiment, {}, {}
+
+    def after_epoch(number: int) -> None:
+        nonlocal weights
+        said = predict(model, work.test, experiment.descriptor_batch)
+        wrong = int((predict(model, validation, experiment.descriptor_batch) != validation.labels).sum())
+        on_validation = 100 * (1 - wrong / len(validation))
+        epoch = Epoch(number, accuracy(said, work.test.labels), on_validation, said, wrong)
+        better = {
+            "test": "test" not in kept or epoch.test > kept["test"].test,
+            "val": "val" not in kept or epoch.validation > kept["val"].validation,
+            "last": True,
+        }
+        kept.update({rule: epoch for rule, is_better in better.items() if is_better})
+        if better[work.select]:
+            weights = snapshot(model)
+        doing = f"{trial.label()} b={b}"
+        work.report("epoch", run=work.folder.number, doing=doing, epoch=number, of=experiment.retraining.epochs)
+
+    shuffles = work.generator("train", b)
+    fit(model, labelled, experiment.retraining, shuffles, after_epoch=after_epoch, threads=experiment.training_threads)
+    return kept, weights
+
+
+def _peak_memory_mib(device: torch.device) -> int:
+    if device.type == "cuda":
+        return torch.cuda.max_memory_allocated(device) // 2**20
+    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+    return peak // (2**20 if sys.platform == "darwin" else 2**10)

@@ -1,0 +1,146 @@
+"""What the stages of one run share: its folder, its random draws, its data on the device, its models."""
+
+import dataclasses
+from collections.abc import Callable, Sequence
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+
+from alfk import bias
+from alfk.config import Experiment
+from alfk.data import Split
+from alfk.errors import UserError
+from alfk.network import fingerprint, initialise, snapshot
+from alfk.runs import RunFolder, Trial, load_checkpoint, open_array, save_array
+from alfk.seeding import generator
+
+Report = Callable[..., None]  # report(event, **information)
+
+
+def silent(event: str, **information: Any) -> None:
+    """A Report that tells nobody."""
+
+
+@dataclasses.dataclass
+class Workspace:
+    """One run of an experiment.
+
+    Attributes:
+        train, test: the data set as it is, on `device`.
+        seed: of the whole experiment; the run's draws derive from it and the run's number.
+        select: which epoch's weights an iteration keeps: "test", "val" or "last".
+    """
+
+    experiment: Experiment
+    folder: RunFolder
+    train: Split
+    test: Split
+    seed: int
+    select: str
+    device: torch.device
+    report: Report = silent
+
+    def settings(self) -> dict[str, Any]:
+        """Everything on which this run's results depend."""
+        return {"dataset": self.experiment.name, "seed": self.seed, "select": self.select, **self.experiment.settings()}
+
+    def generator(self, *purpose: object) -> torch.Generator:
+        return generator(self.seed, self.folder.number, *purpose)
+
+    def identity(self, trial: Trial | None = None, b: int | None = None) -> dict[str, Any]:
+        """What a file of this run says it is."""
+        about: dict[str, Any] = {"dataset": self.experiment.name, "run": self.folder.number, "seed": self.seed}
+        if trial is not None:
+            about |= {"method": trial.method, "L": trial.length, "ir": trial.ir, "nr": trial.nr, "init": trial.init}
+            about |= {"ensemble": trial.ensemble, "b": b}
+        return about
+
+    def size(self, b: int) -> int:
+        """Labelled images after AL iteration b; none after iteration -1."""
+        return self.experiment.query_size * (b + 1)
+
+    def validation_indices(self) -> Tensor:
+        """(V,) positions of the validation images in the training set: drawn once, then read."""
+        return self._drawn("validation", self._draw_validation)
+
+    def validation(self) -> Split:
+        return self.train.subset(self.validation_indices())
+
+    def undistorted_pool_size(self) -> int:
+        """Pool images at imbalance ratio 1: the whole of which the figures' x axis shows a share."""
+        return len(self.train) - sum(self.experiment.validation_per_class)
+
+    def pool_indices(self, ir: float, distortion: str) -> Tensor:
+        """(P,) positions of the distorted pool in the training set: drawn once, then read."""
+        return self._drawn(f"pool_{distortion}", lambda: self._draw_pool(ir, distortion))
+
+    def pool(self, ir: float, nr: float, distortion: str) -> Split:
+        """The distorted pool, with its noisy labels where nr is not 0."""
+        rows = self.pool_indices(ir, distortion)
+        labels = self._drawn(f"labels_{distortion}", lambda: self._draw_labels(rows, nr, distortion)) if nr else None
+        return self.train.subset(rows, labels)
+
+    def check_sizes(self, trials: Sequence[Trial], iterations: int) -> None:
+        """Raises UserError if a pool is too small for that many AL iterations."""
+        for trial in trials:
+            there, wanted = len(self.pool_indices(trial.ir, trial.distortion)), self.size(iterations - 1)
+            if wanted > there:
+                raise UserError(
+                    f"{iterations} AL iterations of {self.experiment.query_size} images need {wanted} pool images, "
+                    f"the pool at ir={trial.ir:g} has {there}: lower -as or the number of iterations"
+                )
+
+    def _draw_validation(self) -> Tensor:
+        labels = self.train.labels.cpu()
+        return bias.split_validation(labels, self.experiment.validation_per_class, self.generator("split"))[0]
+
+    def _draw_pool(self, ir: float, distortion: str) -> Tensor:
+        taken = torch.zeros(len(self.train), dtype=torch.bool)
+        taken[self.validation_indices()] = True
+        rows = (~taken).nonzero().flatten()
+        labels = self.train.labels.cpu()[rows]
+        return rows[bias.thin_minority(labels, self.experiment.minority, ir, self.generator("bias", distortion))]
+
+    def _draw_labels(self, rows: Tensor, nr: float, distortion: str) -> Tensor:
+        labels = self.train.labels.cpu()[rows]
+        return bias.add_label_noise(labels, nr, self.experiment.classes, self.generator("noise", distortion))
+
+    def _drawn(self, name: str, draw: Callable[[], Tensor]) -> Tensor:
+        path, about = self.folder.data(name), {"kind": name, **self.identity()}
+        if not path.with_suffix(".json").exists():
+            save_array(path, draw().numpy(), about)
+        array, _ = open_array(path, about)
+        return torch.from_numpy(np.array(array))
+
+    def network(self, classes: int) -> nn.Module:
+        return self.experiment.network(classes).to(self.device, memory_format=torch.channels_last)
+
+    def model_before(self, trial: Trial, b: int) -> tuple[nn.Module, str]:
+        """The model that AL iteration b starts from, and the fingerprint of its weights.
+
+        Iteration 0 starts from the initial model; a rotation model's last linear layer gives way to a new one.
+        """
+        model = self.network(self.experiment.classes)
+        if b > 0:
+            path = self.folder.checkpoint(trial, b - 1, self.size(b - 1))
+            state, _ = load_checkpoint(path, {"kind": "best", **self.identity(trial, b - 1)})
+        else:
+            state = self._initial_state(trial, model)
+        try:
+            model.load_state_dict(state)
+        except RuntimeError:
+            raise UserError(f"the checkpoint of {trial.label()} before b={b} is of another network") from None
+        return model, fingerprint(state)
+
+    def _initial_state(self, trial: Trial, model: nn.Module) -> dict[str, Tensor]:
+        path = self.folder.initial(trial.distortion, trial.unsupervised)
+        if not path.exists():
+            raise UserError(f"there is no initial model {path}: run with --initial first")
+        about = {"kind": "initial", "init": trial.init, "ir": trial.ir, "nr": trial.nr, **self.identity()}
+        state, _ = load_checkpoint(path, about)
+        if trial.unsupervised:
+            initialise(model, self.generator("head"))
+            state |= {name: value for name, value in snapshot(model).items() if name.startswith(f"{model.head}.")}
+        return state

@@ -1,0 +1,30 @@
+"""DIGITS: the 1,797 handwritten digits that scikit-learn ships (UCI optical recognition, 8x8 pixels)."""
+
+from pathlib import Path
+
+import torch
+import torch.nn.functional as F
+from sklearn.datasets import load_digits as sklearn_digits
+from torch import Tensor
+
+from alfk.bias import split_validation
+from alfk.data import Split
+from alfk.seeding import generator
+
+MEAN, STD = (0.2105,), (0.3446,)  # of the images as enlarged below
+TEST_PER_CLASS = 40
+
+
+def load_digits(folder: Path | None = None) -> tuple[Split, Split]:
+    """1,397 training and 400 test images (40 a class, always the same). Needs no file and no network."""
+    bunch = sklearn_digits()
+    images = enlarge(torch.from_numpy(bunch.images))
+    labels = torch.from_numpy(bunch.target).long()
+    test, train = split_validation(labels, (TEST_PER_CLASS,) * 10, generator(0, "DIGITS", "test"))
+    return Split(images[train], labels[train], MEAN, STD), Split(images[test], labels[test], MEAN, STD)
+
+
+def enlarge(images: Tensor) -> Tensor:
+    """(N, 8, 8) values 0 to 16 -> (N, 1, 28, 28) uint8: 20x20, bilinear, in a margin of 4, as MNIST centres digits."""
+    large = F.interpolate(images.float().unsqueeze(1), size=20, mode="bilinear", align_corners=False)
+    return F.pad((large * (255 / 16)).round().to(torch.uint8), (4, 4, 4, 4))
