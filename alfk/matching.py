@@ -1,7 +1,7 @@
 """Density matching: which pool images lie where the model errs (paper, Section 4.3; METHOD steps 1 to 3).
 
 Vectors are rows of 2-D arrays, tensors or memory-mapped numpy arrays; the similarity of two rows is their inner
-product. All-pairs work streams over tiles: no temporary holds more than `TILE` similarities.
+product. All-pairs work streams over tiles of `TILE` similarities.
 """
 
 import dataclasses
@@ -10,7 +10,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-TILE = 2**24  # similarities held at once: 64 MiB in float32
+TILE = 2**22  # similarities held at once: 16 MiB in float32
 
 Rows = Tensor | np.ndarray
 
@@ -52,6 +52,7 @@ def top_matches(
             if available is not None:
                 scores[:, ~available[start : start + width].to(device)] = -torch.inf
             value, column = _top(scores, k)
+            del scores  # before the next tile is made
             value, column = torch.cat([best, value], 1), torch.cat([where, column + start], 1)
             best, order = _top(value, k)
             where = column.gather(1, order)

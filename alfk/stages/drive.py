@@ -13,6 +13,7 @@ import torch
 from alfk.errors import UserError
 from alfk.runs import Trial
 from alfk.stages.describe import delete_descriptors, write_descriptors
+from alfk.stages.memory import reset_peak
 from alfk.stages.pretrain import initial_models
 from alfk.stages.report import Progress
 from alfk.stages.retrain import acquire, retrain
@@ -33,6 +34,7 @@ def active_learning(work: Workspace, trials: Sequence[Trial], keep_descriptors: 
                     continue
                 if pool is None:
                     pool, validation = work.pool(trial.ir, trial.nr, trial.distortion), work.validation()
+                reset_peak(work.device)
                 if not work.folder.index_list(trial, b, work.size(b)).with_suffix(".json").exists():
                     write_descriptors(work, trial, b, pool, validation)
                 acquire(work, trial, b, pool, validation)

@@ -31,7 +31,12 @@ ALIASES = {
     "baldMC": "BALD",
     "stdMC": "std",
 }
-FAMILIES = {"topKandPcc": ("Rz",), "topKandPccFprGrad": ("Rzg_",), "topUncert": ("varR", "entropy", "BALD", "std")}
+FAMILIES = {
+    "random": {"random"},
+    "topKandPcc": {"Rz"},
+    "topKandPccFprGrad": {key for key in ALIASES.values() if key.startswith("Rzg_")},
+    "topUncert": {"varR", "entropy", "BALD", "std"},
+}
 
 
 class Parser(argparse.ArgumentParser):
@@ -47,8 +52,11 @@ def common_parser(experiments: Mapping[str, Experiment], about: str) -> Parser:
     names = list(experiments)
     add = parser.add_argument
     add("--dataset", choices=names, default=names[0], help=f"data set ({names[0]})")
-    add("--gpu", type=int, metavar="N", help="CUDA device N")
-    add("--device", help="torch device, e.g. cpu or cuda:1 (default: a GPU where there is one, else the CPU)")
+    where = parser.add_mutually_exclusive_group()
+    where.add_argument("--gpu", type=int, metavar="N", help="CUDA device N")
+    where.add_argument(
+        "--device", help="torch device, e.g. cpu or cuda:1 (default: a GPU if there is one, else the CPU)"
+    )
     add("--seed", type=int, default=0, help="of all random draws; every run derives its own from it (0)")
     add("-nr", type=noise_ratio, default=0.0, metavar="NR", help="share of the pool's labels made random (0)")
     kept = "epoch kept and scored: best on test (the paper's protocol, default), best on validation, or the last"
@@ -170,7 +178,7 @@ def method_key(sub: str | None, aug: str | None) -> str:
             return "Rz"
         raise UserError(f"-aug {aug} needs a -sub")
     key = get_method(ALIASES.get(sub, sub)).key
-    if aug not in (None, "none") and not key.startswith(FAMILIES.get(aug, ("random",) if aug == "random" else ())):
+    if aug not in (None, "none") and key not in FAMILIES.get(aug, ()):
         raise UserError(f"-aug {aug} does not go with -sub {sub}")
     return key
 

@@ -1,8 +1,6 @@
 """Stage 3: match, acquire, retrain, score (paper, Algorithm 1, one iteration)."""
 
 import dataclasses
-import resource
-import sys
 import time
 from typing import Any
 
@@ -16,6 +14,7 @@ from alfk.errors import UserError
 from alfk.network import snapshot
 from alfk.runs import Record, Trial, has_array, load_checkpoint, open_array, save_array, save_checkpoint
 from alfk.stages.describe import have_descriptors, read_descriptors
+from alfk.stages.memory import peak_mib
 from alfk.stages.workspace import Workspace
 from alfk.training import accuracy, accuracy_per_class, fit, predict
 
@@ -126,7 +125,7 @@ def retrain(work: Workspace, trial: Trial, b: int, pool: Split, validation: Spli
         "centres": header["centres"],
         "at_random": header["at_random"],
         "seconds": {stage: round(value, 3) for stage, value in seconds.items()},
-        "peak_memory_mib": _peak_memory_mib(work.device),
+        "peak_memory_mib": peak_mib(work.device),
     }
     save_checkpoint(path, weights, {**about, "record": record, "settings": work.settings()})
     work.folder.add_result(record)
@@ -159,10 +158,3 @@ def _train(
     shuffles = work.generator("train", b)
     fit(model, labelled, experiment.retraining, shuffles, after_epoch=after_epoch, threads=experiment.training_threads)
     return kept, weights
-
-
-def _peak_memory_mib(device: torch.device) -> int:
-    if device.type == "cuda":
-        return torch.cuda.max_memory_allocated(device) // 2**20
-    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
-    return peak // (2**20 if sys.platform == "darwin" else 2**10)

@@ -10,7 +10,6 @@ from pathlib import Path
 import numpy as np
 import torch
 from torch import Tensor
-from torchvision.datasets import MNIST as TorchvisionMNIST
 
 from alfk.data import Split
 from alfk.errors import UserError
@@ -56,6 +55,8 @@ def _find(raw: Path, name: str) -> Path | None:
 
 
 def _download(folder: Path) -> None:
+    from torchvision.datasets import MNIST as TorchvisionMNIST  # slow to import, and needed here only
+
     try:
         with contextlib.redirect_stdout(io.StringIO()):
             # torchvision downloads into <root>/<name of the class>/raw.

@@ -1,0 +1,43 @@
+"""What the benchmarks share: whether MNIST is here, a stopwatch, and the machine they ran on."""
+
+import platform
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import TypeVar
+
+import torch
+
+from mnist.custom_datasets.mnist import FILES
+
+T = TypeVar("T")
+
+
+def mnist_is_in(folder: Path) -> bool:
+    """Whether `folder`/raw has the four files, gzipped or not. load_mnist itself would go and download them."""
+    raw = folder / "raw"
+    return all((raw / name).exists() or (raw / f"{name}.gz").exists() for name in FILES)
+
+
+def fastest(repeats: int, work: Callable[[], T]) -> tuple[float, T]:
+    """Seconds of the fastest of `repeats` calls of `work` on the CPU, and what the last one returned."""
+    seconds = []
+    for _ in range(repeats):
+        start = time.perf_counter()
+        result = work()
+        seconds.append(time.perf_counter() - start)
+    return min(seconds), result
+
+
+def machine(device: torch.device) -> str:
+    """Device, CPU threads and torch version, in one line."""
+    name = torch.cuda.get_device_name(device) if device.type == "cuda" else f"{device.type}, {cpu_name()}"
+    return f"{name}; {torch.get_num_threads()} CPU threads; torch {torch.__version__}"
+
+
+def cpu_name() -> str:
+    """The CPU's name where Linux tells it, else its architecture."""
+    info = Path("/proc/cpuinfo")
+    lines = info.read_text().splitlines() if info.exists() else []
+    names = [line.partition(":")[2].strip() for line in lines if line.startswith("model name")]
+    return names[0] if names else platform.machine()

@@ -1,0 +1,151 @@
+"""Pseudo-labels and acquisition: against loops, and as a library in somebody else's loop."""
+
+import pytest
+import torch
+from torch import nn
+
+from alfk import acquisition
+from alfk.acquisition import METHODS, choose, measure, select
+from alfk.data import Split
+from alfk.descriptors import Probe, describe, standardise
+from alfk.errors import UserError
+
+CLASSES = 4
+
+
+class Own(nn.Module):
+    """A user's own network: two taps, dropout and batch norm included."""
+
+    def __init__(self):
+        super().__init__()
+        self.conv, self.norm, self.fc = nn.Conv2d(1, 6, 3), nn.BatchNorm2d(6), nn.Linear(6 * 36, CLASSES)
+        self.dropout = nn.Dropout(0.5)
+
+    def forward(self, images):
+        x = torch.relu(self.norm(self.conv(images)))
+        logits = self.fc(self.dropout(x.flatten(1)))
+        return logits, [x, logits]
+
+
+@pytest.fixture
+def problem():
+    """(model, pool, validation) of random images."""
+    torch.manual_seed(0)
+    model = Own()
+    splits = []
+    for count in (90, 40):
+        images = torch.randint(0, 256, (count, 1, 8, 8), dtype=torch.uint8)
+        splits.append(Split(images, torch.randint(0, CLASSES, (count,)), (0.5,), (0.3,)))
+    return model, *splits
+
+
+def rows(model, split, labels=None):
+    """[z] or [z, g] of every image, one image at a time."""
+    out = []
+    for i in range(len(split)):
+        images, positions = next(split.batches(1, torch.tensor([i])))
+        probe = Probe(model.eval(), images, positions, None, grad=True)
+        out.append(torch.cat([probe.z] + ([probe.g(labels[i : i + 1])] if labels is not None else []), 1)[0])
+    return torch.stack(out)
+
+
+def test_pz_is_the_label_of_the_nearest_validation_image(problem):
+    model, pool, validation = problem
+    z_pool, z_validation = rows(model, pool), rows(model, validation)
+    nearest = [max(range(40), key=lambda v, z=z: float(z @ z_validation[v])) for z in z_pool]
+    found = measure(METHODS["Rzg_pz"], model, pool, validation, batch_size=32)
+    assert torch.equal(found.pool.pseudo_labels, validation.labels[nearest])
+    assert torch.equal(found.validation.pseudo_labels, validation.labels)
+    assert torch.allclose(found.pool.vectors, rows(model, pool, validation.labels[nearest]), atol=1e-4)
+
+
+def test_pzg_compares_gradients_of_the_predictions(problem):
+    model, pool, validation = problem
+    said_pool, said = (describe(model, split).predictions for split in (pool, validation))
+    both_pool, both = rows(model, pool, said_pool), rows(model, validation, said)
+    nearest = [max(range(40), key=lambda v, r=r: float(r @ both[v])) for r in both_pool]
+    found = measure(METHODS["Rzg_pzg"], model, pool, validation, batch_size=32)
+    assert torch.equal(found.pool.pseudo_labels, validation.labels[nearest])
+    assert torch.equal(found.validation.pseudo_labels, validation.labels)
+
+
+def test_pred_takes_the_arg_max_on_both_sides(problem):
+    found = measure(METHODS["Rzg_pred"], *problem)
+    for side in (found.pool, found.validation):
+        assert torch.equal(side.pseudo_labels, side.predictions)
+
+
+def test_true_takes_the_labels_on_both_sides(problem):
+    model, pool, validation = problem
+    found = measure(METHODS["Rzg_true"], model, pool, validation)
+    assert torch.equal(found.pool.pseudo_labels, pool.labels)
+    assert torch.equal(found.validation.pseudo_labels, validation.labels)
+
+
+def test_the_pool_goes_through_the_network_once(problem):
+    model, pool, validation = problem
+    seen = []
+    model.register_forward_pre_hook(lambda _, inputs: seen.append(len(inputs[0])))
+    measure(METHODS["Rzg_pz"], model, pool, validation, batch_size=30)
+    assert sum(seen) == len(pool) + len(validation)
+
+
+@pytest.mark.parametrize("key", METHODS)
+def test_select_in_a_loop_of_ones_own(problem, key):
+    model, pool, validation = problem
+    labelled = torch.empty(0, dtype=torch.int64)
+    for _ in range(3):
+        chosen = select(key, model, pool, validation, n=12, labelled=labelled)
+        assert chosen.shape == (12,)
+        labelled = torch.cat([labelled, chosen])
+    assert len(labelled.unique()) == 36
+    assert model.training
+    assert select(key, model, pool, validation, n=54, labelled=labelled).unique().numel() == 54
+
+
+@pytest.mark.parametrize("key", METHODS)
+def test_equal_generators_give_equal_choices(problem, key):
+    def chosen(seed):
+        return select(key, *problem, n=5, generator=torch.Generator().manual_seed(seed)).tolist()
+
+    assert chosen(1) == chosen(1)
+
+
+def test_one_tap_alone(problem):
+    model, pool, validation = problem
+    assert select("Rzg_pz", model, pool, validation, n=3, taps=(1,)).shape == (3,)
+    found = measure(METHODS["Rz"], model, pool, validation, taps=(1,))
+    logits = torch.cat([model.eval()(images)[0].detach() for images, _ in pool.batches(90)])
+    assert torch.allclose(found.pool.vectors, standardise([logits]), atol=1e-5)
+
+
+def test_a_pool_without_labels(problem):
+    model, pool, validation = problem
+    unlabelled = Split(pool.images, None, pool.mean, pool.std)
+    assert select("Rzg_pz", model, unlabelled, validation, n=7).tolist() == select("Rzg_pz", *problem, n=7).tolist()
+    with pytest.raises(ValueError, match="oracle"):
+        select("Rzg_true", model, unlabelled, validation, n=7)
+
+
+def test_bad_requests(problem):
+    model, pool, validation = problem
+    with pytest.raises(UserError, match="no method 'Rzg_px'"):
+        select("Rzg_px", model, pool, validation, n=3)
+    for n in (0, 91):
+        with pytest.raises(UserError, match=f"query size is {n}"):
+            select("Rz", model, pool, validation, n=n)
+    with pytest.raises(UserError, match="only 4 pool images are unlabelled"):
+        choose(METHODS["random"], None, None, torch.arange(90) >= 86, 5, torch.Generator())
+
+
+def test_a_perfect_model_leads_to_random_choices(problem):
+    model, pool, validation = problem
+    sure = Split(validation.images, describe(model, validation).predictions, validation.mean, validation.std)
+    available = torch.ones(len(pool), dtype=torch.bool)
+    found = measure(METHODS["Rz"], model, pool, sure)
+    chosen = choose(METHODS["Rz"], found, sure.labels, available, 6, torch.Generator())
+    assert (chosen.misclassified, chosen.at_random) == (0, 6)
+
+
+def test_every_method_has_a_notation_of_its_own():
+    assert len({method.notation for method in acquisition.METHODS.values()}) == len(METHODS)

@@ -1,0 +1,73 @@
+"""The validation split and the distortions of the pool: exact counts, for any input."""
+
+import pytest
+import torch
+from hypothesis import given
+from hypothesis import strategies as st
+
+from alfk.bias import add_label_noise, split_validation, thin_minority
+from alfk.seeding import generator
+
+labels_of = st.lists(st.integers(0, 9), min_size=1, max_size=300).map(torch.tensor)
+
+
+@given(st.lists(st.integers(0, 30), min_size=4, max_size=4), st.data(), st.integers(0, 10**6))
+def test_split_takes_exactly_what_is_asked(sizes, data, seed):
+    labels = torch.arange(4).repeat_interleave(torch.tensor(sizes))
+    per_class = [data.draw(st.integers(0, size)) for size in sizes]
+    validation, pool = split_validation(labels, per_class, generator(seed))
+    assert torch.bincount(labels[validation], minlength=4).tolist() == per_class
+    assert torch.cat([validation, pool]).sort().values.tolist() == list(range(len(labels)))
+
+
+def test_split_refuses_what_is_not_there():
+    with pytest.raises(ValueError, match="class 1 has 2 images, 3 are wanted"):
+        split_validation(torch.tensor([0, 1, 1]), (1, 3), generator(0))
+
+
+@given(labels_of, st.floats(1, 200), st.integers(0, 10**6))
+def test_thinning_keeps_the_majority_and_the_stated_share(labels, ratio, seed):
+    minority = (5, 6, 7, 8, 9)
+    kept = thin_minority(labels, minority, ratio, generator(seed))
+    many, few = int((labels < 5).sum()), int((labels >= 5).sum())
+    assert len(kept.unique()) == len(kept)
+    assert int((labels[kept] < 5).sum()) == many
+    assert int((labels[kept] >= 5).sum()) == (few if ratio == 1 else min(few, int(many / ratio)))
+    assert kept.tolist() == sorted(kept.tolist())
+
+
+@given(labels_of, st.floats(0, 1, exclude_max=True), st.integers(0, 10**6))
+def test_noise_touches_at_most_the_stated_number(labels, ratio, seed):
+    before = labels.clone()
+    noisy = add_label_noise(labels, ratio, 10, generator(seed))
+    assert torch.equal(labels, before)
+    assert int((noisy != labels).sum()) <= int(len(labels) * ratio)
+    assert noisy.min() >= 0
+    assert noisy.max() <= 9
+
+
+def test_noise_is_uniform_over_the_classes():
+    noisy = add_label_noise(torch.zeros(100_000, dtype=torch.int64), 0.5, 10, generator(0))
+    counts = torch.bincount(noisy, minlength=10)
+    assert 44_000 < 100_000 - int(counts[0]) < 46_000  # nine tenths of the half that is redrawn
+    assert (counts[1:] - 5000).abs().max() < 400
+
+
+@pytest.mark.parametrize("ratio", [-0.1, 1.0])
+def test_impossible_noise(ratio):
+    with pytest.raises(ValueError, match="noise ratio"):
+        add_label_noise(torch.zeros(3, dtype=torch.int64), ratio, 10, generator(0))
+
+
+def test_impossible_imbalance():
+    with pytest.raises(ValueError, match="imbalance ratio"):
+        thin_minority(torch.zeros(3, dtype=torch.int64), (1,), 0.5, generator(0))
+
+
+def test_generators_depend_on_every_part_of_their_purpose():
+    def first(*purpose):
+        return float(torch.rand(1, generator=generator(*purpose)))
+
+    draws = [first(0), first(1), first(0, 1), first(0, "1"), first(0, "a", 1), first(0, "b", 1)]
+    assert len(set(draws)) == len(draws)
+    assert first(0, "a", 1) == first(0, "a", 1)

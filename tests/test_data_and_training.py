@@ -1,0 +1,137 @@
+"""Splits, the training loop and its parts."""
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+from torchvision import transforms
+
+from alfk.config import Recipe, StepDecay
+from alfk.data import Split
+from alfk.network import fingerprint, initialise, snapshot
+from alfk.training import accuracy, accuracy_per_class, cpu_threads, fit, predict, rotate, rotation_accuracy
+from mnist.config import DIGITS, MNIST
+from mnist.custom_models.lenet import LeNet, max_pool
+
+
+def digits(count=60):
+    train, _ = DIGITS.load(None)
+    return train.subset(torch.arange(count))
+
+
+def lenet(seed=0, classes=10):
+    model = LeNet(classes)
+    initialise(model, torch.Generator().manual_seed(seed))
+    return model
+
+
+def test_batches_are_what_torchvision_makes_of_the_images():
+    split = digits(7)
+    recipe = transforms.Compose([transforms.ToTensor(), transforms.Normalize(split.mean, split.std)])
+    wanted = torch.stack([recipe(Image.fromarray(image[0].numpy())) for image in split.images])
+    batches = list(split.batches(3))
+    assert [len(positions) for _, positions in batches] == [3, 3, 1]
+    assert torch.allclose(torch.cat([images for images, _ in batches]), wanted, atol=1e-6)
+
+
+def test_batches_follow_an_order_and_floats_are_taken_as_scaled():
+    split = digits(9)
+    floats = Split(split.images.float() / 255, split.labels, split.mean, split.std)
+    order = torch.tensor([8, 0, 3])
+    (ours, positions), (theirs, _) = next(split.batches(5, order)), next(floats.batches(5, order))
+    assert positions.tolist() == order.tolist()
+    assert torch.allclose(ours, theirs, atol=1e-6)
+    assert torch.equal(split.subset(order).labels, split.labels[order])
+
+
+@pytest.mark.parametrize(("images", "labels"), [((3, 28, 28), 3), ((3, 1, 28, 28), 2)])
+def test_a_split_refuses_what_does_not_fit(images, labels):
+    with pytest.raises(ValueError, match=r"images"):
+        Split(torch.zeros(images, dtype=torch.uint8), torch.zeros(labels), (0.5,), (0.5,))
+
+
+def test_schedule_counts_epochs_from_one():
+    rate = StepDecay(every=15)
+    assert [round(rate(epoch), 9) for epoch in (1, 14, 15, 29, 30, 45, 50)] == [1, 1, 0.1, 0.1, 0.01, 0.001, 0.001]
+
+
+def test_rotations_are_labelled_in_quarters():
+    images = torch.arange(8.0).view(2, 1, 2, 2)
+    turned, quarter = rotate(images)
+    assert quarter.tolist() == [0, 0, 1, 1, 2, 2, 3, 3]
+    for i, q in enumerate(quarter.tolist()):
+        assert np.array_equal(turned[i, 0].numpy(), np.rot90(images[i % 2, 0].numpy(), q))
+
+
+def test_fit_is_plain_sgd():
+    """Two epochs against the update rule written out: momentum buffer, decayed learning rate, weight decay."""
+    recipe = Recipe(epochs=2, batch_size=20, lr=0.1, momentum=0.9, weight_decay=0.01, schedule=StepDecay(2))
+    split, ours, theirs = digits(60), lenet(), lenet()
+    fit(ours, split, recipe, torch.Generator().manual_seed(5))
+    generator, momentum = torch.Generator().manual_seed(5), [torch.zeros_like(p) for p in theirs.parameters()]
+    for epoch in (1, 2):
+        for rows in torch.randperm(60, generator=generator).split(20):
+            images = (split.images[rows].float() / 255 - split.mean[0]) / split.std[0]
+            loss = torch.nn.functional.cross_entropy(theirs(images)[0], split.labels[rows])
+            gradients = torch.autograd.grad(loss, list(theirs.parameters()))
+            for parameter, gradient, buffer in zip(theirs.parameters(), gradients, momentum, strict=True):
+                buffer.mul_(0.9).add_(gradient + 0.01 * parameter.data)
+                parameter.data.sub_(0.1 * 0.1 ** (epoch // 2) * buffer)
+    for a, b in zip(ours.parameters(), theirs.parameters(), strict=True):
+        assert torch.allclose(a, b, atol=1e-5)
+
+
+def test_training_with_a_fixed_number_of_threads_does_not_depend_on_the_others():
+    prints = []
+    for threads in (1, 2):
+        with cpu_threads(threads):
+            model = lenet().to(memory_format=torch.channels_last)
+            fit(model, digits(100), MNIST.pretraining, torch.Generator().manual_seed(1), rotate_to_ten, threads=1)
+            prints.append((fingerprint(snapshot(model)), predict(model, digits(500), 500).tolist()))
+    assert prints[0] == prints[1]
+
+
+def rotate_to_ten(images, labels):
+    return rotate(images, labels)
+
+
+def test_after_epoch_is_told_every_epoch():
+    seen = []
+    recipe = Recipe(epochs=3, batch_size=25, lr=0.01, momentum=0, weight_decay=0, schedule=StepDecay(15))
+    fit(lenet(), digits(), recipe, torch.Generator(), after_epoch=seen.append)
+    assert seen == [1, 2, 3]
+
+
+def test_scores():
+    said, true = torch.tensor([0, 1, 1, 3]), torch.tensor([0, 1, 2, 0])
+    assert accuracy(said, true) == 50
+    assert accuracy_per_class(said, true, 3) == [50, 100, 0]
+    model, split = lenet(classes=4), digits()
+    images = (split.images.float() / 255 - split.mean[0]) / split.std[0]
+    by_hand = sum(int((model(images.rot90(q, (2, 3)))[0].argmax(1) == q).sum()) for q in range(4))
+    assert rotation_accuracy(model, split, 13) == pytest.approx(100 * by_hand / 240)
+
+
+def test_pooling_without_gradients_has_the_same_bits():
+    images = torch.randn(3, 5, 24, 24, generator=torch.Generator().manual_seed(0))
+    for layout in (torch.contiguous_format, torch.channels_last):
+        x = images.contiguous(memory_format=layout)
+        with torch.inference_mode():
+            assert torch.equal(max_pool(x), torch.nn.functional.max_pool2d(x, 2))
+
+
+def test_initial_weights_follow_the_stated_distributions():
+    model = lenet(seed=3)
+    assert float(model.conv2.weight.detach().std()) == pytest.approx((2 / (20 * 25)) ** 0.5, rel=0.05)
+    assert float(model.fc1.weight.detach().abs().max()) <= 320**-0.5
+    assert float(model.fc1.weight.detach().std()) == pytest.approx((1 / 320 / 3) ** 0.5, rel=0.05)
+    assert not model.conv1.bias.any()
+    assert fingerprint(snapshot(model)) == fingerprint(snapshot(lenet(seed=3))) != fingerprint(snapshot(lenet(seed=4)))
+
+
+def test_lenet_taps_have_the_stated_shapes():
+    logits, taps = lenet()(torch.zeros(2, 1, 28, 28))
+    assert [tuple(tap.shape) for tap in taps] == [(2, 10, 12, 12), (2, 20, 4, 4), (2, 50), (2, 10)]
+    assert logits is taps[3]
+    for length, indices in MNIST.descriptors.items():
+        assert sum((10, 20, 50, 10)[i] for i in indices) == length

@@ -1,0 +1,88 @@
+"""What the flags mean: spellings of the methods, and which trials a configuration leaves."""
+
+import argparse
+
+import pytest
+import torch
+
+from alfk.errors import UserError
+from alfk.stages.options import device_of, method_key, trials_of
+from mnist.config import MNIST
+
+CFG = [(ir, m, n, 1) for ir in (1, 100) for m, n in (("random", 0), ("Rz", 20), ("Rzg_pz", 20), ("Rzg_pz", 80))]
+
+
+def trials(ir=None, methods=None, lengths=None):
+    options = argparse.Namespace(ir=ir, methods=methods, descr_length=lengths, nr=0.0, unsupervised=1)
+    return [(t.ir, t.method, t.length) for t in trials_of(CFG, MNIST, options)]
+
+
+@pytest.mark.parametrize(
+    ("sub", "aug", "key"),
+    [
+        ("none", "random", "random"),
+        ("none", "topKandPcc", "Rz"),
+        ("gradAbl", "topKandPccFprGrad", "Rzg_true"),
+        ("grad", "topKandPccFprGrad", "Rzg_pred"),
+        ("gradFmap", "topKandPccFprGrad", "Rzg_pz"),
+        ("gradGmap", "topKandPccFprGrad", "Rzg_pzg"),
+        ("gradFmap", None, "Rzg_pz"),
+        ("Rzg_pz", None, "Rzg_pz"),
+        ("random", None, "random"),
+    ],
+)
+def test_the_releases_spellings(sub, aug, key):
+    assert method_key(sub, aug) == key
+
+
+@pytest.mark.parametrize(
+    ("sub", "aug", "words"),
+    [
+        (None, None, "name a method"),
+        ("none", "topKandPccFprGrad", "needs a -sub"),
+        ("gradFmap", "topKandPcc", "does not go with"),
+        ("gradFmap", "nonsense", "does not go with"),
+        ("Rzg_px", None, "there is no method"),
+    ],
+)
+def test_spellings_that_make_no_method(sub, aug, words):
+    with pytest.raises(UserError, match=words):
+        method_key(sub, aug)
+
+
+def test_the_whole_configuration():
+    assert trials() == [row[:3] for row in CFG]
+
+
+def test_flags_narrow_it():
+    assert trials(ir=[100]) == [row[:3] for row in CFG if row[0] == 100]
+    assert trials(ir=[100], methods=["Rzg_pz"]) == [(100, "Rzg_pz", 20), (100, "Rzg_pz", 80)]
+    assert trials(ir=[1], methods=["random", "Rzg_pz"], lengths=[80]) == [(1, "random", 0), (1, "Rzg_pz", 80)]
+    assert trials(ir=[1], lengths=[20]) == [(1, "Rz", 20), (1, "Rzg_pz", 20)]
+
+
+def test_flags_go_beyond_it():
+    assert trials(ir=[50], methods=["Rz"]) == [(50, "Rz", 20)]
+    assert trials(ir=[1], methods=["Rzg_pzg"]) == [(1, "Rzg_pzg", 80)]
+    assert trials(ir=[1], methods=["Rz"], lengths=[20, 90]) == [(1, "Rz", 20), (1, "Rz", 90)]
+
+
+def test_what_cannot_be():
+    with pytest.raises(UserError, match="L=70; there are 10, 20, 30, 80, 90"):
+        trials(methods=["Rz"], lengths=[70])
+    with pytest.raises(UserError, match="name a method"):
+        trials(lengths=[70])
+    with pytest.raises(UserError, match="no method 'what'"):
+        trials(methods=["what"])
+
+
+def test_devices():
+    def device(gpu=None, name=None):
+        return device_of(argparse.Namespace(gpu=gpu, device=name))
+
+    assert device(name="cpu") == torch.device("cpu")
+    assert device().type == ("cuda" if torch.cuda.is_available() else "cpu")
+    with pytest.raises(UserError, match="no cuda:97"):
+        device(gpu=97)
+    with pytest.raises(UserError, match="no device 'toaster'"):
+        device(name="toaster")

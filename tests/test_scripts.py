@@ -1,0 +1,312 @@
+"""The real scripts as a user runs them, on DIGITS, with few epochs."""
+
+import json
+import os
+import re
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+
+ROOT = Path(__file__).resolve().parents[1]
+SMALL = ["--dataset", "DIGITS", "--device", "cpu", "-e", "4", "--unsup-epochs", "1"]
+TWO = ["--iterations", "2", "--methods", "random", "Rzg_pz", "--run-stop", "2"]
+
+
+def command(script, *arguments):
+    return [sys.executable, str(ROOT / "mnist" / script), *map(str, arguments)]
+
+
+def call(script, *arguments, status=0, cwd=None):
+    done = subprocess.run(command(script, *arguments), capture_output=True, text=True, cwd=cwd, timeout=300)
+    assert done.returncode == status, f"{arguments}\n{done.stdout}\n{done.stderr}"
+    return done
+
+
+def outcome(folder):
+    """What must be reproduced: selected indices, weights and accuracies of all runs; not times and places."""
+    found = {}
+    for path in sorted(folder.rglob("*")):
+        name = str(path.relative_to(folder))
+        if path.name.startswith("index_list") and path.suffix == ".npy":
+            found[name] = np.load(path).tolist()
+        elif path.suffix == ".pt":
+            state = torch.load(path, weights_only=True)["state"]
+            found[name] = {key: value.flatten().tolist() for key, value in state.items()}
+        elif path.name == "results.jsonl":
+            lines = [json.loads(line) for line in path.read_text().splitlines()]
+            for line in lines:
+                del line["seconds"], line["peak_memory_mib"]
+            found[name] = sorted(lines, key=lambda r: (r["method"], r["b"]))
+    return found
+
+
+@pytest.fixture(scope="module")
+def finished(tmp_path_factory):
+    """Two runs of two methods, made without interruption by one process."""
+    folder = tmp_path_factory.mktemp("finished")
+    call("run.py", *SMALL, *TWO, "--initial", "--save-folder", folder)
+    done = call("run.py", *SMALL, *TWO, "--save-folder", folder)
+    return folder, done
+
+
+def test_a_run_leaves_what_is_promised(finished):
+    folder, done = finished
+    assert re.search(r"Rzg_pz L80", done.stdout)
+    assert re.search(r"30 +3\.34 +\d+\.\d\d ± \d+\.\d\d +\d+\.\d\d ± \d+\.\d\d", done.stdout)
+    lines = [json.loads(line) for line in (folder / "run1" / "results.jsonl").read_text().splitlines()]
+    assert [(r["method"], r["b"], r["labelled"]) for r in lines] == [
+        ("random", 0, 15),
+        ("random", 1, 30),
+        ("Rzg_pz", 0, 15),
+        ("Rzg_pz", 1, 30),
+    ]
+    for r in lines:
+        assert sum(r["selected_histogram"]) == 15
+        assert len(r["accuracy_per_class"]) == 10
+        assert r["accuracy"] == r["accuracy_best_test"] >= max(r["accuracy_val_selected"], r["accuracy_last"])
+        assert np.mean(r["accuracy_per_class"]) == pytest.approx(r["accuracy"])
+        assert (r["pseudo_label_accuracy"] is None) == (r["method"] == "random")
+        assert (r["misclassified_before"] is None) == (r["method"] == "random")
+        assert r["labelled_share"] == pytest.approx(100 * r["labelled"] / 897)
+        assert set(r["seconds"]) == {"describe", "acquire", "retrain"}
+        assert r["peak_memory_mib"] > 50
+    before, after = lines[2], lines[3]
+    assert after["misclassified_before"] == before["misclassified"]
+    manifest = json.loads((folder / "run1" / "manifest.json").read_text())
+    assert manifest["settings"]["retraining.epochs"] == 4
+    assert manifest["sessions"][0]["versions"]["torch"] == torch.__version__
+    assert not list(folder.rglob("*.tmp"))
+    assert not list((folder / "run1" / "descr").iterdir())
+
+
+def test_the_same_command_in_processes_side_by_side_gives_the_same(finished, tmp_path):
+    folder, _ = finished
+    call("run.py", *SMALL, *TWO, "--initial", "--save-folder", tmp_path, "--jobs", 2)
+    done = call("run.py", *SMALL, *TWO, "--save-folder", tmp_path, "--jobs", 2)
+    assert outcome(tmp_path) == outcome(folder)
+    assert len(re.findall(r"^ +[01]  R", done.stdout, re.M)) == 4
+
+
+def test_another_seed_gives_something_else(finished, tmp_path):
+    folder, _ = finished
+    one = [*SMALL, "--iterations", "1", "--methods", "random", "--run-stop", "1", "--seed", "7"]
+    call("run.py", *one, "--initial", "--save-folder", tmp_path)
+    call("run.py", *one, "--save-folder", tmp_path)
+    name = "run0/index_list_unsup_batch_0_size_15_ir_20_nr_0_sub_random_L_0.npy"
+    assert outcome(tmp_path)[name] != outcome(folder)[name]
+
+
+def test_the_scripts_one_by_one_give_the_same(finished, tmp_path):
+    """unsup, gen_descr, main_descr by hand, from another folder, in the release's spelling of the method."""
+    folder, _ = finished
+    here = [*SMALL, "--save-folder", tmp_path / "x", "-r", 1, "-ir", 20]
+    method = ["-sub", "gradFmap", "-aug", "topKandPccFprGrad", "-dl", 80, "-unsup", 1]
+    call("unsup.py", *here, cwd=tmp_path)
+    for b in (0, 1):
+        told = call("gen_descr.py", *here, *method, "-b", b, "-ts", 15 * b, cwd=tmp_path).stdout
+        for line in told.splitlines():
+            assert np.load(line, mmap_mode="r")["descriptor"].shape[1] == 160
+            assert json.loads(Path(line).with_suffix(".json").read_text())["b"] == b
+        call("main_descr.py", *here, *method, "-b", b, cwd=tmp_path)
+    mine, wanted = outcome(tmp_path / "x"), outcome(folder)
+    results = "run1/results.jsonl"
+    assert mine[results] == [r for r in wanted[results] if r["method"] == "Rzg_pz"]
+    assert all(value == wanted[name] for name, value in mine.items() if name != results)
+
+
+def test_killed_at_any_moment_and_started_again(finished, tmp_path):
+    """SIGKILL after ever longer times until the work is done; then everything is as if nothing had happened."""
+    folder, _ = finished
+    arguments = [*SMALL, *TWO, "--save-folder", tmp_path]
+    kills = 0
+    for stage in (["--initial"], []):
+        delay = 2.5
+        while True:
+            process = subprocess.Popen(
+                command("run.py", *arguments, *stage), stdout=subprocess.PIPE, stderr=subprocess.STDOUT
+            )
+            try:
+                process.wait(delay)
+            except subprocess.TimeoutExpired:
+                process.send_signal(signal.SIGKILL)
+                process.wait()
+                kills += 1
+                delay += 0.4
+                continue
+            finally:
+                process.stdout.close()
+            assert process.returncode == 0
+            break
+    assert kills >= 2
+    assert outcome(tmp_path) == outcome(folder)
+
+
+def test_finished_work_is_not_done_again(finished):
+    folder, done = finished
+    before = {path: path.stat().st_mtime_ns for path in folder.rglob("*.pt")}
+    again = call("run.py", *SMALL, *TWO, "--save-folder", folder)
+    assert {path: path.stat().st_mtime_ns for path in folder.rglob("*.pt")} == before
+    assert again.stdout.strip() == done.stdout[done.stdout.index("Test accuracy") :].strip()
+
+
+def test_a_failing_run_does_not_stop_the_others(finished, tmp_path):
+    one = [*SMALL, "--iterations", "1", "--methods", "random", "--run-stop", "2", "--save-folder", tmp_path]
+    call("run.py", *one, "--initial")
+    spoilt = tmp_path / "run0" / "checkpoint" / "init_unsup_batch_0_ir_20_nr_0.pt"
+    spoilt.write_bytes(spoilt.read_bytes()[:1000])
+    done = call("run.py", *one, "--jobs", 2, status=2)
+    assert "run 0" in done.stderr
+    assert f"{spoilt} is truncated" in done.stderr
+    assert "Traceback" not in done.stderr
+    assert (tmp_path / "run1" / "results.jsonl").exists()
+    assert "1 run\n" in done.stdout
+
+
+def refused(script, *arguments, words):
+    """One line on stderr, exit status 2."""
+    done = call(script, *arguments, status=2)
+    assert words in done.stderr, done.stderr
+    assert len(done.stderr.strip().splitlines()) == 1, done.stderr
+
+
+@pytest.mark.parametrize(
+    ("arguments", "words"),
+    [
+        (["--methods", "Rzg_px"], "no method 'Rzg_px'"),
+        (["--methods", "Rz", "-dl", "81"], "no descriptor of length L=81"),
+        (["--nonsense"], "unrecognized arguments"),
+        (["-ir", "0.5"], "at least 1"),
+        (["-nr", "1"], "noise ratio"),
+        (["--gpu", "0"], "not allowed with argument --device"),
+        (["--run-start", "5", "--run-stop", "5"], "there is no run"),
+        (["--run-start", "4", "--run-stop", "5"], "run with --initial first"),
+        (["-e", "5"], "retraining.epochs = 4, this command says 5"),
+        (["--seed", "1"], "seed = 0, this command says 1"),
+        (["--select", "last"], "select = test, this command says last"),
+        (["-as", "10"], "query_size = 15"),
+    ],
+)
+def test_bad_requests_take_one_line(finished, arguments, words):
+    folder, _ = finished
+    before = outcome(folder)
+    refused("run.py", *SMALL, *TWO, *arguments, "--save-folder", folder, words=words)
+    assert outcome(folder) == before
+
+
+def test_more_than_the_pool_holds(finished, tmp_path):
+    refused("unsup.py", *SMALL, "-as", 0, "--save-folder", tmp_path, words="not a positive number")
+    big = [*SMALL, "--run-stop", 1, "-as", 100, "--iterations", 6, "--save-folder", tmp_path]
+    refused("run.py", *big, "--initial", words="need 600 pool images, the pool at ir=20 has 473")
+    huge = [*SMALL, "-as", 9000, "-sub", "random", "--save-folder", tmp_path]
+    refused("main_descr.py", *huge, words="need 9000 pool images")
+
+
+def test_stages_out_of_order(finished, tmp_path):
+    here = [*SMALL, "--save-folder", tmp_path, "-ir", 20, "-sub", "Rzg_pz"]
+    refused("gen_descr.py", *here, words="run with --initial first")
+    call("unsup.py", *SMALL, "--save-folder", tmp_path)
+    refused("main_descr.py", *here, words="run gen_descr.py first")
+    refused("main_descr.py", *here, "-b", 1, words="AL iteration b=0 has to be run first")
+    refused("gen_descr.py", *here, "-b", 1, words="there is no checkpoint")
+    refused("gen_descr.py", *here, "-b", 1, "-ts", 25, words="15 images are labelled, not -ts 25")
+    call("gen_descr.py", *here)
+    database = next((tmp_path / "run0" / "descr").glob("pool*.npy"))
+    whole = database.read_bytes()
+    database.write_bytes(whole[:5000])
+    refused("main_descr.py", *here, words=f"{database} is truncated")
+    database.write_bytes(whole)
+    header = json.loads(database.with_suffix(".json").read_text())
+    database.with_suffix(".json").write_text(json.dumps({**header, "model": "0" * 16}))
+    refused("main_descr.py", *here, words="its model is 0000000000000000")
+    call("gen_descr.py", *here)  # made anew for the model that is there
+    call("main_descr.py", *here)
+
+
+@pytest.mark.skipif(os.geteuid() == 0, reason="root may write anywhere")
+def test_a_folder_without_permission(tmp_path):
+    tmp_path.chmod(0o500)
+    refused("unsup.py", *SMALL, "--save-folder", tmp_path / "x", words="choose another --save-folder")
+
+
+def test_a_file_where_the_folder_should_be(tmp_path):
+    (tmp_path / "file").touch()
+    refused("unsup.py", *SMALL, "--save-folder", tmp_path / "file", words="choose another --save-folder")
+
+
+@pytest.mark.parametrize("select", ["val", "last"])
+def test_epochs_selected_without_the_test_set(tmp_path, select):
+    one = [*SMALL, "--iterations", "1", "--methods", "Rz", "-dl", "20", "--run-stop", "1", "--select", select]
+    call("run.py", *one, "--initial", "--save-folder", tmp_path)
+    call("run.py", *one, "--save-folder", tmp_path)
+    line = json.loads((tmp_path / "run0" / "results.jsonl").read_text())
+    assert line["accuracy"] == line["accuracy_last" if select == "last" else "accuracy_val_selected"]
+    assert line["epochs"]["last"] == 4
+
+
+def test_every_method_and_length_runs(finished, tmp_path):
+    every = [*SMALL, "--iterations", "1", "--run-stop", "1", "--save-folder", tmp_path]
+    call("run.py", *every, "--initial")
+    methods = ["Rz", "Rzg_true", "Rzg_pred", "Rzg_pz", "Rzg_pzg"]
+    done = call("run.py", *every, "--unsupervised", 0, "--methods", "random", *methods, "-dl", 10, 20, 30, 80, 90)
+    lines = [json.loads(line) for line in (tmp_path / "run0" / "results.jsonl").read_text().splitlines()]
+    assert len(lines) == 1 + len(methods) * 5
+    assert {line["init"] for line in lines} == {"random"}
+    assert "random initial model" in done.stdout
+
+
+def test_no_mnist_and_no_network(tmp_path):
+    """The download is pointed at a closed port."""
+    code = (
+        "import sys; sys.argv = ['run.py', '--initial', '--datadir', sys.argv[1]]\n"
+        "import torchvision; torchvision.datasets.MNIST.mirrors = ['http://127.0.0.1:9/']\n"
+        "import mnist.run as script; from alfk.stages import cli; from mnist.config import EXPERIMENTS\n"
+        "sys.exit(cli.run(EXPERIMENTS, {'MNIST': script.cfg}, script.__doc__))"
+    )
+    done = subprocess.run(
+        [sys.executable, "-c", code, str(tmp_path)], capture_output=True, text=True, cwd=ROOT, timeout=120
+    )
+    assert done.returncode == 2
+    assert "--dataset DIGITS" in done.stderr
+    assert len(done.stderr.strip().splitlines()) == 1
+
+
+def test_the_curves_are_drawn(finished, tmp_path):
+    folder, _ = finished
+    (tmp_path / "DIGITS").symlink_to(folder)
+    plot = [sys.executable, str(ROOT / "run_plot.py"), "--datadir", str(tmp_path)]
+    done = subprocess.run(plot, capture_output=True, text=True, check=True)
+    image = tmp_path / "figures" / "DIGITS_ir20_rotation.png"
+    assert str(image) in done.stdout
+    assert image.read_bytes()[:4] == b"\x89PNG"
+    assert image.with_suffix(".pdf").exists()
+    nothing = subprocess.run([*plot[:3], str(tmp_path / "none")], capture_output=True, text=True)
+    assert nothing.returncode == 2
+    assert "bash demo.sh" in nothing.stderr
+
+
+def test_a_killed_child_is_reported(tmp_path):
+    """One of two processes dies; the other run finishes, and the exit status is not 0."""
+    one = [*SMALL, "--iterations", "2", "--methods", "random", "--run-stop", "2", "--save-folder", tmp_path]
+    call("run.py", *one, "--initial")
+    process = subprocess.Popen(command("run.py", *one, "--jobs", 2), stdout=subprocess.PIPE, stderr=subprocess.PIPE)
+    victim = None
+    deadline = time.monotonic() + 60
+    while victim is None and time.monotonic() < deadline:
+        for entry in Path("/proc").glob("[0-9]*"):
+            try:
+                child = f"PPid:\t{process.pid}\n" in (entry / "status").read_text()
+                victim = int(entry.name) if child and b"spawn_main" in (entry / "cmdline").read_bytes() else victim
+            except OSError:
+                continue
+    assert victim is not None
+    os.kill(victim, signal.SIGKILL)
+    _, errors = process.communicate(timeout=120)
+    assert process.returncode == 1
+    assert b"its process died" in errors
+    assert len([p for p in tmp_path.glob("run*/results.jsonl") if len(p.read_text().splitlines()) == 2]) == 1
