@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING
 from torch import nn
 
 from alfk.errors import UserError
+from alfk.network import Initialiser
 
 if TYPE_CHECKING:
     from alfk.data import Split
@@ -56,7 +57,8 @@ class Experiment:
     default_ir: float  # imbalance ratio likewise
     descriptor_batch: int  # images a batch in evaluation mode; changes speed and memory, not results
     training_threads: int  # CPU threads while training: fixed, so that results depend on neither --jobs nor the machine
-    network: Callable[[int], nn.Module]  # number of classes -> untrained network
+    network: Callable[[int], nn.Module]  # number of classes -> network
+    initialise: Initialiser  # draws its weights
     load: Callable[[Path], tuple["Split", "Split"]]  # data directory -> (train, test)
 
     def taps(self, length: int) -> tuple[int, ...]:
@@ -69,8 +71,8 @@ class Experiment:
     def settings(self) -> dict[str, object]:
         """The constants on which results depend, as flat JSON-able values: what a run's manifest records."""
         neither = {"runs", "iterations", "descriptors", "default_length", "default_ir", "descriptor_batch"}
-        neither |= {"network", "load"}
-        flat: dict[str, object] = {"network": self.network.__name__}
+        neither |= {"network", "initialise", "load"}
+        flat: dict[str, object] = {"network": self.network.__name__, "initialise": self.initialise.__name__}
         for field in dataclasses.fields(self):
             value = getattr(self, field.name)
             if field.name in neither:

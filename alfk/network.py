@@ -2,7 +2,7 @@
 
 import contextlib
 import hashlib
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 
 import torch
 from torch import Tensor, nn
@@ -20,22 +20,19 @@ def evaluation_mode(model: nn.Module) -> Iterator[None]:
             module.training = training
 
 
-def initialise(model: nn.Module, generator: torch.Generator) -> None:
-    """Random weights from `generator`: Kaiming-normal, fan-out, for convolutions (He et al. 2015), and PyTorch's
-    uniform +-1/sqrt(fan-in) for linear layers; convolution biases 0, batch norm the identity.
+Initialiser = Callable[[nn.Module, torch.Generator], None]
+
+
+def uniform_fan_in(model: nn.Module, generator: torch.Generator) -> None:
+    """PyTorch's default, drawn from `generator`: weights and biases of convolutions and linear layers uniform in
+    +-1/sqrt(fan-in).
     """
     for module in model.modules():
-        if isinstance(module, nn.Conv2d):
-            nn.init.kaiming_normal_(module.weight, mode="fan_out", nonlinearity="relu", generator=generator)
-            if module.bias is not None:
-                nn.init.zeros_(module.bias)
-        elif isinstance(module, nn.Linear):
-            bound = module.in_features**-0.5
+        if isinstance(module, nn.Conv2d | nn.Linear):
+            bound = module.weight[0].numel() ** -0.5
             nn.init.uniform_(module.weight, -bound, bound, generator=generator)
-            nn.init.uniform_(module.bias, -bound, bound, generator=generator)
-        elif isinstance(module, nn.BatchNorm2d):
-            nn.init.ones_(module.weight)
-            nn.init.zeros_(module.bias)
+            if module.bias is not None:
+                nn.init.uniform_(module.bias, -bound, bound, generator=generator)
 
 
 def snapshot(model: nn.Module) -> dict[str, Tensor]:

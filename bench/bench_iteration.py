@@ -31,7 +31,7 @@ from alfk.runs import Record, RunFolder, Trial
 from alfk.stages import describe, pretrain, retrain
 from alfk.stages.options import Parser, device_of, positive
 from alfk.stages.workspace import Workspace
-from bench.common import machine, mnist_is_in
+from bench.common import guarded, machine, mnist_is_in
 from mnist.config import MNIST
 from mnist.custom_datasets.mnist import load_mnist
 
@@ -185,8 +185,4 @@ def print_parts(clock: Clock, record: Record, options: argparse.Namespace) -> No
 
 
 if __name__ == "__main__":
-    try:
-        sys.exit(main())
-    except UserError as problem:
-        print(f"{Path(sys.argv[0]).name}: {problem}", file=sys.stderr)
-        sys.exit(2)
+    sys.exit(guarded(main))

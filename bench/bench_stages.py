@@ -31,12 +31,12 @@ from alfk.data import Split
 from alfk.descriptors import standardise
 from alfk.errors import UserError
 from alfk.matching import k_centre, top_matches
-from alfk.network import initialise
+from alfk.network import uniform_fan_in
 from alfk.seeding import generator
 from alfk.stages.memory import peak_mib, reset_peak
 from alfk.stages.options import Parser, positive
 from alfk.training import predict
-from bench.common import fastest, machine, mnist_is_in
+from bench.common import fastest, guarded, machine, mnist_is_in
 from mnist.config import MNIST
 from mnist.custom_datasets.mnist import load_mnist
 from mnist.custom_models.lenet import LeNet
@@ -190,7 +190,7 @@ def compare_evaluation(source: str, test: Split, repeats: int) -> Row:
     """Predictions of an untrained LeNet, weights equal on both sides. The reference gets its better worker count."""
     say(f"evaluation of {len(test):,} {source}")
     plain = PlainLeNet(MNIST.classes)
-    initialise(plain, generator(0, "bench"))
+    uniform_fan_in(plain, generator(0, "bench"))
     model = LeNet(MNIST.classes).to(memory_format=torch.channels_last)
     model.load_state_dict(plain.state_dict())
     ours, mine = fastest(repeats, lambda: predict(model, test, MNIST.descriptor_batch))
@@ -346,8 +346,4 @@ def print_table(rows: list[Row], repeats: int) -> None:
 
 
 if __name__ == "__main__":
-    try:
-        sys.exit(main())
-    except UserError as problem:
-        print(f"{Path(sys.argv[0]).name}: {problem}", file=sys.stderr)
-        sys.exit(2)
+    sys.exit(guarded(main))

@@ -1,6 +1,7 @@
 """What the benchmarks share: whether MNIST is here, a stopwatch, and the machine they ran on."""
 
 import platform
+import sys
 import time
 from collections.abc import Callable
 from pathlib import Path
@@ -8,6 +9,7 @@ from typing import TypeVar
 
 import torch
 
+from alfk.errors import UserError
 from mnist.custom_datasets.mnist import FILES
 
 T = TypeVar("T")
@@ -41,3 +43,12 @@ def cpu_name() -> str:
     lines = info.read_text().splitlines() if info.exists() else []
     names = [line.partition(":")[2].strip() for line in lines if line.startswith("model name")]
     return names[0] if names else platform.machine()
+
+
+def guarded(main: Callable[[], int]) -> int:
+    """The exit status of `main`; what the user can mend becomes one line and status 2."""
+    try:
+        return main()
+    except UserError as problem:
+        print(f"{Path(sys.argv[0]).name}: {problem}", file=sys.stderr)
+        return 2

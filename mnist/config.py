@@ -7,6 +7,7 @@ Rzg_pz L80 at 375 labels (0.75 % of the pool).
 from dataclasses import replace
 
 from alfk.config import Experiment, Recipe, StepDecay
+from alfk.network import uniform_fan_in
 from mnist.custom_datasets import digits, mnist
 from mnist.custom_models.lenet import LeNet
 
@@ -30,6 +31,7 @@ MNIST = Experiment(
     descriptor_batch=500,  # the release used 10,000; 500 images fit the cache
     training_threads=1,
     network=LeNet,
+    initialise=uniform_fan_in,  # as recorded weights of the release show
     load=mnist.load_mnist,
 )
 

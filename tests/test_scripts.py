@@ -76,7 +76,9 @@ def test_a_run_leaves_what_is_promised(finished):
         assert r["labelled_share"] == pytest.approx(100 * r["labelled"] / 897)
         assert set(r["seconds"]) == {"describe", "acquire", "retrain"}
         assert r["peak_memory_mib"] > 50
+        assert all(0 <= epoch <= 4 for epoch in r["epochs"].values())
     before, after = lines[2], lines[3]
+    assert after["accuracy"] >= before["accuracy"]
     assert after["misclassified_before"] == before["misclassified"]
     manifest = json.loads((folder / "run1" / "manifest.json").read_text())
     assert manifest["settings"]["retraining.epochs"] == 4

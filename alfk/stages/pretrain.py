@@ -4,7 +4,7 @@ import time
 
 from torch import Tensor
 
-from alfk.network import initialise, snapshot
+from alfk.network import snapshot
 from alfk.runs import save_checkpoint
 from alfk.stages.workspace import Workspace
 from alfk.training import fit, rotate, rotation_accuracy
@@ -33,14 +33,14 @@ def initial_models(work: Workspace, ir: float, nr: float) -> None:
 
 def _random(work: Workspace, ir: float, nr: float, distortion: str) -> tuple[dict[str, Tensor], dict[str, float]]:
     model = work.network(work.experiment.classes)
-    initialise(model, work.generator("init"))
+    work.experiment.initialise(model, work.generator("init"))
     return snapshot(model), {}
 
 
 def _rotation(work: Workspace, ir: float, nr: float, distortion: str) -> tuple[dict[str, Tensor], dict[str, float]]:
     experiment = work.experiment
     model = work.network(4)
-    initialise(model, work.generator("init"))
+    work.experiment.initialise(model, work.generator("init"))
 
     def after_epoch(epoch: int) -> None:
         work.report("epoch", run=work.folder.number, doing="rotation", epoch=epoch, of=experiment.pretraining.epochs)

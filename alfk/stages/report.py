@@ -58,11 +58,15 @@ class Progress:
 
     def _advance(self, run: int) -> None:
         self.doing.pop(run, None)
+        self._refresh()
         self.bar.update()
 
     def _show(self, run: int, text: str) -> None:
         self.doing[run] = text
-        self.bar.set_postfix_str("  ".join(f"[run{r}: {what}]" for r, what in sorted(self.doing.items())))
+        self._refresh()
+
+    def _refresh(self) -> None:
+        self.bar.set_postfix_str("; ".join(f"run {run}: {what}" for run, what in sorted(self.doing.items())))
 
 
 def line(record: Record) -> str:

@@ -75,7 +75,7 @@ def _labelled_before(work: Workspace, trial: Trial, b: int) -> Tensor:
 
 @dataclasses.dataclass
 class Epoch:
-    """What is known after one epoch: its number from 1, accuracies in percent and (N_test,) predictions."""
+    """What is known after one epoch (0: before training): accuracies in percent and (N_test,) predictions."""
 
     number: int
     test: float
@@ -135,7 +135,12 @@ def retrain(work: Workspace, trial: Trial, b: int, pool: Split, validation: Spli
 def _train(
     work: Workspace, trial: Trial, b: int, model: nn.Module, labelled: Split, validation: Split
 ) -> tuple[dict[str, Epoch], dict[str, Tensor]]:
-    """Fit; the epoch that each rule keeps (the first of equals), and the weights of the selected one."""
+    """Fit; the epoch that each rule keeps (the first of equals), and the weights of the selected one.
+
+    Epoch 0, the weights that training starts from, is a candidate: an iteration that cannot improve on the one before
+    keeps its model. The paper's curves show that the release did so: means and deviations repeat to the last digit
+    where no run improves (MNIST S=y at 2 and 2.25 %, SVHN S=y at 1.75 and 2 %).
+    """
     experiment, kept, weights = work.experiment, {}, {}
 
     def after_epoch(number: int) -> None:
@@ -156,5 +161,6 @@ def _train(
         work.report("epoch", run=work.folder.number, doing=doing, epoch=number, of=experiment.retraining.epochs)
 
     shuffles = work.generator("train", b)
+    after_epoch(0)
     fit(model, labelled, experiment.retraining, shuffles, after_epoch=after_epoch, threads=experiment.training_threads)
     return kept, weights

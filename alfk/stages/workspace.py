@@ -12,7 +12,7 @@ from alfk import bias
 from alfk.config import Experiment
 from alfk.data import Split
 from alfk.errors import UserError
-from alfk.network import fingerprint, initialise, snapshot
+from alfk.network import fingerprint, snapshot
 from alfk.runs import RunFolder, Trial, load_checkpoint, open_array, save_array
 from alfk.seeding import generator
 
@@ -141,6 +141,6 @@ class Workspace:
         about = {"kind": "initial", "init": trial.init, "ir": trial.ir, "nr": trial.nr, **self.identity()}
         state, _ = load_checkpoint(path, about)
         if trial.unsupervised:
-            initialise(model, self.generator("head"))
+            self.experiment.initialise(model, self.generator("head"))
             state |= {name: value for name, value in snapshot(model).items() if name.startswith(f"{model.head}.")}
         return state
