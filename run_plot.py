@@ -19,13 +19,21 @@ import matplotlib.pyplot as plt
 from alfk.acquisition import METHODS
 from alfk.errors import UserError
 from alfk.runs import Record, Trial, read_results
+from alfk.uncertainty import MEASURES
 
 ROOT = Path(__file__).resolve().parent
 
 # One colour and marker a method in all figures (Okabe and Ito's palette, safe for colour-blind readers).
 STYLES = {
     "random": ("#000000", "o"),
+    "varR": ("#0072B2", "X"),
+    "entropy": ("#0072B2", "<"),
+    "BALD": ("#0072B2", ">"),
+    "std": ("#0072B2", "1"),
     "Rz": ("#56B4E9", "s"),
+    "Rzg_trace": ("#F0E442", "p"),
+    "Rzg_mi": ("#999999", "h"),
+    "Rzg_mi_diag": ("#999999", "H"),
     "Rzg_pred": ("#E69F00", "v"),
     "Rzg_pz": ("#D55E00", "D"),
     "Rzg_pzg": ("#CC79A7", "^"),
@@ -38,14 +46,13 @@ def curves(records: list[Record]) -> dict[Trial, dict[float, list[float]]]:
     """Accuracies of every trial by labelled share in percent, one value a run."""
     found: dict[Trial, dict[float, list[float]]] = {}
     for r in records:
-        trial = Trial(r["ir"], r["method"], r["L"], r["ensemble"], r["nr"], r["init"] == "rotation")
-        found.setdefault(trial, {}).setdefault(r["labelled_share"], []).append(r["accuracy"])
+        found.setdefault(Trial.of(r), {}).setdefault(r["labelled_share"], []).append(r["accuracy"])
     return found
 
 
 def draw(title: str, found: dict[Trial, dict[float, list[float]]], path: Path) -> None:
     """One figure: a curve with error bars (one standard deviation) for every trial; saved as PNG and PDF."""
-    figure, axes = plt.subplots(figsize=(6.4, 4.4), constrained_layout=True)
+    figure, axes = plt.subplots(figsize=(8.6, 4.6), constrained_layout=True)
     order = list(STYLES)
     for trial in sorted(found, key=lambda t: (order.index(t.method), t.length, t.ensemble)):
         points = sorted(found[trial].items())
@@ -53,6 +60,7 @@ def draw(title: str, found: dict[Trial, dict[float, list[float]]], path: Path) -
         colour, marker = STYLES[trial.method]
         runs = max(map(len, values))
         length = f", $L_{{{trial.length}}}$" if trial.length else ""
+        length += f", $E={trial.ensemble}$" if trial.method in MEASURES else ""
         axes.errorbar(
             shares,
             [statistics.fmean(v) for v in values],
@@ -70,7 +78,7 @@ def draw(title: str, found: dict[Trial, dict[float, list[float]]], path: Path) -
     axes.grid(color="0.9")
     axes.set_axisbelow(True)
     axes.spines[["top", "right"]].set_visible(False)
-    axes.legend(loc="lower right", fontsize=8.5, framealpha=0.95)
+    figure.legend(loc="outside right center", fontsize=9, frameon=False)
     for suffix in (".png", ".pdf"):
         figure.savefig(path.with_suffix(suffix), dpi=200)
     plt.close(figure)

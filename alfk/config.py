@@ -57,7 +57,8 @@ class Experiment:
     default_ir: float  # imbalance ratio likewise
     descriptor_batch: int  # images a batch in evaluation mode; changes speed and memory, not results
     training_threads: int  # CPU threads while training: fixed, so that results depend on neither --jobs nor the machine
-    network: Callable[[int], nn.Module]  # number of classes -> network
+    samples: int  # K, dropout samples or perturbed copies of an image, over all of an ensemble
+    network: Callable[[int, bool], nn.Module]  # number of classes, whether with MC-dropout -> network
     initialise: Initialiser  # draws its weights
     load: Callable[[Path], tuple["Split", "Split"]]  # data directory -> (train, test)
 

@@ -5,6 +5,7 @@ Every tap of the network is one *scale*; similarities add over the scales.
 """
 
 import dataclasses
+import functools
 from collections.abc import Callable, Sequence
 
 import numpy as np
@@ -39,20 +40,26 @@ class Probe:
     """One batch after one forward pass, kept alive so that gradients for any label may follow.
 
     Attributes:
-        positions: (B,) int64, where the images stand in their split.
+        images: (B, C, H, W), as they went in.
+        positions: (B,) int64, where they stand in their split (None outside one).
         logits: (B, C).
         features: the pooled taps, a list of (B, L_s).
-        z: (B, L) standardised features.
     """
 
-    def __init__(self, model: nn.Module, images: Tensor, positions: Tensor, taps: Sequence[int] | None, grad: bool):
-        self.positions = positions
+    def __init__(
+        self, model: nn.Module, images: Tensor, positions: Tensor | None, taps: Sequence[int] | None, grad: bool
+    ):
+        self.images, self.positions = images, positions
         with torch.set_grad_enabled(grad):
             logits, every_tap = model(images)
         self._live_logits, self._live_taps = logits, [every_tap[i] for i in taps] if taps is not None else every_tap
         self.logits = logits.detach()
         self.features = [pool_spatially(tap.detach()) for tap in self._live_taps]
-        self.z = standardise(self.features)
+
+    @functools.cached_property
+    def z(self) -> Tensor:
+        """(B, L) standardised features."""
+        return standardise(self.features)
 
     @property
     def predictions(self) -> Tensor:
@@ -74,6 +81,21 @@ class Probe:
     def g(self, labels: Tensor, last: bool = True) -> Tensor:
         """(B, L) standardised Fisher scores for `labels`; see `scores`."""
         return standardise(self.scores(labels, last))
+
+    def pullback(self, v: Tensor) -> list[Tensor]:
+        """J^T v, J the derivative of the logits by the taps, pooled: a list of (B, L_s), differentiable by v (B, C)."""
+        return [
+            pool_spatially(g) for g in torch.autograd.grad(self._live_logits, self._live_taps, v, create_graph=True)
+        ]
+
+    def jacobian(self) -> Tensor:
+        """(B, C, L): J^T e_c, pooled, for every class c, from one batched backward pass, which frees the graph."""
+        images, classes = self.logits.shape
+        units = torch.eye(classes, dtype=self.logits.dtype, device=self.logits.device)
+        units = units.unsqueeze(1).expand(classes, images, classes)
+        rows = torch.autograd.grad(self._live_logits, self._live_taps, units, is_grads_batched=True)
+        pooled = [pool_spatially(g.flatten(0, 1)).unflatten(0, (classes, images)) for g in rows]
+        return torch.cat(pooled, dim=2).transpose(0, 1)
 
 
 LabelRule = Callable[[Probe], Tensor]

@@ -2,7 +2,7 @@
 
 import contextlib
 import hashlib
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 
 import torch
 from torch import Tensor, nn
@@ -20,19 +20,34 @@ def evaluation_mode(model: nn.Module) -> Iterator[None]:
             module.training = training
 
 
+@contextlib.contextmanager
+def dropout_mode(models: Iterable[nn.Module]) -> Iterator[None]:
+    """Evaluation mode inside the block, but for dropout layers, which stay random; modes are given back after it."""
+    with contextlib.ExitStack() as stack:
+        for model in models:
+            stack.enter_context(evaluation_mode(model))
+            for module in model.modules():
+                if isinstance(module, nn.modules.dropout._DropoutNd):
+                    module.train()
+        yield
+
+
 Initialiser = Callable[[nn.Module, torch.Generator], None]
 
 
-def uniform_fan_in(model: nn.Module, generator: torch.Generator) -> None:
-    """PyTorch's default, drawn from `generator`: weights and biases of convolutions and linear layers uniform in
-    +-1/sqrt(fan-in).
+def kaiming_fan_out(model: nn.Module, generator: torch.Generator) -> None:
+    """Kaiming-normal, fan-out, weights for convolutions (He et al. 2015) and biases of 0; linear layers uniform in
+    +-1/sqrt(fan-in), PyTorch's default.
     """
     for module in model.modules():
-        if isinstance(module, nn.Conv2d | nn.Linear):
-            bound = module.weight[0].numel() ** -0.5
-            nn.init.uniform_(module.weight, -bound, bound, generator=generator)
+        if isinstance(module, nn.Conv2d):
+            nn.init.kaiming_normal_(module.weight, mode="fan_out", nonlinearity="relu", generator=generator)
             if module.bias is not None:
-                nn.init.uniform_(module.bias, -bound, bound, generator=generator)
+                nn.init.zeros_(module.bias)
+        elif isinstance(module, nn.Linear):
+            bound = module.in_features**-0.5
+            nn.init.uniform_(module.weight, -bound, bound, generator=generator)
+            nn.init.uniform_(module.bias, -bound, bound, generator=generator)
 
 
 def snapshot(model: nn.Module) -> dict[str, Tensor]:

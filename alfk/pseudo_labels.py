@@ -3,11 +3,17 @@
 A rule takes a Probe, one batch after its forward pass, and returns a label for each image.
 """
 
+from collections.abc import Callable, Sequence
+
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from alfk.descriptors import Descriptors, LabelRule, Probe
 from alfk.matching import load_rows, top_matches
+from alfk.perturbation import Transformation
+
+STATISTICS = 2**24  # values in float64, 128 MiB
+EPSILON = 1e-8  # added to the diagonals whose determinants are taken
 
 
 def given(labels: Tensor) -> LabelRule:
@@ -50,3 +56,103 @@ def _label_of_nearest(rows: Tensor, validation: Descriptors, labels: Tensor) -> 
     database = load_rows(validation.vectors, slice(None), rows.device)[:, :width]
     _, index = top_matches(rows, database, 1)
     return labels.to(rows.device)[index[:, 0]]
+
+
+Estimator = Callable[[nn.Module, Sequence[int] | None, Tensor, Sequence[Transformation]], Tensor]
+
+
+def from_copies(
+    estimator: Estimator, model: nn.Module, taps: Sequence[int] | None, copies: Sequence[Transformation]
+) -> LabelRule:
+    """S = arg max over classes c of what `estimator` finds in an image's perturbed copies.
+
+    Images are taken so many at a time that the statistics of their copies hold at most `STATISTICS` values.
+    """
+
+    def rule(probe: Probe) -> Tensor:
+        length, classes = probe.z.shape[1], probe.logits.shape[1]
+        chunk = max(1, STATISTICS // (classes * length * (len(copies) + 4 * length)))
+        return torch.cat([estimator(model, taps, images, copies).argmax(1) for images in probe.images.split(chunk)])
+
+    return rule
+
+
+def trace(model: nn.Module, taps: Sequence[int] | None, images: Tensor, copies: Sequence[Transformation]) -> Tensor:
+    """tr(C_{z,g}) for every class c: T_c, the sum over copies k of <z_k, g_{k,c}>. (B, C).
+
+    The gradient at the logits is p - e_c, so <z, g_c> = <z, J^T p> - <z, J^T e_c> = (J z) . p - (J z)_c, J being the
+    derivative of the logits by the pooled taps. J z comes from two backward passes: J^T v for a variable v, then the
+    derivative of its inner product with z by v, in which it is linear.
+    """
+    total = 0
+    for copy in copies:
+        probe = Probe(model, copy(images), None, taps, grad=True)
+        v = torch.zeros_like(probe.logits, requires_grad=True)
+        inner = sum((g * z).sum() for g, z in zip(probe.pullback(v), probe.features, strict=True))
+        (jz,) = torch.autograd.grad(inner, v)
+        total = total + (jz * probe.logits.softmax(1)).sum(1, keepdim=True) - jz
+    return total
+
+
+def mutual_information(
+    model: nn.Module, taps: Sequence[int] | None, images: Tensor, copies: Sequence[Transformation]
+) -> Tensor:
+    """I(z; g) for every class c, of Gaussians with the copies' second moments. (B, C) float64.
+
+    I_c = logdet(Z Z^T + eps) + logdet(G_c G_c^T + eps) - logdet([Z; G_c] [Z; G_c]^T + eps), with Z and G_c (L, K).
+    """
+    z, g = _statistics(model, taps, images, copies)
+    both = torch.cat([z.unsqueeze(1).expand_as(g), g], dim=2)
+    return log_det(z @ z.mT).unsqueeze(1) + log_det(g @ g.mT) - log_det(both @ both.mT)
+
+
+def mutual_information_of_diagonals(
+    model: nn.Module, taps: Sequence[int] | None, images: Tensor, copies: Sequence[Transformation]
+) -> Tensor:
+    """The same with the diagonals alone of Z Z^T, G_c G_c^T and Z G_c^T: each entry of z with its own of g. (B, C)."""
+    z, g = _statistics(model, taps, images, copies)
+    z = z.unsqueeze(1)
+    zz, gg, zg = z.square().sum(-1) + EPSILON, g.square().sum(-1) + EPSILON, (z * g).sum(-1)
+    return -torch.log1p(-zg.square() / (zz * gg)).sum(-1)
+
+
+def _statistics(
+    model: nn.Module, taps: Sequence[int] | None, images: Tensor, copies: Sequence[Transformation]
+) -> tuple[Tensor, Tensor]:
+    """Z (B, L, K) and G (B, C, L, K), float64: features and, for every class, scores of the copies.
+
+    One backward pass for all classes: g_c = J^T p - J^T e_c is linear in the rows J^T e_c of the derivative.
+    """
+    features, scores = [], []
+    for copy in copies:
+        probe = Probe(model, copy(images), None, taps, grad=True)
+        rows = probe.jacobian()
+        mean = torch.einsum("bc,bcl->bl", probe.logits.softmax(1), rows)
+        features.append(torch.cat(probe.features, dim=1))
+        scores.append(mean.unsqueeze(1) - rows)
+    return torch.stack(features, dim=-1).double(), torch.stack(scores, dim=-1).double()
+
+
+def log_det(matrices: Tensor) -> Tensor:
+    """log det(A + eps I) of symmetric A (..., n, n) float64 by Cholesky.
+
+    A matrix that is not positive definite in floating point is taken by its eigenvalues, those below eps as eps; one
+    with entries that are not finite, as zero.
+    """
+    finite = matrices.isfinite().all(-1).all(-1)
+    matrices = torch.where(finite[..., None, None], matrices, 0)
+    shifted = matrices + EPSILON * torch.eye(matrices.shape[-1], dtype=matrices.dtype, device=matrices.device)
+    factor, failed = torch.linalg.cholesky_ex(shifted)
+    result = 2 * factor.diagonal(dim1=-2, dim2=-1).log().sum(-1)
+    bad = failed > 0
+    if bad.any():
+        values = torch.linalg.eigvalsh(shifted[bad])
+        result[bad] = values.clamp(min=EPSILON).log().sum(-1)
+    return result
+
+
+ESTIMATORS: dict[str, Estimator] = {
+    "trace": trace,
+    "mi": mutual_information,
+    "mi_diag": mutual_information_of_diagonals,
+}

@@ -50,13 +50,23 @@ class Trial:
 
     def label(self) -> str:
         """A short name for a line of progress."""
-        length = f" L{self.length}" if self.length else ""
-        return f"{self.method}{length} ir={self.ir:g} {self.init}"
+        return f"{self.column()} ir={self.ir:g} {self.init}"
+
+    def column(self) -> str:
+        """The method with its descriptor length or ensemble size."""
+        length, members = self.length, self.ensemble
+        return self.method + (f" L{length}" if length else "") + (f" E{members}" if members > 1 else "")
 
     def describes(self, record: Record) -> bool:
         """Whether a results record belongs to this trial."""
         mine = {"ir": self.ir, "nr": self.nr, "method": self.method, "L": self.length, "ensemble": self.ensemble}
         return record.get("init") == self.init and all(record.get(key) == value for key, value in mine.items())
+
+    @classmethod
+    def of(cls, record: Record) -> "Trial":
+        """The trial that a results record belongs to."""
+        unsupervised = record["init"] == "rotation"
+        return cls(record["ir"], record["method"], record["L"], record["ensemble"], record["nr"], unsupervised)
 
 
 class RunFolder:
@@ -77,8 +87,9 @@ class RunFolder:
     def data(self, name: str) -> Path:
         return self.path / "data" / f"{name}.npy"
 
-    def initial(self, distortion: str, unsupervised: bool) -> Path:
-        return self.path / "checkpoint" / f"init_{'unsup_' if unsupervised else ''}batch_0_{distortion}.pt"
+    def initial(self, distortion: str, unsupervised: bool, member: int = 0) -> Path:
+        which = f"{distortion}_E_{member}" if member else distortion
+        return self.path / "checkpoint" / f"init_{'unsup_' if unsupervised else ''}batch_0_{which}.pt"
 
     def checkpoint(self, trial: Trial, b: int, size: int) -> Path:
         return self.path / "checkpoint" / f"best_{trial.stem(b, size)}.pt"

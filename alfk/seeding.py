@@ -1,6 +1,8 @@
 """Randomness is an explicit argument everywhere; this is where it comes from."""
 
+import contextlib
 import hashlib
+from collections.abc import Iterator
 
 import torch
 
@@ -14,3 +16,15 @@ def generator(seed: int, *purpose: object) -> torch.Generator:
     """
     digest = hashlib.sha256(repr((seed, *purpose)).encode()).digest()
     return torch.Generator().manual_seed(int.from_bytes(digest[:4], "little"))
+
+
+@contextlib.contextmanager
+def global_randomness(generator: torch.Generator, device: torch.device) -> Iterator[None]:
+    """Inside the block torch's global generators are seeded from `generator`; after it they are as before.
+
+    For what draws from them and cannot be told otherwise: dropout layers.
+    """
+    devices = [device] if device.type == "cuda" else []
+    with torch.random.fork_rng(devices):
+        torch.manual_seed(int(torch.randint(2**31, (1,), generator=generator)))
+        yield

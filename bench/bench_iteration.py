@@ -117,9 +117,9 @@ def warm_up(work: Workspace) -> None:
     pretrain.initial_models(work, TRIAL.ir, TRIAL.nr)
     pool, validation = work.pool(TRIAL.ir, TRIAL.nr, TRIAL.distortion), work.validation()
     for b in range(B):
-        describe.write_descriptors(work, TRIAL, b, pool, validation)
+        describe.write_databases(work, TRIAL, b, pool, validation)
         retrain.retrain(work, TRIAL, b, pool, validation)  # acquires first
-        describe.delete_descriptors(work, TRIAL, b)
+        describe.delete_databases(work, TRIAL, b)
     epochs = work.experiment.retraining.epochs
     seconds = time.perf_counter() - start
     print(f"made what b={B} starts from, {epochs} epoch(s) an iteration, in {seconds:.1f} s", file=sys.stderr)
@@ -129,7 +129,7 @@ def timed_iteration(work: Workspace, clock: Clock) -> Record:
     """AL iteration b, stage by stage as the scripts run it. Returns its results record."""
     pool, validation = work.pool(TRIAL.ir, TRIAL.nr, TRIAL.distortion), work.validation()
     with clock.part("descriptors"):
-        describe.write_descriptors(work, TRIAL, B, pool, validation)
+        describe.write_databases(work, TRIAL, B, pool, validation)
     with clock.part("matching"):
         retrain.acquire(work, TRIAL, B, pool, validation)
     with inside_of_retraining(work, clock), clock.part("retraining"):

@@ -31,7 +31,7 @@ from alfk.data import Split
 from alfk.descriptors import standardise
 from alfk.errors import UserError
 from alfk.matching import k_centre, top_matches
-from alfk.network import uniform_fan_in
+from alfk.network import kaiming_fan_out
 from alfk.seeding import generator
 from alfk.stages.memory import peak_mib, reset_peak
 from alfk.stages.options import Parser, positive
@@ -190,7 +190,7 @@ def compare_evaluation(source: str, test: Split, repeats: int) -> Row:
     """Predictions of an untrained LeNet, weights equal on both sides. The reference gets its better worker count."""
     say(f"evaluation of {len(test):,} {source}")
     plain = PlainLeNet(MNIST.classes)
-    uniform_fan_in(plain, generator(0, "bench"))
+    kaiming_fan_out(plain, generator(0, "bench"))
     model = LeNet(MNIST.classes).to(memory_format=torch.channels_last)
     model.load_state_dict(plain.state_dict())
     ours, mine = fastest(repeats, lambda: predict(model, test, MNIST.descriptor_batch))

@@ -7,7 +7,7 @@ Rzg_pz L80 at 375 labels (0.75 % of the pool).
 from dataclasses import replace
 
 from alfk.config import Experiment, Recipe, StepDecay
-from alfk.network import uniform_fan_in
+from alfk.network import kaiming_fan_out
 from mnist.custom_datasets import digits, mnist
 from mnist.custom_models.lenet import LeNet
 
@@ -30,8 +30,9 @@ MNIST = Experiment(
     default_ir=100,
     descriptor_batch=500,  # the release used 10,000; 500 images fit the cache
     training_threads=1,
+    samples=128,  # an ensemble of four takes 32 each
     network=LeNet,
-    initialise=uniform_fan_in,  # as recorded weights of the release show
+    initialise=kaiming_fan_out,
     load=mnist.load_mnist,
 )
 

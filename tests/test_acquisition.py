@@ -5,7 +5,7 @@ import torch
 from torch import nn
 
 from alfk import acquisition
-from alfk.acquisition import METHODS, choose, measure, select
+from alfk.acquisition import METHODS, Sampling, choose, measure, most, select
 from alfk.data import Split
 from alfk.descriptors import Probe, describe, standardise
 from alfk.errors import UserError
@@ -39,6 +39,10 @@ def problem():
     return model, *splits
 
 
+def measured(key, model, pool, validation, **options):
+    return measure(METHODS[key], [model], pool, validation, Sampling(torch.Generator(), samples=4), **options)
+
+
 def rows(model, split, labels=None):
     """[z] or [z, g] of every image, one image at a time."""
     out = []
@@ -53,7 +57,7 @@ def test_pz_is_the_label_of_the_nearest_validation_image(problem):
     model, pool, validation = problem
     z_pool, z_validation = rows(model, pool), rows(model, validation)
     nearest = [max(range(40), key=lambda v, z=z: float(z @ z_validation[v])) for z in z_pool]
-    found = measure(METHODS["Rzg_pz"], model, pool, validation, batch_size=32)
+    found = measured("Rzg_pz", model, pool, validation, batch_size=32)
     assert torch.equal(found.pool.pseudo_labels, validation.labels[nearest])
     assert torch.equal(found.validation.pseudo_labels, validation.labels)
     assert torch.allclose(found.pool.vectors, rows(model, pool, validation.labels[nearest]), atol=1e-4)
@@ -64,20 +68,20 @@ def test_pzg_compares_gradients_of_the_predictions(problem):
     said_pool, said = (describe(model, split).predictions for split in (pool, validation))
     both_pool, both = rows(model, pool, said_pool), rows(model, validation, said)
     nearest = [max(range(40), key=lambda v, r=r: float(r @ both[v])) for r in both_pool]
-    found = measure(METHODS["Rzg_pzg"], model, pool, validation, batch_size=32)
+    found = measured("Rzg_pzg", model, pool, validation, batch_size=32)
     assert torch.equal(found.pool.pseudo_labels, validation.labels[nearest])
     assert torch.equal(found.validation.pseudo_labels, validation.labels)
 
 
 def test_pred_takes_the_arg_max_on_both_sides(problem):
-    found = measure(METHODS["Rzg_pred"], *problem)
+    found = measured("Rzg_pred", *problem)
     for side in (found.pool, found.validation):
         assert torch.equal(side.pseudo_labels, side.predictions)
 
 
 def test_true_takes_the_labels_on_both_sides(problem):
     model, pool, validation = problem
-    found = measure(METHODS["Rzg_true"], model, pool, validation)
+    found = measured("Rzg_true", model, pool, validation)
     assert torch.equal(found.pool.pseudo_labels, pool.labels)
     assert torch.equal(found.validation.pseudo_labels, validation.labels)
 
@@ -86,7 +90,7 @@ def test_the_pool_goes_through_the_network_once(problem):
     model, pool, validation = problem
     seen = []
     model.register_forward_pre_hook(lambda _, inputs: seen.append(len(inputs[0])))
-    measure(METHODS["Rzg_pz"], model, pool, validation, batch_size=30)
+    measured("Rzg_pz", model, pool, validation, batch_size=30)
     assert sum(seen) == len(pool) + len(validation)
 
 
@@ -95,18 +99,19 @@ def test_select_in_a_loop_of_ones_own(problem, key):
     model, pool, validation = problem
     labelled = torch.empty(0, dtype=torch.int64)
     for _ in range(3):
-        chosen = select(key, model, pool, validation, n=12, labelled=labelled)
+        chosen = select(key, model, pool, validation, n=12, labelled=labelled, samples=8)
         assert chosen.shape == (12,)
         labelled = torch.cat([labelled, chosen])
     assert len(labelled.unique()) == 36
     assert model.training
-    assert select(key, model, pool, validation, n=54, labelled=labelled).unique().numel() == 54
+    assert select(key, model, pool, validation, n=54, labelled=labelled, samples=8).unique().numel() == 54
 
 
 @pytest.mark.parametrize("key", METHODS)
 def test_equal_generators_give_equal_choices(problem, key):
     def chosen(seed):
-        return select(key, *problem, n=5, generator=torch.Generator().manual_seed(seed)).tolist()
+        generator, labelled = torch.Generator().manual_seed(seed), torch.tensor([4, 2])
+        return select(key, *problem, n=5, labelled=labelled, generator=generator, samples=8).tolist()
 
     assert chosen(1) == chosen(1)
 
@@ -114,7 +119,7 @@ def test_equal_generators_give_equal_choices(problem, key):
 def test_one_tap_alone(problem):
     model, pool, validation = problem
     assert select("Rzg_pz", model, pool, validation, n=3, taps=(1,)).shape == (3,)
-    found = measure(METHODS["Rz"], model, pool, validation, taps=(1,))
+    found = measured("Rz", model, pool, validation, taps=(1,))
     logits = torch.cat([model.eval()(images)[0].detach() for images, _ in pool.batches(90)])
     assert torch.allclose(found.pool.vectors, standardise([logits]), atol=1e-5)
 
@@ -142,10 +147,46 @@ def test_a_perfect_model_leads_to_random_choices(problem):
     model, pool, validation = problem
     sure = Split(validation.images, describe(model, validation).predictions, validation.mean, validation.std)
     available = torch.ones(len(pool), dtype=torch.bool)
-    found = measure(METHODS["Rz"], model, pool, sure)
+    found = measured("Rz", model, pool, sure)
     chosen = choose(METHODS["Rz"], found, sure.labels, available, 6, torch.Generator())
     assert (chosen.misclassified, chosen.at_random) == (0, 6)
 
 
 def test_every_method_has_a_notation_of_its_own():
     assert len({method.notation for method in acquisition.METHODS.values()}) == len(METHODS)
+
+
+def test_the_most_uncertain_are_taken_and_equals_at_random():
+    scores = torch.tensor([0.5, 0.9, 0.1, 0.5, 0.7, 0.5])
+    available = torch.tensor([True, True, True, True, False, True])
+    seen = set()
+    for seed in range(20):
+        chosen = most(scores, available, 2, torch.Generator().manual_seed(seed)).tolist()
+        assert chosen[0] == 1
+        seen.add(chosen[1])
+    assert seen == {0, 3, 5}
+    assert set(most(scores, available, 5, torch.Generator()).tolist()) == {0, 1, 2, 3, 5}
+
+
+def test_methods_that_doubt_begin_at_random(problem):
+    first = select("varR", *problem, n=5)
+    assert first.tolist() == select("random", *problem, n=5).tolist()
+
+
+def test_passes_are_counted(problem):
+    model, pool, validation = problem
+    seen = []
+    model.register_forward_pre_hook(lambda _, inputs: seen.append(len(inputs[0])))
+    for key in METHODS:
+        if key != "random":
+            seen.clear()
+            found = measured(key, model, pool, validation, batch_size=32)
+            assert sum(seen) == found.forward
+            assert (found.backward > 0) == key.startswith("Rzg")
+
+
+def test_an_ensemble_belongs_to_uncertainty(problem):
+    model, pool, validation = problem
+    assert select("BALD", [model, Own()], pool, validation, 3, labelled=torch.tensor([0]), samples=8).shape == (3,)
+    with pytest.raises(UserError, match="not by an ensemble of 2"):
+        select("Rz", [model, Own()], pool, validation, 3)

@@ -12,8 +12,8 @@ from mnist.config import MNIST
 CFG = [(ir, m, n, 1) for ir in (1, 100) for m, n in (("random", 0), ("Rz", 20), ("Rzg_pz", 20), ("Rzg_pz", 80))]
 
 
-def trials(ir=None, methods=None, lengths=None):
-    options = argparse.Namespace(ir=ir, methods=methods, descr_length=lengths, nr=0.0, unsupervised=1)
+def trials(ir=None, methods=None, lengths=None, sizes=None):
+    options = argparse.Namespace(ir=ir, methods=methods, descr_length=lengths, ensemble=sizes, nr=0.0, unsupervised=1)
     return [(t.ir, t.method, t.length) for t in trials_of(CFG, MNIST, options)]
 
 

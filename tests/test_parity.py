@@ -38,6 +38,12 @@ def raw(model, split, taps, labels):
     return torch.cat(probe.features, 1), torch.cat(probe.scores(labels(probe)), 1)
 
 
+def measured(name, problem, taps):
+    model, pool, validation = problem
+    method, sampling = acquisition.METHODS[METHODS[name]], acquisition.Sampling(torch.Generator())
+    return acquisition.measure(method, [model], pool, validation, sampling, taps, 500)
+
+
 def relative(ours, theirs):
     """Largest difference over the largest norm of a recorded vector."""
     theirs = torch.from_numpy(np.ascontiguousarray(theirs))
@@ -48,7 +54,7 @@ def relative(ours, theirs):
 def test_descriptors(problem, parity, name, length):
     model, pool, validation = problem
     taps = MNIST.taps(length)
-    found = acquisition.measure(acquisition.METHODS[METHODS[name]], model, pool, validation, taps, 500)
+    found = measured(name, problem, taps)
     scales = {20: [20], 80: [10, 20, 50]}[length]
     for side, split, described in (("pool", pool, found.pool), ("val", validation, found.validation)):
         recorded = parity[f"{name}_L{length}/{side}"]
@@ -73,8 +79,8 @@ def test_descriptors(problem, parity, name, length):
 @pytest.mark.parametrize(("name", "length"), CASES)
 @pytest.mark.parametrize(("n", "at_least"), [(400, 395), (60, 58)])
 def test_selections(problem, parity, name, length, n, at_least):
-    model, pool, validation = problem
-    found = acquisition.measure(acquisition.METHODS[METHODS[name]], model, pool, validation, MNIST.taps(length), 500)
+    _, pool, validation = problem
+    found = measured(name, problem, MNIST.taps(length))
     errors = found.validation.vectors[found.validation.predictions != validation.labels]
     available = torch.ones(len(pool), dtype=torch.bool)
     first = int(parity[f"{name}_L{length}/first_center_{n}"]) if n < len(errors) else None

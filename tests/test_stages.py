@@ -47,7 +47,7 @@ def everything(data, root):
     active_learning(work, TRIALS)
     lists = [np.load(work.folder.index_list(TRIALS[0], b, work.size(b))).tolist() for b in (0, 1)]
     scores = [(r["b"], r["accuracy"], r["accuracy_per_class"], r["misclassified"]) for r in work.folder.results()]
-    _, fingerprint = work.model_before(TRIALS[0], 2)
+    _, fingerprint = work.models_before(TRIALS[0], 2)
     return lists, scores, fingerprint
 
 
@@ -92,23 +92,23 @@ def test_a_checkpoint_without_its_results_line(data, tmp_path):
 def test_a_checkpoint_of_another_network(data, tmp_path):
     work = workspace(data, tmp_path)
     path = work.folder.initial(TRIALS[0].distortion, unsupervised=True)
-    about = {"kind": "initial", "init": "rotation", "ir": 20, "nr": 0.0, **work.identity()}
+    about = {"kind": "initial", "init": "rotation", "ir": 20, "nr": 0.0, "member": 0, **work.identity()}
     save_checkpoint(path, {"w": torch.zeros(2)}, about)
     with pytest.raises(UserError, match="of another network"):
-        work.model_before(TRIALS[0], 0)
+        work.models_before(TRIALS[0], 0)
 
 
 def test_a_rotation_model_gets_a_new_last_layer(data, tmp_path):
     work = workspace(data, tmp_path)
     make_initial_models(work, TRIALS)
-    model, _ = work.model_before(TRIALS[0], 0)
+    (model,), _ = work.models_before(TRIALS[0], 0)
     state = snapshot(model)
     saved = torch.load(work.folder.initial("ir_20_nr_0", True), weights_only=True)
     assert state["fc2.weight"].shape == (10, 50)
     assert saved["state"]["fc2.weight"].shape == (4, 50)
     assert torch.equal(state["fc1.weight"], saved["state"]["fc1.weight"])
     assert 0 < saved["about"]["rotation_accuracy"] <= 100
-    again, _ = work.model_before(TRIALS[0], 0)
+    (again,), _ = work.models_before(TRIALS[0], 0)
     assert torch.equal(snapshot(again)["fc2.weight"], state["fc2.weight"])
 
 

@@ -7,7 +7,7 @@ import functools
 import platform
 import subprocess
 import sys
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -19,10 +19,10 @@ from alfk.data import Split
 from alfk.errors import UserError
 from alfk.runs import RunFolder, Trial
 from alfk.stages import options as flags
-from alfk.stages.describe import SIDES, write_descriptors
+from alfk.stages.describe import database_path, databases, write_databases
 from alfk.stages.drive import active_learning, distortions, make_initial_models, run_in_turn, run_side_by_side
 from alfk.stages.pretrain import initial_models
-from alfk.stages.report import Progress, table
+from alfk.stages.report import Progress, cost_table, table
 from alfk.stages.retrain import acquire, retrain
 from alfk.stages.workspace import Report, Workspace
 
@@ -45,9 +45,9 @@ def unsup(experiments: Experiments, about: str) -> int:
 
     def body(options: Options) -> int:
         experiment = flags.experiment_of(experiments, options)
-        with Progress(total=2) as progress:
+        with Progress(total=2 * options.ensemble) as progress:
             work = open_workspace(experiment, options, options.run, progress)
-            initial_models(work, options.ir or experiment.default_ir, options.nr)
+            initial_models(work, options.ir or experiment.default_ir, options.nr, options.ensemble)
         return 0
 
     return _guarded(parser, body)
@@ -57,9 +57,9 @@ def gen_descr(experiments: Experiments, about: str) -> int:
     """gen_descr.py: the descriptor databases of one AL iteration."""
 
     def stage(work: Workspace, trial: Trial, b: int, pool: Split, validation: Split) -> None:
-        write_descriptors(work, trial, b, pool, validation)
-        paths = [work.folder.descriptors(side, trial, b, work.size(b - 1)) for side in SIDES]
-        print("\n".join(str(path) for path in paths if path.exists()) or f"{trial.method} needs no descriptors")
+        write_databases(work, trial, b, pool, validation)
+        paths = [str(database_path(work, trial, b, name)) for name in databases(trial, b)]
+        print("\n".join(paths) or f"{trial.method} needs no descriptors at b={b}")
 
     return _one_iteration(experiments, about, stage)
 
@@ -87,7 +87,9 @@ def _one_iteration(
         experiment = flags.experiment_of(experiments, options)
         method = flags.method_key(options.sub, options.aug)
         length = options.descr_length or experiment.default_length
-        trial = flags.trial_of(experiment, options.ir or experiment.default_ir, method, length, 1, options)
+        trial = flags.trial_of(
+            experiment, options.ir or experiment.default_ir, method, length, options.ensemble, options
+        )
         before = experiment.query_size * options.b
         if options.train_size not in (None, before):
             raise UserError(f"before b={options.b} {before} images are labelled, not -ts {options.train_size}")
@@ -110,19 +112,28 @@ def _run(experiment: Experiment, cfgs: Mapping[str, flags.Cfg], options: Options
         raise UserError(f"there is no run from --run-start {options.run_start} up to before {stop}")
     folders = [RunFolder(_root(experiment, options), number) for number in runs]
     if not options.initial:
-        for path in (folder.initial(t.distortion, t.unsupervised) for folder in folders for t in trials):
-            if not path.exists():
-                raise UserError(f"there is no initial model {path}: run with --initial first")
-    each = 2 * len(distortions(trials)) if options.initial else len(trials) * experiment.iterations
+        _check_initial_models(folders, trials)
+    models = 2 * sum(distortions(trials).values())
+    each = models if options.initial else len(trials) * experiment.iterations
     work, jobs = WholeRun(experiment, options, tuple(trials)), min(options.jobs, len(runs))
     _data(experiment, options)  # what is missing or has to be downloaded shows here, once
     with Progress(total=len(runs) * each) as progress:
         failures = run_in_turn(runs, work, progress) if jobs == 1 else run_side_by_side(runs, work, progress, jobs)
     if not options.initial:
-        print("\n" + table([record for folder in folders for record in folder.results()], trials))
+        records = [record for folder in folders for record in folder.results()]
+        print(f"\n{table(records, trials)}\n\n{cost_table(records, trials)}")
     for failure in failures:
         print(f"{failure.details}{Path(sys.argv[0]).name}: run {failure.run}: {failure.cause}", file=sys.stderr)
     return 0 if not failures else 2 if all(failure.user for failure in failures) else 1
+
+
+def _check_initial_models(folders: Sequence[RunFolder], trials: Sequence[Trial]) -> None:
+    for folder in folders:
+        for trial in trials:
+            for member in range(trial.ensemble):
+                path = folder.initial(trial.distortion, trial.unsupervised, member)
+                if not path.exists():
+                    raise UserError(f"there is no initial model {path}: run with --initial first")
 
 
 class WholeRun:

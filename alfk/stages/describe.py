@@ -1,4 +1,4 @@
-"""Stage 2: descriptor databases of validation set and pool under the current model (paper, Section 4.1)."""
+"""Stage 2: what the current model says of the pool, in databases (paper, Section 4.1): descriptors, or uncertainty."""
 
 import time
 from pathlib import Path
@@ -7,91 +7,108 @@ from typing import Any
 import numpy as np
 import torch
 
-from alfk.acquisition import Measurement, Method, get_method, measure
+from alfk.acquisition import Measurement, Method, Sampling, get_method, measure
 from alfk.data import Split
 from alfk.descriptors import Descriptors
-from alfk.runs import Trial, complete_array, create_array, delete_array, has_array, open_array
+from alfk.runs import Trial, complete_array, create_array, delete_array, has_array, open_array, save_array
 from alfk.stages.workspace import Workspace
-from alfk.training import accuracy
+from alfk.training import accuracy, accuracy_per_class
 
-SIDES = ("validation", "pool")
+FIELDS = (
+    "descriptor: z, then g if the method uses it, each standardised per scale; "
+    "pseudo_label: the label g was taken for, -1 without g; prediction: the model's"
+)
 
 
-def write_descriptors(work: Workspace, trial: Trial, b: int, pool: Split, validation: Split) -> None:
-    """Write runN/descr/{validation,pool}_*.npy for AL iteration b; nothing to do for a method that does not match.
+def databases(trial: Trial, b: int) -> tuple[str, ...]:
+    """What AL iteration b of a trial has to be told before it chooses; nothing if it draws at random."""
+    method = get_method(trial.method)
+    if method.matches:
+        return ("validation", "pool")
+    return ("uncertainty",) if method.doubts and b > 0 else ()
+
+
+def write_databases(work: Workspace, trial: Trial, b: int, pool: Split, validation: Split) -> None:
+    """Write runN/descr/{validation,pool,uncertainty}_*.npy for AL iteration b, as far as its method wants them.
 
     Databases that are there already and were made with the same model are kept.
     """
+    wanted = databases(trial, b)
+    if not wanted:
+        return
     method = get_method(trial.method)
-    if not method.matches:
+    taps = work.experiment.taps(trial.length) if method.matches else None
+    models, model_is = work.models_before(trial, b)
+    if all(_up_to_date(work, trial, b, name, model_is) for name in wanted):
         return
-    taps = work.experiment.taps(trial.length)
-    model, model_is = work.model_before(trial, b)
-    if all(_up_to_date(work, trial, b, side, model_is) for side in SIDES):
-        return
-    work.report("stage", run=work.folder.number, trial=trial, b=b, doing="descriptors")
+    work.report("stage", run=work.folder.number, trial=trial, b=b, doing="descriptors" if taps else "uncertainty")
     start = time.perf_counter()
     arrays: dict[str, np.memmap] = {}
 
     def allocate(side: str, images: int, width: int) -> Descriptors:
         dtype = np.dtype([("descriptor", "<f4", (width,)), ("pseudo_label", "<i8"), ("prediction", "<i8")])
-        arrays[side] = create_array(_path(work, trial, b, side), (images,), dtype)
+        arrays[side] = create_array(database_path(work, trial, b, side), (images,), dtype)
         return _fields(arrays[side])
 
-    found = measure(method, model, pool, validation, taps, work.experiment.descriptor_batch, allocate)
-    seconds = time.perf_counter() - start
-    for side, split, described in zip(SIDES, (validation, pool), (found.validation, found.pool), strict=True):
-        header = {
-            **_expected(work, trial, b, side),
-            "images": len(described),
-            "fields": "descriptor: z, then g if the method uses it, each standardised per scale; "
-            "pseudo_label: the label g was taken for, -1 without g; prediction: the model's",
-            "taps": list(taps),
-            "model": model_is,
-            "pseudo_label_accuracy": _pseudo_label_accuracy(method, described, split) if side == "pool" else None,
-            "seconds": seconds,
-        }
-        complete_array(_path(work, trial, b, side), arrays[side], header)
+    sampling = Sampling(work.generator("sample", b), work.experiment.samples)
+    batch_size = work.experiment.descriptor_batch
+    found = measure(method, models, pool, validation, sampling, taps, batch_size, allocate)
+    header = {
+        "model": model_is,
+        "taps": None if taps is None else list(taps),
+        "fields": FIELDS if method.matches else "uncertainty of every pool image, the larger the less certain",
+        "forward": found.forward,
+        "backward": found.backward,
+        "pseudo_labels": _pseudo_labels(method, found, pool, work.experiment.classes),
+        "seconds": time.perf_counter() - start,
+    }
+    for name in wanted:
+        path, about = database_path(work, trial, b, name), {**_expected(work, trial, b, name), **header}
+        if name == "uncertainty":
+            save_array(path, found.uncertainty.cpu().numpy(), about)
+        else:
+            complete_array(path, arrays[name], about)
 
 
-def read_descriptors(work: Workspace, trial: Trial, b: int, model_is: str) -> tuple[Measurement, dict[str, Any]]:
-    """The databases of AL iteration b, the vectors memory-mapped, and the pool's header.
+def read_databases(work: Workspace, trial: Trial, b: int, model_is: str) -> tuple[Measurement | None, dict[str, Any]]:
+    """What AL iteration b has to be told, the vectors memory-mapped, and the header; (None, {}) if that is nothing.
 
     Raises:
         UserError: missing, damaged, of another trial, or of another model than `model_is`.
     """
-    opened, headers = {}, {}
-    for side in SIDES:
-        expected = {**_expected(work, trial, b, side), "model": model_is}
-        array, headers[side] = open_array(_path(work, trial, b, side), expected)
-        opened[side] = _fields(array)
-    return Measurement(**opened), headers["pool"]
+    found, header = {}, {}
+    for name in databases(trial, b):
+        expected = {**_expected(work, trial, b, name), "model": model_is}
+        array, header = open_array(database_path(work, trial, b, name), expected)
+        found[name] = torch.from_numpy(np.array(array)) if name == "uncertainty" else _fields(array)
+    return Measurement(**found) if found else None, header
 
 
-def delete_descriptors(work: Workspace, trial: Trial, b: int) -> None:
+def delete_databases(work: Workspace, trial: Trial, b: int) -> None:
     """Remove the databases of AL iteration b."""
-    for side in SIDES:
-        delete_array(_path(work, trial, b, side))
+    for name in databases(trial, b):
+        delete_array(database_path(work, trial, b, name))
 
 
-def have_descriptors(work: Workspace, trial: Trial, b: int) -> bool:
+def have_databases(work: Workspace, trial: Trial, b: int) -> bool:
     """Whether the databases of AL iteration b are there, of whatever model."""
-    return all(has_array(_path(work, trial, b, side)) for side in SIDES)
+    return all(has_array(database_path(work, trial, b, name)) for name in databases(trial, b))
 
 
-def _path(work: Workspace, trial: Trial, b: int, side: str) -> Path:
-    return work.folder.descriptors(side, trial, b, work.size(b - 1))
+def database_path(work: Workspace, trial: Trial, b: int, name: str) -> Path:
+    return work.folder.descriptors(name, trial, b, work.size(b - 1))
 
 
-def _expected(work: Workspace, trial: Trial, b: int, side: str) -> dict[str, Any]:
-    return {"kind": f"{side} descriptors", **work.identity(trial, b)}
+def _expected(work: Workspace, trial: Trial, b: int, name: str) -> dict[str, Any]:
+    kind = name if name == "uncertainty" else f"{name} descriptors"
+    return {"kind": kind, **work.identity(trial, b)}
 
 
-def _up_to_date(work: Workspace, trial: Trial, b: int, side: str, model_is: str) -> bool:
-    path = _path(work, trial, b, side)
+def _up_to_date(work: Workspace, trial: Trial, b: int, name: str, model_is: str) -> bool:
+    path = database_path(work, trial, b, name)
     if not has_array(path):
         return False
-    _, header = open_array(path, _expected(work, trial, b, side))
+    _, header = open_array(path, _expected(work, trial, b, name))
     return header.get("model") == model_is
 
 
@@ -99,7 +116,9 @@ def _fields(array: np.ndarray) -> Descriptors:
     return Descriptors(array["descriptor"], array["pseudo_label"], array["prediction"])
 
 
-def _pseudo_label_accuracy(method: Method, pool: Descriptors, split: Split) -> float | None:
-    if not method.estimates_labels:
+def _pseudo_labels(method: Method, found: Measurement, pool: Split, classes: int) -> dict[str, Any] | None:
+    """How many of the pool's pseudo-labels are right, in percent: of all, and of each true class."""
+    if not method.estimates_labels or pool.labels is None:
         return None
-    return accuracy(torch.from_numpy(np.array(pool.pseudo_labels)), split.labels.cpu())
+    said, true = torch.from_numpy(np.array(found.pool.pseudo_labels)), pool.labels.cpu()
+    return {"accuracy": accuracy(said, true), "per_class": accuracy_per_class(said, true, classes)}

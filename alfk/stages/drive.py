@@ -12,7 +12,7 @@ import torch
 
 from alfk.errors import UserError
 from alfk.runs import Trial
-from alfk.stages.describe import delete_descriptors, write_descriptors
+from alfk.stages.describe import delete_databases, write_databases
 from alfk.stages.memory import reset_peak
 from alfk.stages.pretrain import initial_models
 from alfk.stages.report import Progress
@@ -36,22 +36,26 @@ def active_learning(work: Workspace, trials: Sequence[Trial], keep_descriptors: 
                     pool, validation = work.pool(trial.ir, trial.nr, trial.distortion), work.validation()
                 reset_peak(work.device)
                 if not work.folder.index_list(trial, b, work.size(b)).with_suffix(".json").exists():
-                    write_descriptors(work, trial, b, pool, validation)
+                    write_databases(work, trial, b, pool, validation)
                 acquire(work, trial, b, pool, validation)
                 record = retrain(work, trial, b, pool, validation)
                 if not keep_descriptors:
-                    delete_descriptors(work, trial, b)
+                    delete_databases(work, trial, b)
                 work.report("iteration", record=record)
 
 
 def make_initial_models(work: Workspace, trials: Sequence[Trial]) -> None:
-    """The random and the rotation model of every distortion that the trials need."""
-    for ir, nr in distortions(trials):
-        initial_models(work, ir, nr)
+    """The random and the rotation models of every distortion and ensemble that the trials need."""
+    for (ir, nr), members in distortions(trials).items():
+        initial_models(work, ir, nr, members)
 
 
-def distortions(trials: Sequence[Trial]) -> list[tuple[float, float]]:
-    return list(dict.fromkeys((trial.ir, trial.nr) for trial in trials))
+def distortions(trials: Sequence[Trial]) -> dict[tuple[float, float], int]:
+    """(ir, nr) of the trials, and the size of the largest ensemble of each."""
+    sizes: dict[tuple[float, float], int] = {}
+    for trial in trials:
+        sizes[trial.ir, trial.nr] = max(trial.ensemble, sizes.get((trial.ir, trial.nr), 1))
+    return sizes
 
 
 @dataclasses.dataclass(frozen=True)

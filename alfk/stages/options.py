@@ -66,6 +66,7 @@ def common_parser(experiments: Mapping[str, Experiment], about: str) -> Parser:
     add("-e", "--epochs", type=positive, help="epochs of an AL iteration")
     add("--unsup-epochs", type=positive, metavar="E", help="epochs of rotation pretraining")
     add("-as", "--query-size", type=positive, metavar="N", help="images labelled in each AL iteration")
+    add("-smp", "--samples", type=positive, metavar="K", help="dropout samples or perturbed copies of an image")
     add("-gbs", "--descr-batch", type=positive, metavar="N", help="images a batch outside training; speed only")
     return parser
 
@@ -81,6 +82,7 @@ def add_run(parser: Parser, experiments: Mapping[str, Experiment]) -> None:
     usual = ", ".join(f"{e.default_ir:g} for {e.name}" for e in experiments.values())
     parser.add_argument("-r", "--run", type=count, default=0, metavar="R", help="number of the run (0)")
     parser.add_argument("-ir", type=imbalance_ratio, metavar="IR", help=f"imbalance ratio ({usual})")
+    parser.add_argument("-ens", "--ensemble", type=positive, default=1, metavar="E", help="size of the ensemble (1)")
 
 
 def add_iteration(parser: Parser) -> None:
@@ -102,6 +104,7 @@ def add_loop(parser: Parser) -> None:
     add("-ir", type=imbalance_ratio, nargs="+", metavar="IR", help="imbalance ratios (those of cfg)")
     add("--methods", nargs="+", metavar="KEY", help=f"methods, of {', '.join(METHODS)} (those of cfg)")
     add("-dl", "--descr-length", type=positive, nargs="+", metavar="L", help="descriptor lengths (those of cfg)")
+    add("-ens", "--ensemble", type=positive, nargs="+", metavar="E", help="ensemble sizes (those of cfg)")
     add("--iterations", type=positive, metavar="B", help="AL iterations (the data set's)")
     add("--jobs", type=positive, default=1, metavar="N", help="runs side by side, each in a process of its own (1)")
     add("--keep-descr", action="store_true", help="keep the descriptor files of finished iterations")
@@ -141,6 +144,7 @@ def experiment_of(experiments: Mapping[str, Experiment], options: argparse.Names
     given = {
         "query_size": options.query_size,
         "descriptor_batch": options.descr_batch,
+        "samples": options.samples,
         "iterations": getattr(options, "iterations", None),
     }
     experiment = replace(experiment, **{key: value for key, value in given.items() if value})
@@ -186,37 +190,43 @@ def method_key(sub: str | None, aug: str | None) -> str:
 def trial_of(
     experiment: Experiment, ir: float, method: str, length: int, ensemble: int, options: argparse.Namespace
 ) -> Trial:
-    """A trial, its method and descriptor length checked. Raises UserError."""
+    """A trial, its method, descriptor length and ensemble checked. Raises UserError."""
     if not get_method(method).matches:
         length = 0
     else:
         experiment.taps(length)
+    if ensemble > 1 and not get_method(method).doubts:
+        raise UserError(f"{method} works with one model, not with an ensemble of {ensemble}")
+    if get_method(method).doubts and experiment.samples % ensemble:
+        raise UserError(f"{experiment.samples} samples cannot be shared by {ensemble} models: choose another -smp")
     return Trial(ir, method, length, ensemble, options.nr, bool(options.unsupervised))
 
 
 def trials_of(cfg: Cfg, experiment: Experiment, options: argparse.Namespace) -> list[Trial]:
-    """The rows of a configuration that -ir, --methods and -dl leave, and what they name beyond it.
+    """The rows of a configuration that -ir, --methods, -dl and -ens leave, and what they name beyond it.
 
     Raises:
         UserError: an unknown method or descriptor length, or nothing is left.
     """
     methods = [method_key(name, None) for name in options.methods or ()]
-    lengths = options.descr_length or ()
+    lengths, sizes = options.descr_length or (), options.ensemble or ()
     trials = []
     for ir in options.ir or dict.fromkeys(row[0] for row in cfg):
         rows = [row[1:] for row in cfg if row[0] == ir] or list(dict.fromkeys(row[1:] for row in cfg))
         if lengths:
             rows = [row for row in rows if row[1] in lengths or (row[1] == 0 and methods)]
+        if sizes:
+            rows = [row for row in rows if row[2] in sizes]
         if methods:
             rows = [row for row in rows if row[0] in methods]
         for method in methods:
-            have = {length for key, length, _ in rows if key == method}
-            if get_method(method).matches:
-                wanted = lengths or (() if have else (experiment.default_length,))
-                rows += [(method, length, 1) for length in wanted if length not in have]
-            elif not have:
-                rows.append((method, 0, 1))
+            have = {row[1:] for row in rows if row[0] == method}
+            if have and not lengths and not sizes:
+                continue
+            for length in lengths or (experiment.default_length,) if get_method(method).matches else (0,):
+                usual = {size for known, size in have if known == length} or {1}
+                rows += [(method, length, size) for size in sizes or usual if (length, size) not in have]
         trials += [trial_of(experiment, ir, *row, options) for row in rows]
     if not trials:
-        raise UserError(f"the configuration has no descriptor length {lengths}: name a method with --methods too")
+        raise UserError("the configuration has no row with that -dl and -ens: name a method with --methods too")
     return list(dict.fromkeys(trials))

@@ -1,4 +1,4 @@
-"""Stage 1: a run's two initial models, random and pretrained by rotation (paper, Section 5; METHOD, initial models)."""
+"""Stage 1: a run's initial models, random and pretrained by rotation (paper, Section 5; METHOD, initial models)."""
 
 import time
 
@@ -10,42 +10,47 @@ from alfk.stages.workspace import Workspace
 from alfk.training import fit, rotate, rotation_accuracy
 
 
-def initial_models(work: Workspace, ir: float, nr: float) -> None:
-    """Make what is missing of the random and the rotation model of one distortion of the pool.
+def initial_models(work: Workspace, ir: float, nr: float, members: int = 1) -> None:
+    """Make what is missing of the random and the rotation model of one distortion, for each member of an ensemble.
 
-    The rotation network starts from the random one's weights and is trained on the distorted pool; its accuracy on
-    the rotated validation images is recorded, the last epoch's weights are kept.
+    A member's rotation network starts from its random one's weights and is trained on the distorted pool; its
+    accuracy on the rotated validation images is recorded, the last epoch's weights are kept.
     """
     distortion = f"ir_{ir:g}_nr_{nr:g}"
     with work.folder.exclusively(f"init_{distortion}"):
-        for init, make in (("random", _random), ("rotation", _rotation)):
-            path = work.folder.initial(distortion, unsupervised=init == "rotation")
-            if path.exists():
-                work.report("initial", run=work.folder.number, ir=ir, init=init, skipped=True)
-                continue
-            start = time.perf_counter()
-            state, extra = make(work, ir, nr, distortion)
-            seconds = time.perf_counter() - start
-            about = {"kind": "initial", "init": init, "ir": ir, "nr": nr, **work.identity()}
-            save_checkpoint(path, state, {**about, **extra, "seconds": seconds, "settings": work.settings()})
-            work.report("initial", run=work.folder.number, ir=ir, init=init, seconds=seconds, **extra)
+        for member in range(members):
+            for init, make in (("random", _random), ("rotation", _rotation)):
+                facts = {"init": init, "ir": ir, "member": member}
+                path = work.folder.initial(distortion, init == "rotation", member)
+                if path.exists():
+                    work.report("initial", run=work.folder.number, **facts, skipped=True)
+                    continue
+                start = time.perf_counter()
+                state, extra = make(work, ir, nr, distortion, member)
+                extra |= {"seconds": time.perf_counter() - start}
+                about = {"kind": "initial", **facts, "nr": nr, **work.identity()}
+                save_checkpoint(path, state, {**about, **extra, "settings": work.settings()})
+                work.report("initial", run=work.folder.number, **facts, **extra)
 
 
-def _random(work: Workspace, ir: float, nr: float, distortion: str) -> tuple[dict[str, Tensor], dict[str, float]]:
+Made = tuple[dict[str, Tensor], dict[str, float]]  # weights, facts about them
+
+
+def _random(work: Workspace, ir: float, nr: float, distortion: str, member: int) -> Made:
     model = work.network(work.experiment.classes)
-    work.experiment.initialise(model, work.generator("init"))
+    work.experiment.initialise(model, work.generator("init", member=member))
     return snapshot(model), {}
 
 
-def _rotation(work: Workspace, ir: float, nr: float, distortion: str) -> tuple[dict[str, Tensor], dict[str, float]]:
+def _rotation(work: Workspace, ir: float, nr: float, distortion: str, member: int) -> Made:
     experiment = work.experiment
     model = work.network(4)
-    work.experiment.initialise(model, work.generator("init"))
+    experiment.initialise(model, work.generator("init", member=member))
 
     def after_epoch(epoch: int) -> None:
         work.report("epoch", run=work.folder.number, doing="rotation", epoch=epoch, of=experiment.pretraining.epochs)
 
-    shuffles = work.generator("rotation", distortion)
+    shuffles = work.generator("rotation", distortion, member=member)
     pool = work.pool(ir, nr, distortion)
     fit(model, pool, experiment.pretraining, shuffles, rotate, after_epoch, experiment.training_threads)
     score = rotation_accuracy(model, work.validation(), experiment.descriptor_batch)

@@ -1,7 +1,7 @@
 """What a person sees of a long run: progress on the terminal or in a log, and the table at the end."""
 
 import statistics
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from typing import Any
 
 from tabulate import tabulate
@@ -9,7 +9,7 @@ from tqdm import tqdm
 
 from alfk.runs import Record, Trial
 
-COLUMNS = "run  method           ir  init       b  labelled      %   test %  errors   s"
+COLUMNS = "run  method            ir  init       b  labelled      %   test %  errors   s"
 
 
 class Progress:
@@ -42,10 +42,11 @@ class Progress:
     def _on_epoch(self, run: int, doing: str, epoch: int, of: int) -> None:
         self._show(run, f"{doing} epoch {epoch}/{of}")
 
-    def _on_initial(self, run: int, ir: float, init: str, skipped: bool = False, **facts: float) -> None:
+    def _on_initial(self, run: int, ir: float, init: str, member: int, skipped: bool = False, **facts: float) -> None:
         score = f", {facts['rotation_accuracy']:.1f} % of rotations told" if "rotation_accuracy" in facts else ""
         outcome = "is there already" if skipped else f"made in {facts['seconds']:.1f} s{score}"
-        self.say(f"run {run}  ir={ir:g}  {init} initial model {outcome}")
+        which = f" of member {member}" if member else ""
+        self.say(f"run {run}  ir={ir:g}  {init} initial model{which} {outcome}")
         self._advance(run)
 
     def _on_iteration(self, record: Record, skipped: bool = False) -> None:
@@ -71,9 +72,9 @@ class Progress:
 
 def line(record: Record) -> str:
     """One finished iteration as a line under COLUMNS."""
-    method = record["method"] + (f" L{record['L']}" if record["L"] else "")
+    trial = Trial.of(record)
     return (
-        f"{record['run']:>3}  {method:<14} {record['ir']:>4g}  {record['init']:<8} {record['b']:>3}  "
+        f"{record['run']:>3}  {trial.column():<15} {trial.ir:>4g}  {trial.init:<8} {record['b']:>3}  "
         f"{record['labelled']:>8} {record['labelled_share']:>6.2f}  {record['accuracy']:>7.2f} "
         f"{record['misclassified']:>7} {sum(record['seconds'].values()):>5.1f}"
     )
@@ -95,7 +96,7 @@ def table(records: Iterable[Record], trials: Iterable[Trial]) -> str:
         present = [(trial, column) for trial, column in zip(members, columns, strict=True) if column]
         if not present:
             continue
-        names = [f"{t.method}{f' L{t.length}' if t.length else ''}\n{_runs(column)}" for t, column in present]
+        names = [f"{trial.column()}\n{_runs(column)}" for trial, column in present]
         rows = []
         for size, share in sorted({(r["labelled"], r["labelled_share"]) for r in records if _in(r, members)}):
             cells = [_cell(column.get(size), max(map(len, column.values()))) for _, column in present]
@@ -105,6 +106,27 @@ def table(records: Iterable[Record], trials: Iterable[Trial]) -> str:
         body = tabulate(rows, headers=["labelled", "% of pool", *names], disable_numparse=True, stralign="right")
         parts.append(f"{title}\n\n{body}")
     return "\n\n".join(parts)
+
+
+def cost_table(records: Sequence[Record], trials: Iterable[Trial]) -> str:
+    """What an acquisition costs, mean over all iterations after the first, and how good its pseudo-labels are.
+
+    Passes count images that go through the network, in millions; seconds are those of measuring and choosing.
+    """
+    rows = []
+    for trial in trials:
+        own = [r for r in records if trial.describes(r) and r["b"] > 0]
+        if not own:
+            continue
+        seconds = statistics.fmean(r["seconds"]["describe"] + r["seconds"]["acquire"] for r in own)
+        passes = [f"{statistics.fmean(r['passes'][way] for r in own) / 1e6:.3f}" for way in ("forward", "backward")]
+        right = [r["pseudo_label_accuracy"] for r in own if r["pseudo_label_accuracy"] is not None]
+        worst = [min(r["pseudo_label_accuracy_per_class"]) for r in own if r["pseudo_label_accuracy"] is not None]
+        quality = [f"{statistics.fmean(values):.1f}" if values else "" for values in (right, worst)]
+        rows.append([trial.column(), f"{trial.ir:g}", trial.init, *passes, f"{seconds:.2f}", *quality])
+    headers = ["method", "ir", "init", "forward\n10^6", "backward\n10^6", "seconds", "right\n%", "worst\nclass %"]
+    title = "One acquisition after the first (mean), and the pool's pseudo-labels"
+    return f"{title}\n\n{tabulate(rows, headers=headers, disable_numparse=True, stralign='right')}" if rows else ""
 
 
 def _in(record: Record, trials: Iterable[Trial]) -> bool:

@@ -2,6 +2,7 @@
 
 import dataclasses
 import time
+from statistics import fmean
 from typing import Any
 
 import numpy as np
@@ -13,10 +14,11 @@ from alfk.data import Split
 from alfk.errors import UserError
 from alfk.network import snapshot
 from alfk.runs import Record, Trial, has_array, load_checkpoint, open_array, save_array, save_checkpoint
-from alfk.stages.describe import have_descriptors, read_descriptors
+from alfk.seeding import global_randomness
+from alfk.stages.describe import databases, have_databases, read_databases
 from alfk.stages.memory import peak_mib
-from alfk.stages.workspace import Workspace
-from alfk.training import accuracy, accuracy_per_class, fit, predict
+from alfk.stages.workspace import Workspace, join_states
+from alfk.training import accuracy, accuracy_per_class, classify, fit, predict
 
 
 def acquire(work: Workspace, trial: Trial, b: int, pool: Split, validation: Split) -> tuple[Tensor, dict[str, Any]]:
@@ -32,18 +34,19 @@ def acquire(work: Workspace, trial: Trial, b: int, pool: Split, validation: Spli
     if has_array(path):
         array, header = open_array(path, about)
         return torch.from_numpy(np.array(array)), header
-    method, measurement, facts = get_method(trial.method), None, {}
-    before = _labelled_before(work, trial, b)
-    if method.matches:
-        _, model_is = work.model_before(trial, b)
-        if not have_descriptors(work, trial, b):
+    before, measurement, facts = _labelled_before(work, trial, b), None, {}
+    if databases(trial, b):
+        _, model_is = work.models_before(trial, b)
+        if not have_databases(work, trial, b):
             raise UserError(f"there are no descriptors of {trial.label()} b={b}: run gen_descr.py first")
-        measurement, described = read_descriptors(work, trial, b, model_is)
-        facts = {"pseudo_label_accuracy": described["pseudo_label_accuracy"], "seconds_describe": described["seconds"]}
+        measurement, about_it = read_databases(work, trial, b, model_is)
+        facts = {key: about_it[key] for key in ("pseudo_labels", "forward", "backward")}
+        facts["seconds_describe"] = about_it["seconds"]
     work.report("stage", run=work.folder.number, trial=trial, b=b, doing="matching")
     start = time.perf_counter()
     available = torch.ones(len(pool), dtype=torch.bool)
     available[before] = False
+    method = get_method(trial.method)
     chosen = choose(
         method, measurement, validation.labels, available, work.experiment.query_size, work.generator("acquire", b)
     )
@@ -53,7 +56,9 @@ def acquire(work: Workspace, trial: Trial, b: int, pool: Split, validation: Spli
         "misclassified": chosen.misclassified,
         "centres": chosen.centres,
         "at_random": chosen.at_random,
-        "pseudo_label_accuracy": None,
+        "pseudo_labels": None,
+        "forward": 0,
+        "backward": 0,
         "seconds_describe": 0.0,
         **facts,
         "seconds_acquire": time.perf_counter() - start,
@@ -75,7 +80,7 @@ def _labelled_before(work: Workspace, trial: Trial, b: int) -> Tensor:
 
 @dataclasses.dataclass
 class Epoch:
-    """What is known after one epoch (0: before training): accuracies in percent and (N_test,) predictions."""
+    """What is known after one epoch (from 1): accuracies in percent and (N_test,) predictions."""
 
     number: int
     test: float
@@ -87,6 +92,8 @@ class Epoch:
 def retrain(work: Workspace, trial: Trial, b: int, pool: Split, validation: Split) -> Record:
     """Train on the labelled set from the previous weights, keep the selected epoch, write checkpoint and results line.
 
+    The members of an ensemble are trained one after the other; figures are the members' mean.
+
     Returns:
         the results record of AL iteration b.
     """
@@ -97,50 +104,57 @@ def retrain(work: Workspace, trial: Trial, b: int, pool: Split, validation: Spli
         work.folder.add_result(record)
         return record
     labelled, header = acquire(work, trial, b, pool, validation)
-    model, _ = work.model_before(trial, b)
+    models, _ = work.models_before(trial, b)
     start = time.perf_counter()
-    kept, weights = _train(work, trial, b, model, pool.subset(labelled), validation)
+    members, states = [], []
+    for number, model in enumerate(models):
+        kept, weights = _train(work, trial, b, number, model, pool.subset(labelled), validation)
+        members.append(kept)
+        states.append(weights)
     seconds = {
         "describe": header["seconds_describe"],
         "acquire": header["seconds_acquire"],
         "retrain": time.perf_counter() - start,
     }
     newest = pool.labels[labelled[-work.experiment.query_size :].to(pool.device)]
-    classes = work.experiment.classes
+    classes, pseudo_labels = work.experiment.classes, header["pseudo_labels"] or {}
+    selected = [kept[work.select] for kept in members]
+    per_class = [accuracy_per_class(epoch.predictions, work.test.labels, classes) for epoch in selected]
     record = {
         **work.identity(trial, b),
         "select": work.select,
         "labelled": len(labelled),
         "labelled_share": 100 * len(labelled) / work.undistorted_pool_size(),
-        "accuracy": kept[work.select].test,
-        "accuracy_best_test": kept["test"].test,
-        "accuracy_val_selected": kept["val"].test,
-        "accuracy_last": kept["last"].test,
-        "epochs": {rule: epoch.number for rule, epoch in kept.items()},
-        "accuracy_per_class": accuracy_per_class(kept[work.select].predictions, work.test.labels, classes),
+        "accuracy": fmean(epoch.test for epoch in selected),
+        "accuracy_best_test": fmean(kept["test"].test for kept in members),
+        "accuracy_val_selected": fmean(kept["val"].test for kept in members),
+        "accuracy_last": fmean(kept["last"].test for kept in members),
+        "accuracy_members": [epoch.test for epoch in selected],
+        "epochs": {rule: [kept[rule].number for kept in members] for rule in RULES},
+        "accuracy_per_class": [fmean(values) for values in zip(*per_class, strict=True)],
         "selected_histogram": torch.bincount(newest, minlength=classes).tolist(),
-        "pseudo_label_accuracy": header["pseudo_label_accuracy"],
+        "pseudo_label_accuracy": pseudo_labels.get("accuracy"),
+        "pseudo_label_accuracy_per_class": pseudo_labels.get("per_class"),
         "misclassified_before": header["misclassified"],
-        "misclassified": kept[work.select].misclassified,
+        "misclassified": round(fmean(epoch.misclassified for epoch in selected)),
         "centres": header["centres"],
         "at_random": header["at_random"],
+        "passes": {"forward": header["forward"], "backward": header["backward"]},
         "seconds": {stage: round(value, 3) for stage, value in seconds.items()},
         "peak_memory_mib": peak_mib(work.device),
     }
-    save_checkpoint(path, weights, {**about, "record": record, "settings": work.settings()})
+    save_checkpoint(path, join_states(states), {**about, "record": record, "settings": work.settings()})
     work.folder.add_result(record)
     return record
 
 
-def _train(
-    work: Workspace, trial: Trial, b: int, model: nn.Module, labelled: Split, validation: Split
-) -> tuple[dict[str, Epoch], dict[str, Tensor]]:
-    """Fit; the epoch that each rule keeps (the first of equals), and the weights of the selected one.
+RULES = ("test", "val", "last")  # which epoch to keep: best on test, best on validation, the last
 
-    Epoch 0, the weights that training starts from, is a candidate: an iteration that cannot improve on the one before
-    keeps its model. The paper's curves show that the release did so: means and deviations repeat to the last digit
-    where no run improves (MNIST S=y at 2 and 2.25 %, SVHN S=y at 1.75 and 2 %).
-    """
+
+def _train(
+    work: Workspace, trial: Trial, b: int, member: int, model: nn.Module, labelled: Split, validation: Split
+) -> tuple[dict[str, Epoch], dict[str, Tensor]]:
+    """Fit; the epoch that each rule keeps (the first of equals), and the weights of the selected one."""
     experiment, kept, weights = work.experiment, {}, {}
 
     def after_epoch(number: int) -> None:
@@ -154,13 +168,13 @@ def _train(
             "val": "val" not in kept or epoch.validation > kept["val"].validation,
             "last": True,
         }
-        kept.update({rule: epoch for rule, is_better in better.items() if is_better})
+        kept.update({rule: epoch for rule in RULES if better[rule]})
         if better[work.select]:
             weights = snapshot(model)
-        doing = f"{trial.label()} b={b}"
+        doing = f"{trial.label()} b={b}" + (f" member {member}" if trial.ensemble > 1 else "")
         work.report("epoch", run=work.folder.number, doing=doing, epoch=number, of=experiment.retraining.epochs)
 
-    shuffles = work.generator("train", b)
-    after_epoch(0)
-    fit(model, labelled, experiment.retraining, shuffles, after_epoch=after_epoch, threads=experiment.training_threads)
+    shuffles = work.generator("train", b, member=member)
+    with global_randomness(work.generator("dropout", b, member=member), work.device):
+        fit(model, labelled, experiment.retraining, shuffles, classify, after_epoch, experiment.training_threads)
     return kept, weights

@@ -9,6 +9,7 @@ import torch
 from torch import Tensor, nn
 
 from alfk import bias
+from alfk.acquisition import get_method
 from alfk.config import Experiment
 from alfk.data import Split
 from alfk.errors import UserError
@@ -46,8 +47,9 @@ class Workspace:
         """Everything on which this run's results depend."""
         return {"dataset": self.experiment.name, "seed": self.seed, "select": self.select, **self.experiment.settings()}
 
-    def generator(self, *purpose: object) -> torch.Generator:
-        return generator(self.seed, self.folder.number, *purpose)
+    def generator(self, *purpose: object, member: int = 0) -> torch.Generator:
+        """The source of one purpose's draws, for one member of an ensemble; the first is as one that stands alone."""
+        return generator(self.seed, self.folder.number, *purpose, *([f"member {member}"] if member else []))
 
     def identity(self, trial: Trial | None = None, b: int | None = None) -> dict[str, Any]:
         """What a file of this run says it is."""
@@ -114,33 +116,41 @@ class Workspace:
         array, _ = open_array(path, about)
         return torch.from_numpy(np.array(array))
 
-    def network(self, classes: int) -> nn.Module:
-        return self.experiment.network(classes).to(self.device, memory_format=torch.channels_last)
+    def network(self, classes: int, mc_dropout: bool = False) -> nn.Module:
+        return self.experiment.network(classes, mc_dropout).to(self.device, memory_format=torch.channels_last)
 
-    def model_before(self, trial: Trial, b: int) -> tuple[nn.Module, str]:
-        """The model that AL iteration b starts from, and the fingerprint of its weights.
+    def models_before(self, trial: Trial, b: int) -> tuple[list[nn.Module], str]:
+        """The ensemble that AL iteration b starts from, and the fingerprint of its weights.
 
-        Iteration 0 starts from the initial model; a rotation model's last linear layer gives way to a new one.
+        Iteration 0 starts from the initial models; a rotation model's last linear layer gives way to a new one. The
+        methods that doubt have MC-dropout in their networks from then on.
         """
-        model = self.network(self.experiment.classes)
+        dropout = get_method(trial.method).doubts
+        models = [self.network(self.experiment.classes, dropout) for _ in range(trial.ensemble)]
         if b > 0:
             path = self.folder.checkpoint(trial, b - 1, self.size(b - 1))
             state, _ = load_checkpoint(path, {"kind": "best", **self.identity(trial, b - 1)})
         else:
-            state = self._initial_state(trial, model)
+            states = [self._initial_state(trial, model, e) for e, model in enumerate(models)]
+            state = join_states(states)
         try:
-            model.load_state_dict(state)
+            nn.ModuleList(models).load_state_dict(state)
         except RuntimeError:
             raise UserError(f"the checkpoint of {trial.label()} before b={b} is of another network") from None
-        return model, fingerprint(state)
+        return models, fingerprint(state)
 
-    def _initial_state(self, trial: Trial, model: nn.Module) -> dict[str, Tensor]:
-        path = self.folder.initial(trial.distortion, trial.unsupervised)
+    def _initial_state(self, trial: Trial, model: nn.Module, member: int) -> dict[str, Tensor]:
+        path = self.folder.initial(trial.distortion, trial.unsupervised, member)
         if not path.exists():
             raise UserError(f"there is no initial model {path}: run with --initial first")
         about = {"kind": "initial", "init": trial.init, "ir": trial.ir, "nr": trial.nr, **self.identity()}
-        state, _ = load_checkpoint(path, about)
+        state, _ = load_checkpoint(path, {**about, "member": member})
         if trial.unsupervised:
-            self.experiment.initialise(model, self.generator("head"))
+            self.experiment.initialise(model, self.generator("head", member=member))
             state |= {name: value for name, value in snapshot(model).items() if name.startswith(f"{model.head}.")}
         return state
+
+
+def join_states(states: Sequence[dict[str, Tensor]]) -> dict[str, Tensor]:
+    """The states of an ensemble's members as one, every name behind its member's number, as in an nn.ModuleList."""
+    return {f"{e}.{name}": value for e, state in enumerate(states) for name, value in state.items()}

@@ -10,23 +10,37 @@ class LeNet(nn.Module):
 
     The taps, one scale each: x1 (B, 10, 12, 12) and x2 (B, 20, 4, 4), the convolutions after pooling and ReLU;
     x4 (B, 50), the first linear layer after ReLU; the logits themselves.
+
+    With `mc_dropout` it drops a quarter of x1 and of x2 and half of x4 before the next layer, always, also in
+    evaluation mode (METHOD: MC-dropout variant; Gal and Ghahramani 2016).
     """
 
     head = "fc2"  # the layer that a rotation model loses
 
-    def __init__(self, classes: int = 10):
+    def __init__(self, classes: int = 10, mc_dropout: bool = False):
         super().__init__()
+        self.mc_dropout = mc_dropout
         self.conv1 = nn.Conv2d(1, 10, 5)
         self.conv2 = nn.Conv2d(10, 20, 5)
         self.fc1 = nn.Linear(320, 50)
         self.fc2 = nn.Linear(50, classes)
 
     def forward(self, images: Tensor) -> tuple[Tensor, list[Tensor]]:
-        x1 = F.relu(max_pool(self.conv1(images)))
-        x2 = F.relu(max_pool(self.conv2(x1)))
-        x4 = F.relu(self.fc1(x2.flatten(1)))
-        logits = self.fc2(x4)
+        return self.after_dropout(self.before_dropout(images))
+
+    def before_dropout(self, images: Tensor) -> Tensor:
+        """x1, which no dropout mask changes."""
+        return F.relu(max_pool(self.conv1(images)))
+
+    def after_dropout(self, x1: Tensor) -> tuple[Tensor, list[Tensor]]:
+        """The rest of the network, under new dropout masks at each call."""
+        x2 = F.relu(max_pool(self.conv2(self._drop(x1, 0.25))))
+        x4 = F.relu(self.fc1(self._drop(x2, 0.25).flatten(1)))
+        logits = self.fc2(self._drop(x4, 0.5))
         return logits, [x1, x2, x4, logits]
+
+    def _drop(self, features: Tensor, share: float) -> Tensor:
+        return F.dropout(features, share, training=True) if self.mc_dropout else features
 
 
 def max_pool(images: Tensor) -> Tensor:

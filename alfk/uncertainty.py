@@ -1,0 +1,114 @@
+"""MC-dropout uncertainty (paper, Section 5, after Gal et al. 2017): K stochastic forward passes, averaged as they come.
+
+Nothing is kept of a sample but its contribution to the running sums, so memory does not grow with K.
+"""
+
+from collections.abc import Callable, Sequence
+
+import torch
+from torch import Tensor, nn
+
+from alfk.data import Split
+from alfk.network import dropout_mode
+from alfk.seeding import global_randomness
+
+
+class Samples:
+    """Running sums over samples of class probabilities for B images.
+
+    Args:
+        images: B.
+        classes: C.
+    """
+
+    def __init__(self, images: int, classes: int, device: torch.device | str = "cpu"):
+        def zeros(*shape: int) -> Tensor:
+            return torch.zeros(shape, dtype=torch.float64, device=device)
+
+        self.count = 0
+        self.votes, self.sum, self.square_sum = (zeros(images, classes) for _ in range(3))
+        self.entropy_sum = zeros(images)
+
+    def add(self, logits: Tensor) -> None:
+        """One more sample: (B, C) logits of one stochastic forward pass."""
+        p = logits.double().softmax(1)
+        self.count += 1
+        self.votes.scatter_add_(1, logits.argmax(1, keepdim=True), self.votes.new_ones(len(p), 1))
+        self.sum += p
+        self.square_sum += p * p
+        self.entropy_sum += entropy_bits(p)
+
+    def variation_ratio(self) -> Tensor:
+        """(B,): 1 - the share of samples that vote for the most voted class."""
+        return 1 - self.votes.max(1).values / self.count
+
+    def predictive_entropy(self) -> Tensor:
+        """(B,): H(mean p), in bits."""
+        return entropy_bits(self.sum / self.count)
+
+    def mutual_information(self) -> Tensor:
+        """(B,): BALD, H(mean p) - mean H(p), in bits."""
+        return self.predictive_entropy() - self.entropy_sum / self.count
+
+    def mean_deviation(self) -> Tensor:
+        """(B,): the standard deviation of a class's probability over samples (divisor K), mean over classes."""
+        mean = self.sum / self.count
+        return (self.square_sum / self.count - mean * mean).clamp(min=0).sqrt().mean(1)
+
+
+MEASURES: dict[str, Callable[[Samples], Tensor]] = {
+    "varR": Samples.variation_ratio,
+    "entropy": Samples.predictive_entropy,
+    "BALD": Samples.mutual_information,
+    "std": Samples.mean_deviation,
+}
+
+
+def entropy_bits(p: Tensor) -> Tensor:
+    """Entropy over the last dimension, in bits; 0 log 0 = 0."""
+    return torch.special.entr(p).sum(-1) / torch.log(torch.tensor(2.0, dtype=p.dtype))
+
+
+@torch.inference_mode()
+def uncertainty(
+    measure: str, models: Sequence[nn.Module], split: Split, samples: int, generator: torch.Generator, batch_size: int
+) -> Tensor:
+    """How uncertain an ensemble of dropout networks is about every image of `split`.
+
+    Args:
+        measure: a key of MEASURES.
+        models: E networks with dropout layers, or with `before_dropout` and `after_dropout` (see `sampler`).
+        samples: K over all of the ensemble; a multiple of E.
+        generator: source of the dropout masks.
+    Returns:
+        (N,) float64 on the split's device; the larger the less certain.
+    Raises:
+        ValueError: K is not a positive multiple of E.
+    """
+    each, rest = divmod(samples, len(models))
+    if rest or not each:
+        raise ValueError(f"{samples} samples cannot be shared by {len(models)} models")
+    scores = []
+    with dropout_mode(models), global_randomness(generator, split.device):
+        for images, _ in split.batches(batch_size):
+            found = None
+            for model in models:
+                sample = sampler(model, images)
+                for _ in range(each):
+                    logits = sample()
+                    found = found or Samples(*logits.shape, device=split.device)
+                    found.add(logits)
+            scores.append(MEASURES[measure](found))
+    return torch.cat(scores)
+
+
+def sampler(model: nn.Module, images: Tensor) -> Callable[[], Tensor]:
+    """A function that gives one stochastic sample of the logits (B, C) for each call.
+
+    What comes before the first dropout is computed once, where the network says what that is:
+    `before_dropout(images)` gives the hidden state from which `after_dropout(hidden)` goes on to (logits, taps).
+    """
+    if hasattr(model, "before_dropout"):
+        hidden = model.before_dropout(images)
+        return lambda: model.after_dropout(hidden)[0]
+    return lambda: model(images)[0]

@@ -1,0 +1,189 @@
+"""Pseudo-labels from perturbed copies against triple loops with a backward pass for each class, in double precision."""
+
+import math
+
+import kornia
+import numpy as np
+import pytest
+import scipy.ndimage
+import torch
+
+from alfk import pseudo_labels
+from alfk.acquisition import METHODS, Sampling, measure
+from alfk.data import Split
+from alfk.descriptors import Probe, pool_spatially
+from alfk.network import kaiming_fan_out
+from alfk.perturbation import Rotated, RotationAndNoise
+from mnist.config import DIGITS, MNIST
+from mnist.custom_models.lenet import LeNet
+
+K = 9
+EPS = 1e-8
+
+
+@pytest.fixture(scope="module")
+def model():
+    model = LeNet(10)
+    kaiming_fan_out(model, torch.Generator().manual_seed(0))
+    return model.eval()
+
+
+@pytest.fixture(scope="module")
+def copies():
+    return RotationAndNoise().draw(K, (1, 28, 28), torch.Generator().manual_seed(3))
+
+
+def digits(count):
+    _, test = DIGITS.load(None)
+    return test.subset(torch.arange(count))
+
+
+def naive(model, image, copies, taps, kind):
+    """The estimate of every class for one image: METHOD's formulas, one backward pass a class, one copy at a time."""
+    result = []
+    for c in range(10):
+        z_columns, g_columns = [], []
+        for copy in copies:
+            logits, every = model(copy(image))
+            chosen = [every[i] for i in taps]
+            loss = torch.nn.functional.cross_entropy(logits, torch.tensor([c]))
+            gradients = torch.autograd.grad(loss, chosen)
+            z_columns.append(torch.cat([pool_spatially(t)[0] for t in chosen]).detach().numpy())
+            g_columns.append(torch.cat([pool_spatially(g)[0] for g in gradients]).numpy())
+        z, g = np.stack(z_columns, 1), np.stack(g_columns, 1)
+        if kind == "trace":
+            result.append(sum(z[:, k] @ g[:, k] for k in range(len(copies))))
+            continue
+        zz, gg, zg = z @ z.T, g @ g.T, z @ g.T
+        if kind == "mi_diag":
+            zz, gg, zg = (np.diag(np.diag(m)) for m in (zz, gg, zg))
+        joint = np.block([[zz, zg], [zg.T, gg]])
+        parts = [np.linalg.slogdet(m + EPS * np.eye(len(m)))[1] for m in (zz, gg, joint)]
+        result.append(parts[0] + parts[1] - parts[2])
+    return result
+
+
+@pytest.mark.parametrize("kind", ["trace", "mi", "mi_diag"])
+@pytest.mark.parametrize("length", [10, 20, 80])
+def test_estimators_equal_the_triple_loop(model, copies, kind, length):
+    double, taps = LeNet(10).double(), MNIST.taps(length)
+    double.load_state_dict(model.state_dict())
+    images = next(digits(20).batches(20))[0].double()
+    ours = pseudo_labels.ESTIMATORS[kind](double.eval(), taps, images, copies).numpy()
+    theirs = np.array([naive(double, image[None], copies, taps, kind) for image in images])
+    np.testing.assert_allclose(ours, theirs, rtol=1e-6, atol=1e-6)
+    assert (ours.argmax(1) == theirs.argmax(1)).all()
+
+
+def test_pseudo_labels_of_mutual_information_agree_with_the_plain_version(parity):
+    """In single precision, on 500 digits and the recorded network, against a backward pass for each class and copy."""
+    trained = LeNet(10).eval()
+    weights = {k.removeprefix("weights/"): v for k, v in parity.items() if k.startswith("weights/")}
+    trained.load_state_dict({name: torch.from_numpy(value) for name, value in weights.items()})
+    pixels = torch.from_numpy(parity["pool_images"][::3][:500]).unsqueeze(1)
+    images, positions = next(Split(pixels, None, MNIST.mean, MNIST.std).batches(500))
+    many = RotationAndNoise().draw(48, (1, 28, 28), torch.Generator().manual_seed(5))
+    rule = pseudo_labels.from_copies(pseudo_labels.mutual_information, trained, (1,), many)
+    ours = rule(Probe(trained, images, positions, (1,), grad=True)).numpy()
+    z, g = [], [[] for _ in range(10)]
+    for copy in many:
+        probe = Probe(trained, copy(images), None, (1,), grad=True)
+        z.append(probe.features[0].double().numpy())
+        for c in range(10):
+            g[c].append(probe.scores(torch.full((500,), c), last=False)[0].double().numpy())
+    z, information = np.stack(z, 2), []
+    for c in range(10):
+        both = np.concatenate([z, np.stack(g[c], 2)], 1)
+        joint = both @ both.transpose(0, 2, 1)
+        blocks = (joint[:, :20, :20], joint[:, 20:, 20:], joint)
+        parts = [np.linalg.slogdet(m + EPS * np.eye(m.shape[1]))[1] for m in blocks]
+        information.append(parts[0] + parts[1] - parts[2])
+    theirs = np.stack(information, 1).argmax(1)
+    assert len(np.unique(theirs)) == 10
+    assert (ours == theirs).mean() >= 0.99
+
+
+def test_linearity_gives_every_class_its_gradient(model):
+    images = next(digits(4).batches(4))[0]
+    rows = Probe(model, images, None, (0, 1, 2, 3), grad=True).jacobian()
+    assert rows.shape == (4, 10, 90)
+    probe = Probe(model, images, None, (0, 1, 2, 3), grad=True)
+    p = probe.logits.softmax(1)
+    for c in range(10):
+        wanted = torch.cat(probe.scores(torch.full((4,), c), last=False), 1)
+        ours = torch.einsum("bc,bcl->bl", p, rows) - rows[:, c]
+        assert torch.allclose(ours, wanted, atol=1e-6)
+
+
+def test_both_sides_get_estimated_labels(model):
+    split = digits(30)
+    sampling = Sampling(torch.Generator().manual_seed(0), samples=4)
+    for key in ("Rzg_trace", "Rzg_mi", "Rzg_mi_diag"):
+        found = measure(METHODS[key], [model], split, split, sampling, (1,), 7)
+        assert torch.equal(found.pool.pseudo_labels, found.validation.pseudo_labels)  # the same copies for both
+        assert found.pool.pseudo_labels.unique().numel() > 1
+        assert found.forward == 60 + 4 * 60
+
+
+def test_chunks_do_not_change_labels(model, copies, monkeypatch):
+    images, positions = next(digits(50).batches(50))
+    probe = Probe(model, images, positions, (1,), grad=True)
+    whole = pseudo_labels.from_copies(pseudo_labels.mutual_information, model, (1,), copies)(probe)
+    monkeypatch.setattr(pseudo_labels, "STATISTICS", 1)
+    assert torch.equal(pseudo_labels.from_copies(pseudo_labels.mutual_information, model, (1,), copies)(probe), whole)
+
+
+def test_log_determinants_never_stop():
+    generator = torch.Generator().manual_seed(0)
+    a = torch.randn(3, 6, 4, dtype=torch.float64, generator=generator)
+    good = a @ a.mT  # rank 4 of 6: singular but for epsilon
+    wanted = torch.linalg.eigvalsh(good).clamp(min=0).add(EPS).log().sum(-1)
+    assert torch.allclose(pseudo_labels.log_det(good), wanted, rtol=1e-6)
+    negative = good - 1e-3 * torch.eye(6, dtype=torch.float64)
+    huge = torch.full((3, 6, 6), math.inf, dtype=torch.float64)
+    for bad in (negative, huge, torch.full_like(good, math.nan), torch.zeros_like(good)):
+        assert pseudo_labels.log_det(bad).isfinite().all()
+    assert pseudo_labels.log_det(torch.zeros(2, 5, 5, dtype=torch.float64)).tolist() == pytest.approx(
+        [5 * math.log(EPS)] * 2
+    )
+
+
+def test_a_dead_network_still_gets_labels(copies):
+    """All features and gradients zero: every determinant is that of epsilon."""
+    dead = LeNet(10)
+    for parameter in dead.parameters():
+        torch.nn.init.zeros_(parameter)
+    for name in pseudo_labels.ESTIMATORS:
+        rule = pseudo_labels.from_copies(pseudo_labels.ESTIMATORS[name], dead, (0, 1, 2), copies)
+        images, positions = next(digits(3).batches(3))
+        assert ((labels := rule(Probe(dead, images, positions, (0, 1, 2), grad=True))) >= 0).all()
+        assert labels.shape == (3,)
+
+
+def test_copies_are_turned_about_the_centre():
+    images = next(digits(3).batches(3))[0]
+    turned = Rotated(torch.tensor(90.0), torch.zeros(1, 28, 28))(images)
+    assert torch.allclose(turned, images.rot90(1, (2, 3)), atol=1e-4)
+    small = Rotated(torch.tensor(5.0), torch.zeros(1, 28, 28))(images)
+    wanted = scipy.ndimage.rotate(images[0, 0].numpy(), 5.0, reshape=False, order=1, mode="nearest")
+    assert np.abs(small[0, 0].numpy() - wanted).mean() < 0.02
+    each = kornia.geometry.transform.rotate(images, torch.full((3,), 5.0), padding_mode="border")
+    assert torch.allclose(small, each, atol=1e-5)
+
+
+def test_strategies_draw_what_they_say():
+    copies = RotationAndNoise(angle_std=5, noise_std=0.01).draw(2000, (1, 8, 8), torch.Generator().manual_seed(0))
+    angles = torch.stack([copy.angle for copy in copies])
+    assert float(angles.std()) == pytest.approx(5, rel=0.05)
+    assert float(angles.mean()) == pytest.approx(0, abs=0.4)
+    assert float(torch.stack([copy.noise for copy in copies]).std()) == pytest.approx(0.01, rel=0.05)
+
+
+def test_a_strategy_of_ones_own(model):
+    class Brightness:
+        def draw(self, samples, shape, generator):
+            return [lambda images, f=float(f): images * f for f in 1 + 0.1 * torch.randn(samples, generator=generator)]
+
+    split = digits(10)
+    sampling = Sampling(torch.Generator().manual_seed(0), 3, Brightness())
+    assert len(measure(METHODS["Rzg_trace"], [model], split, split, sampling, (1,)).pool) == 10

@@ -1,0 +1,144 @@
+"""Uncertainty measures against NumPy and SciPy, limits, and how the samples are taken."""
+
+import numpy as np
+import pytest
+import scipy.stats
+import torch
+from torch import nn
+
+from alfk.data import Split
+from alfk.network import kaiming_fan_out
+from alfk.uncertainty import MEASURES, Samples, sampler, uncertainty
+from mnist.custom_models.lenet import LeNet
+
+K, B, C = 7, 5, 3
+
+
+def running(logits):
+    """Samples of (K, B, C) logits, one by one."""
+    found = Samples(logits.shape[1], logits.shape[2])
+    for sample in logits:
+        found.add(sample)
+    return found
+
+
+@pytest.fixture
+def logits():
+    return 3 * torch.randn(K, B, C, dtype=torch.float64, generator=torch.Generator().manual_seed(0))
+
+
+def test_measures_are_what_numpy_and_scipy_compute(logits):
+    p = scipy.special.softmax(logits.numpy(), axis=2)
+    found = running(logits)
+    votes = np.stack([np.bincount(p[:, i].argmax(1), minlength=C) for i in range(B)])
+    mean_entropy = scipy.stats.entropy(p, axis=2, base=2).mean(0)
+    entropy = scipy.stats.entropy(p.mean(0), axis=1, base=2)
+    for ours, wanted in (
+        (found.variation_ratio(), 1 - votes.max(1) / K),
+        (found.predictive_entropy(), entropy),
+        (found.mutual_information(), entropy - mean_entropy),
+        (found.mean_deviation(), p.std(0).mean(1)),
+    ):
+        np.testing.assert_allclose(ours.numpy(), wanted, atol=1e-12)
+
+
+def test_identical_samples_leave_no_doubt(logits):
+    found = running(logits[:1].expand(K, B, C))
+    for measure in (Samples.variation_ratio, Samples.mutual_information, Samples.mean_deviation):
+        assert torch.allclose(measure(found), torch.zeros(B, dtype=torch.float64), atol=1e-7)
+
+
+def test_uniform_votes():
+    found = running(50 * torch.eye(C, dtype=torch.float64).unsqueeze(1).expand(C, B, C))
+    assert torch.allclose(found.variation_ratio(), torch.full((B,), 1 - 1 / C, dtype=torch.float64))
+    assert torch.allclose(found.predictive_entropy(), torch.full((B,), np.log2(C), dtype=torch.float64))
+    assert torch.allclose(found.mutual_information(), torch.full((B,), np.log2(C), dtype=torch.float64))
+
+
+def test_a_certain_probability_of_zero_is_no_trouble():
+    found = running(torch.tensor([[[1000.0, 0.0]], [[0.0, 1000.0]]]))
+    assert all(measure(found).isfinite().all() for measure in MEASURES.values())
+    assert float(found.mutual_information()) == pytest.approx(1)
+
+
+def images(count=6):
+    generator = torch.Generator().manual_seed(1)
+    return Split(
+        torch.randint(0, 256, (count, 1, 28, 28), dtype=torch.uint8, generator=generator), None, (0.1,), (0.3,)
+    )
+
+
+def lenet(seed, mc_dropout=True):
+    model = LeNet(C, mc_dropout)
+    kaiming_fan_out(model, torch.Generator().manual_seed(seed))
+    return model
+
+
+def test_the_first_convolution_is_computed_once_a_batch():
+    model, calls = lenet(0), []
+    model.conv1.register_forward_hook(lambda *_: calls.append("conv1"))
+    model.conv2.register_forward_hook(lambda *_: calls.append("conv2"))
+    uncertainty("varR", [model], images(), 8, torch.Generator(), 3)
+    assert (calls.count("conv1"), calls.count("conv2")) == (2, 16)
+
+
+def test_masks_depend_on_the_generator_alone():
+    def scores(seed):
+        torch.manual_seed(99)
+        return uncertainty("BALD", [lenet(0)], images(), 8, torch.Generator().manual_seed(seed), 3).tolist()
+
+    assert scores(1) == scores(1) != scores(2)
+    model, state = lenet(0), torch.get_rng_state()
+    uncertainty("BALD", [model], images(), 2, torch.Generator(), 3)
+    assert torch.equal(torch.get_rng_state(), state)
+
+
+def test_an_ensemble_without_dropout_is_averaged_over_members():
+    models = [lenet(seed, mc_dropout=False) for seed in range(3)]
+    split = images()
+    batch = next(split.batches(6))[0]
+    with torch.inference_mode():
+        by_hand = running(torch.stack([model(batch)[0] for model in models]))
+    ours = uncertainty("entropy", models, split, 6, torch.Generator(), 4)
+    assert torch.allclose(ours, by_hand.predictive_entropy(), atol=1e-6)
+
+
+@pytest.mark.parametrize("samples", [0, 2, 5])
+def test_samples_are_shared_evenly(samples):
+    with pytest.raises(ValueError, match=f"{samples} samples cannot be shared by 3"):
+        uncertainty("varR", [lenet(s) for s in range(3)], images(), samples, torch.Generator(), 4)
+
+
+def test_somebody_elses_dropout_layers_stay_random_and_batch_norm_does_not():
+    model = nn.Sequential(nn.BatchNorm2d(1), nn.Flatten(), nn.Dropout(0.5), nn.Linear(784, C))
+
+    class Own(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.layers = model
+
+        def forward(self, x):
+            logits = self.layers(x)
+            return logits, [logits]
+
+    own = Own().train()
+    before = model[0].running_mean.clone()
+    scores = uncertainty("std", [own], images(), 9, torch.Generator(), 4)
+    assert (scores > 0).all()
+    assert torch.equal(model[0].running_mean, before)
+    assert own.training
+    assert model[0].training
+
+
+def test_the_dropout_variant_scales_by_what_is_kept():
+    """In the mean over masks the variant agrees with the plain network up to the non-linearities."""
+    model, plain = lenet(0), lenet(0, mc_dropout=False)
+    x1 = torch.ones(1, 10, 12, 12)
+    kept = torch.stack([model._drop(x1, 0.25) for _ in range(50)])
+    assert kept.unique().tolist() == pytest.approx([0, 4 / 3])
+    assert float(kept.mean()) == pytest.approx(1, abs=0.02)
+    assert torch.equal(plain._drop(x1, 0.25), x1)
+    batch = next(images().batches(6))[0]
+    with torch.inference_mode():
+        samples = [sampler(model.eval(), batch)() for _ in range(2)]
+    assert not torch.equal(*samples)
