@@ -5,7 +5,8 @@
     python3 run.py --unsupervised 0     # the same from the random one
     python3 run.py --dataset DIGITS --initial && python3 run.py --dataset DIGITS    # small, without any download
 
-Figures (a) and (b) of the paper are the rows of cfg with --unsupervised 1; (c) adds Rzg_pz with --unsupervised 0.
+The paper's figures (a) and (b) are the rows of cfg with --unsupervised 1 and ir 1 and 100; (c), the ablation, takes
+those of ir 100 and Rzg_pz with --unsupervised 0.
 """
 
 import sys
@@ -16,22 +17,28 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 from alfk.stages import cli
 from mnist.config import EXPERIMENTS
 
-# (imbalance ratio, method, descriptor length L, ensemble size)
+# (imbalance ratio, method, descriptor length L, ensemble size E)
 cfg = [
-    (ir, method, length, 1)
+    (ir, *row)
     for ir in (1, 100)
-    for method, length in (
-        ("random", 0),
-        ("Rz", 20),
-        ("Rzg_true", 20),
-        ("Rzg_pred", 20),
-        ("Rzg_pz", 20),
-        ("Rzg_pz", 80),
+    for row in (
+        ("random", 0, 1),
+        ("varR", 0, 1),
+        ("varR", 0, 4),
+        ("Rz", 20, 1),
+        ("Rzg_true", 20, 1),
+        ("Rzg_pred", 20, 1),
+        ("Rzg_pz", 20, 1),
+        ("Rzg_pz", 80, 1),
     )
+] + [
+    (100, "Rzg_trace", 20, 1),
+    (100, "Rzg_mi", 20, 1),
 ]
 
 cfg_digits = [
     (20, "random", 0, 1),
+    (20, "varR", 0, 1),
     (20, "Rz", 20, 1),
     (20, "Rzg_pred", 80, 1),
     (20, "Rzg_pz", 80, 1),

@@ -1,5 +1,7 @@
 """Pseudo-labels from perturbed copies against triple loops with a backward pass for each class, in double precision."""
 
+import functools
+import itertools
 import math
 
 import kornia
@@ -38,39 +40,43 @@ def digits(count):
     return test.subset(torch.arange(count))
 
 
-def naive(model, image, copies, taps, kind):
-    """The estimate of every class for one image: METHOD's formulas, one backward pass a class, one copy at a time."""
-    result = []
-    for c in range(10):
-        z_columns, g_columns = [], []
-        for copy in copies:
-            logits, every = model(copy(image))
-            chosen = [every[i] for i in taps]
-            loss = torch.nn.functional.cross_entropy(logits, torch.tensor([c]))
-            gradients = torch.autograd.grad(loss, chosen)
-            z_columns.append(torch.cat([pool_spatially(t)[0] for t in chosen]).detach().numpy())
-            g_columns.append(torch.cat([pool_spatially(g)[0] for g in gradients]).numpy())
-        z, g = np.stack(z_columns, 1), np.stack(g_columns, 1)
-        if kind == "trace":
-            result.append(sum(z[:, k] @ g[:, k] for k in range(len(copies))))
-            continue
-        zz, gg, zg = z @ z.T, g @ g.T, z @ g.T
-        if kind == "mi_diag":
-            zz, gg, zg = (np.diag(np.diag(m)) for m in (zz, gg, zg))
-        joint = np.block([[zz, zg], [zg.T, gg]])
-        parts = [np.linalg.slogdet(m + EPS * np.eye(len(m)))[1] for m in (zz, gg, joint)]
-        result.append(parts[0] + parts[1] - parts[2])
-    return result
+@functools.cache
+def naive_statistics(length):
+    """z (K, L) and, for every class, g (K, L) of 20 images: a backward pass for each class, copy and image."""
+    model = LeNet(10)
+    kaiming_fan_out(model, torch.Generator().manual_seed(0))
+    model = model.double().eval()
+    images = next(digits(20).batches(20))[0].double()
+    many = RotationAndNoise().draw(K, (1, 28, 28), torch.Generator().manual_seed(3))
+    features, scores = np.empty((20, 10, K, length)), np.empty((20, 10, K, length))
+    for i, c, k in itertools.product(range(20), range(10), range(K)):
+        logits, every = model(many[k](images[i : i + 1]))
+        chosen = [every[tap] for tap in MNIST.taps(length)]
+        loss = torch.nn.functional.cross_entropy(logits, torch.tensor([c]))
+        gradients = torch.autograd.grad(loss, chosen)
+        features[i, c, k] = torch.cat([pool_spatially(tap)[0] for tap in chosen]).detach().numpy()
+        scores[i, c, k] = torch.cat([pool_spatially(g)[0] for g in gradients]).numpy()
+    return model, images, many, features, scores
+
+
+def naive(z, g, kind):
+    """METHOD's formulas for one image and class, from (K, L) features and scores."""
+    if kind == "trace":
+        return sum(z[k] @ g[k] for k in range(len(z)))
+    zz, gg, zg = z.T @ z, g.T @ g, z.T @ g
+    if kind == "mi_diag":
+        zz, gg, zg = (np.diag(np.diag(m)) for m in (zz, gg, zg))
+    joint = np.block([[zz, zg], [zg.T, gg]])
+    parts = [np.linalg.slogdet(m + EPS * np.eye(len(m)))[1] for m in (zz, gg, joint)]
+    return parts[0] + parts[1] - parts[2]
 
 
 @pytest.mark.parametrize("kind", ["trace", "mi", "mi_diag"])
 @pytest.mark.parametrize("length", [10, 20, 80])
-def test_estimators_equal_the_triple_loop(model, copies, kind, length):
-    double, taps = LeNet(10).double(), MNIST.taps(length)
-    double.load_state_dict(model.state_dict())
-    images = next(digits(20).batches(20))[0].double()
-    ours = pseudo_labels.ESTIMATORS[kind](double.eval(), taps, images, copies).numpy()
-    theirs = np.array([naive(double, image[None], copies, taps, kind) for image in images])
+def test_estimators_equal_the_triple_loop(kind, length):
+    model, images, many, features, scores = naive_statistics(length)
+    ours = pseudo_labels.ESTIMATORS[kind](model, MNIST.taps(length), images, many).numpy()
+    theirs = np.array([[naive(features[i, c], scores[i, c], kind) for c in range(10)] for i in range(20)])
     np.testing.assert_allclose(ours, theirs, rtol=1e-6, atol=1e-6)
     assert (ours.argmax(1) == theirs.argmax(1)).all()
 

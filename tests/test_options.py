@@ -67,6 +67,26 @@ def test_flags_go_beyond_it():
     assert trials(ir=[1], methods=["Rz"], lengths=[20, 90]) == [(1, "Rz", 20), (1, "Rz", 90)]
 
 
+def test_ensembles():
+    cfg = [(1, "varR", 0, 1), (1, "varR", 0, 4), (1, "Rz", 20, 1)]
+
+    def rows(sizes=None, methods=None):
+        options = argparse.Namespace(
+            ir=None, methods=methods, descr_length=None, ensemble=sizes, nr=0.0, unsupervised=1
+        )
+        return [(t.method, t.ensemble) for t in trials_of(cfg, MNIST, options)]
+
+    assert rows() == [("varR", 1), ("varR", 4), ("Rz", 1)]
+    assert rows(methods=["varR"]) == [("varR", 1), ("varR", 4)]
+    assert rows([4]) == [("varR", 4)]
+    assert rows([2], ["varR"]) == [("varR", 2)]
+    assert rows([1], ["BALD"]) == [("BALD", 1)]
+    with pytest.raises(UserError, match="works with one model"):
+        rows([2], ["Rz"])
+    with pytest.raises(UserError, match="128 samples cannot be shared by 3"):
+        rows([3], ["varR"])
+
+
 def test_what_cannot_be():
     with pytest.raises(UserError, match="L=70; there are 10, 20, 30, 80, 90"):
         trials(methods=["Rz"], lengths=[70])

@@ -13,6 +13,8 @@ import numpy as np
 import pytest
 import torch
 
+from alfk.acquisition import METHODS
+
 ROOT = Path(__file__).resolve().parents[1]
 SMALL = ["--dataset", "DIGITS", "--device", "cpu", "-e", "4", "--unsup-epochs", "1"]
 TWO = ["--iterations", "2", "--methods", "random", "Rzg_pz", "--run-stop", "2"]
@@ -250,15 +252,26 @@ def test_epochs_selected_without_the_test_set(tmp_path, select):
     assert line["epochs"]["last"] == [4]
 
 
-def test_every_method_and_length_runs(finished, tmp_path):
-    every = [*SMALL, "--iterations", "1", "--run-stop", "1", "--save-folder", tmp_path]
-    call("run.py", *every, "--initial")
-    methods = ["Rz", "Rzg_true", "Rzg_pred", "Rzg_pz", "Rzg_pzg"]
-    done = call("run.py", *every, "--unsupervised", 0, "--methods", "random", *methods, "-dl", 10, 20, 30, 80, 90)
+def test_every_method_and_length_runs(tmp_path):
+    few = [*SMALL, "-e", 1, "--run-stop", 1, "-smp", 4, "--save-folder", tmp_path]
+    call("run.py", *few, "--initial", "-ens", 2, "--methods", "varR")
+    matching = [key for key, method in METHODS.items() if method.matches]
+    lengths = ["-dl", 10, 20, 30, 80, 90]
+    call("run.py", *few, "--iterations", 1, "--unsupervised", 0, "--methods", "random", *matching, *lengths)
+    doubting = [key for key, method in METHODS.items() if method.doubts]
+    done = call("run.py", *few, "--iterations", 2, "--methods", *doubting, "-ens", 1, 2)
     lines = [json.loads(line) for line in (tmp_path / "run0" / "results.jsonl").read_text().splitlines()]
-    assert len(lines) == 1 + len(methods) * 5
-    assert {line["init"] for line in lines} == {"random"}
-    assert "random initial model" in done.stdout
+    assert len(lines) == 1 + len(matching) * 5 + len(doubting) * 2 * 2
+    for line in lines:
+        method = METHODS[line["method"]]
+        assert len(line["accuracy_members"]) == line["ensemble"]
+        assert line["accuracy"] == pytest.approx(np.mean(line["accuracy_members"]))
+        assert (line["pseudo_label_accuracy"] is not None) == method.estimates_labels
+        assert (line["passes"]["forward"] > 0) == (method.matches or (method.doubts and line["b"] > 0))
+        if method.doubts and line["b"] > 0:
+            assert line["passes"] == {"forward": 4 * 473, "backward": 0}
+    assert "varR E2" in done.stdout
+    assert "forward" in done.stdout
 
 
 def test_no_mnist_and_no_network(tmp_path):

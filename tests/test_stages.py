@@ -40,14 +40,14 @@ def workspace(data, root, **changes):
     return Workspace(short, folder, *data, seed=0, select="test", device=torch.device("cpu"))
 
 
-def everything(data, root):
+def everything(data, root, trial=TRIALS[0]):
     """All the work of a run; returns what must be reproduced."""
-    work = workspace(data, root)
-    make_initial_models(work, TRIALS)
-    active_learning(work, TRIALS)
-    lists = [np.load(work.folder.index_list(TRIALS[0], b, work.size(b))).tolist() for b in (0, 1)]
+    work = workspace(data, root, samples=4)
+    make_initial_models(work, [trial])
+    active_learning(work, [trial])
+    lists = [np.load(work.folder.index_list(trial, b, work.size(b))).tolist() for b in (0, 1)]
     scores = [(r["b"], r["accuracy"], r["accuracy_per_class"], r["misclassified"]) for r in work.folder.results()]
-    _, fingerprint = work.models_before(TRIALS[0], 2)
+    _, fingerprint = work.models_before(trial, 2)
     return lists, scores, fingerprint
 
 
@@ -81,6 +81,24 @@ def test_death_between_any_two_files(data, tmp_path, monkeypatch):
             finally:
                 monkeypatch.setattr(Path, "replace", rename)
             assert everything(data, root) == wanted
+
+
+def test_an_ensemble_with_dropout_is_reproduced(data, tmp_path):
+    """Also when it is resumed between the two iterations, whatever the global generator was at before."""
+    trial = Trial(20, "varR", 0, ensemble=2)
+    wanted = everything(data, tmp_path / "whole", trial)
+    torch.manual_seed(123)
+    again = workspace(data, tmp_path / "parts", samples=4)
+    make_initial_models(again, [trial])
+    again.experiment = dataclasses.replace(again.experiment, iterations=1)
+    active_learning(again, [trial])
+    assert everything(data, tmp_path / "parts", trial) == wanted
+    models, _ = again.models_before(trial, 1)
+    assert all(model.mc_dropout for model in models)
+    assert not torch.equal(models[0].fc1.weight, models[1].fc1.weight)
+    lone = everything(data, tmp_path / "lone", Trial(20, "varR", 0))
+    assert lone[0] != wanted[0]
+    assert lone[0][0] == wanted[0][0]  # the first query is the run's, drawn at random
 
 
 def test_a_checkpoint_without_its_results_line(data, tmp_path):
