@@ -1,0 +1,98 @@
+"""What one acquisition costs, method by method: real MNIST, ir=100, b=3, the pool of 25,851 images, K=128.
+
+    python3 bench/bench_acquisition.py                                # the paper's method against varR: 2 minutes
+    python3 bench/bench_acquisition.py --methods Rz Rzg_trace Rzg_mi  # others, against varR too; minutes each
+    python3 bench/bench_acquisition.py --samples 2                    # checks that it works
+
+Times measuring and choosing, in memory; the paper's claim is a tenth of the processing of MC-dropout ensembles.
+"""
+
+import argparse
+import sys
+import tempfile
+import time
+from pathlib import Path
+
+import torch
+
+ROOT = Path(__file__).resolve().parents[1]
+sys.path.insert(0, str(ROOT))
+
+from alfk.acquisition import METHODS, Sampling, choose, get_method, measure
+from alfk.errors import UserError
+from alfk.runs import RunFolder, Trial
+from alfk.stages.memory import peak_mib, reset_peak
+from alfk.stages.options import Parser, device_of, positive
+from alfk.stages.workspace import Workspace
+from bench.bench_iteration import TRIAL, B, warm_up, with_epochs
+from bench.common import guarded, machine, mnist_is_in
+from mnist.config import MNIST
+from mnist.custom_datasets.mnist import load_mnist
+
+
+def main() -> int:
+    options = parse()
+    device = device_of(options)
+    if not mnist_is_in(options.datadir / "MNIST"):
+        raise UserError(f"MNIST is not in {options.datadir / 'MNIST' / 'raw'}: name its folder's parent with --datadir")
+    train, test = (split.to(device) for split in load_mnist(options.datadir / "MNIST"))
+    print(machine(device), flush=True)
+    with tempfile.TemporaryDirectory() as root:
+        folder = RunFolder(Path(root), 0)
+        folder.create()
+        work = Workspace(with_epochs(1), folder, train, test, seed=0, select="test", device=device)
+        warm_up(work)
+        print(f"\n{'method':<16}{'seconds':>9}{'of varR':>9}{'forward':>11}{'backward':>11}{'peak MiB':>10}")
+        doubt = cost(work, "varR", 0, options.samples)
+        show("varR", 0, doubt, doubt[0])
+        for key in options.methods:
+            length = options.length if get_method(key).matches else 0
+            show(key, length, cost(work, key, length, options.samples), doubt[0])
+    return 0
+
+
+def parse() -> argparse.Namespace:
+    parser = Parser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    add = parser.add_argument
+    add("--datadir", type=Path, default=ROOT / "local_data", help="folder with MNIST/raw (local_data)")
+    add("--gpu", type=int, metavar="N", help="CUDA device N")
+    add("--device", help="torch device (default: a GPU where there is one, else the CPU)")
+    add("--methods", nargs="+", default=["Rzg_pz"], choices=METHODS, metavar="KEY", help="methods (Rzg_pz)")
+    add("--samples", type=positive, default=MNIST.samples, metavar="K", help=f"samples of an image ({MNIST.samples})")
+    add("-dl", "--length", type=positive, default=80, metavar="L", help="descriptor length (80)")
+    return parser.parse_args()
+
+
+def cost(work: Workspace, key: str, length: int, samples: int) -> tuple[float, int, int, int]:
+    """Seconds of one acquisition, images forward and backward through the network, peak memory in MiB."""
+    method = get_method(key)
+    pool, validation = work.pool(TRIAL.ir, TRIAL.nr, TRIAL.distortion), work.validation()
+    models, _ = work.models_before(TRIAL, B)
+    if method.doubts:  # the same weights in the network with dropout
+        dropout, _ = work.models_before(Trial(TRIAL.ir, key, 0), 0)
+        dropout[0].load_state_dict(models[0].state_dict())
+        models = dropout
+    taps = MNIST.taps(length) if method.matches else None
+    available = torch.ones(len(pool), dtype=torch.bool)
+    generator = torch.Generator().manual_seed(0)
+    reset_peak(work.device)
+    start = time.perf_counter()
+    sampling = Sampling(generator, samples)
+    found = None
+    if method.matches or method.doubts:
+        found = measure(method, models, pool, validation, sampling, taps, MNIST.descriptor_batch)
+    choose(method, found, validation.labels, available, MNIST.query_size, generator)
+    seconds = time.perf_counter() - start
+    passes = (found.forward, found.backward) if found else (0, 0)
+    return seconds, *passes, peak_mib(work.device)
+
+
+def show(key: str, length: int, costs: tuple[float, int, int, int], doubt: float) -> None:
+    seconds, forward, backward, peak = costs
+    name = key + (f" L{length}" if length else "")
+    ratio = f"1/{doubt / seconds:.0f}" if seconds < doubt else f"{seconds / doubt:.1f}"
+    print(f"{name:<16}{seconds:>9.2f}{ratio:>9}{forward:>11,}{backward:>11,}{peak:>10,}", flush=True)
+
+
+if __name__ == "__main__":
+    sys.exit(guarded(main))
