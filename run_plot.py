@@ -68,7 +68,7 @@ def draw(title: str, found: dict[Trial, dict[float, list[float]]], path: Path) -
             label=f"{METHODS[trial.method].notation}{length} ({runs} run{'s' if runs > 1 else ''})",
             color=colour,
             marker=marker,
-            dashes=DASHES.get(trial.length, ()),
+            dashes=(4, 2) if trial.method in MEASURES and trial.ensemble == 1 else DASHES.get(trial.length, ()),
             markersize=5,
             linewidth=1.5,
             capsize=2.5,
@@ -111,7 +111,7 @@ def main() -> int:
     out = options.out or options.datadir / "figures"
     try:
         paths = [path for name in names for path in figures(name, options.datadir / name, out)]
-    except UserError as problem:
+    except (UserError, OSError) as problem:
         print(f"run_plot.py: {problem}", file=sys.stderr)
         return 2
     if not paths:

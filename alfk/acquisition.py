@@ -222,9 +222,7 @@ def choose(
     Raises:
         UserError: fewer than n images are available.
     """
-    left = int(available.sum())
-    if n > left:
-        raise UserError(f"the query size is {n} but only {left} pool images are unlabelled")
+    _check_query(n, available)
     if measurement is None:
         return Selection(matching.draw(available, n, generator))
     if method.doubts:
@@ -234,6 +232,12 @@ def choose(
     wrong = (predictions.to(labels.device) != labels).nonzero().flatten()
     errors = matching.load_rows(found.vectors, wrong, labels.device)
     return matching.match(errors, measurement.pool.vectors, available, n, generator)
+
+
+def _check_query(n: int, available: Tensor) -> None:
+    left = int(available.sum())
+    if not 1 <= n <= left:
+        raise UserError(f"the query size is {n} but {left} pool images are unlabelled")
 
 
 def most(scores: Tensor, available: Tensor, n: int, generator: torch.Generator) -> Tensor:
@@ -268,7 +272,7 @@ def select(
         labelled: (k,) int64 positions of pool images that are labelled already. Uncertainty methods draw at random
             while there are none.
         taps: indices into the list of taps that make the descriptor; all where it is None.
-        batch_size: images a forward pass; no effect on the result but rounding (and the order of dropout masks).
+        batch_size: images a forward pass; changes rounding, and which dropout masks an image meets.
         generator: source of the random draws (start of k-centre, dropout masks, ...); seed 0 where it is None.
         samples: K of the uncertainty methods and of the estimators from perturbed copies.
         strategy: how copies are perturbed, rotation and noise where it is None.
@@ -281,8 +285,7 @@ def select(
     available = torch.ones(len(pool), dtype=torch.bool)
     if labelled is not None:
         available[labelled.cpu()] = False
-    if n < 1 or n > int(available.sum()):
-        raise UserError(f"the query size is {n} but {int(available.sum())} pool images are unlabelled")
+    _check_query(n, available)
     generator = generator or torch.Generator().manual_seed(0)
     models = [model] if isinstance(model, nn.Module) else list(model)
     measurement = None

@@ -9,6 +9,7 @@ from torch import nn
 
 from alfk.errors import UserError
 from alfk.network import Initialiser
+from alfk.perturbation import Strategy
 
 if TYPE_CHECKING:
     from alfk.data import Split
@@ -55,9 +56,10 @@ class Experiment:
     descriptors: dict[int, tuple[int, ...]]  # L -> indices into the network's list of taps
     default_length: int  # L where a method is asked for without one
     default_ir: float  # imbalance ratio likewise
-    descriptor_batch: int  # images a batch in evaluation mode; changes speed and memory, not results
+    descriptor_batch: int  # images a batch outside training; changes rounding, and the order of dropout masks
     training_threads: int  # CPU threads while training: fixed, so that results depend on neither --jobs nor the machine
     samples: int  # K, dropout samples or perturbed copies of an image, over all of an ensemble
+    strategy: Strategy  # how copies are perturbed
     network: Callable[[int, bool], nn.Module]  # number of classes, whether with MC-dropout -> network
     initialise: Initialiser  # draws its weights
     load: Callable[[Path], tuple["Split", "Split"]]  # data directory -> (train, test)
@@ -71,9 +73,13 @@ class Experiment:
 
     def settings(self) -> dict[str, object]:
         """The constants on which results depend, as flat JSON-able values: what a run's manifest records."""
-        neither = {"runs", "iterations", "descriptors", "default_length", "default_ir", "descriptor_batch"}
-        neither |= {"network", "initialise", "load"}
-        flat: dict[str, object] = {"network": self.network.__name__, "initialise": self.initialise.__name__}
+        neither = {"name", "runs", "iterations", "descriptors", "default_length", "default_ir", "load"}
+        neither |= {"network", "initialise", "strategy"}
+        flat: dict[str, object] = {
+            "network": self.network.__name__,
+            "initialise": self.initialise.__name__,
+            "strategy": str(self.strategy),
+        }
         for field in dataclasses.fields(self):
             value = getattr(self, field.name)
             if field.name in neither:

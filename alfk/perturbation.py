@@ -9,7 +9,6 @@ from collections.abc import Callable, Sequence
 from typing import Protocol
 
 import torch
-from kornia.geometry.transform import rotate
 from torch import Tensor
 
 Transformation = Callable[[Tensor], Tensor]  # (B, C, H, W) normalised images -> the same shape
@@ -43,6 +42,8 @@ class Rotated:
     noise: Tensor
 
     def __call__(self, images: Tensor) -> Tensor:
+        from kornia.geometry.transform import rotate  # slow to import, and needed here only
+
         # The images as channels of one: the sampling grid is made once, not for each of them.
         flat = images.flatten(0, 1).unsqueeze(0)
         turned = rotate(flat, self.angle.to(flat)[None], padding_mode="border")

@@ -3,6 +3,7 @@
 import contextlib
 import dataclasses
 import fcntl
+import io
 import json
 import os
 from collections.abc import Iterator, Mapping
@@ -18,7 +19,7 @@ from alfk.errors import UserError
 Record = dict[str, Any]
 
 
-@dataclasses.dataclass(frozen=True, order=True)
+@dataclasses.dataclass(frozen=True)
 class Trial:
     """One curve of a figure within one run: a method on one distortion of the pool from one kind of initial model."""
 
@@ -116,26 +117,28 @@ class RunFolder:
             fcntl.flock(lock, fcntl.LOCK_EX)
             yield
 
-    def open_manifest(self, settings: Mapping[str, Any], session: Mapping[str, Any]) -> None:
-        """Record what the run is made with, or check that it still is. `session` says by whom; it may differ.
-
-        Raises:
-            UserError: a setting differs from the one recorded, or the manifest cannot be read.
-        """
+    def check_manifest(self, settings: Mapping[str, Any]) -> dict[str, Any]:
+        """The manifest, empty for a new run. Raises UserError if a setting recorded in it differs, or it is damaged."""
         path = self.path / "manifest.json"
+        manifest = read_json(path) if path.exists() else {"settings": {}, "sessions": []}
+        if not isinstance(manifest.get("settings"), dict) or not isinstance(manifest.get("sessions"), list):
+            raise UserError(f"{path} is damaged: delete the run's folder and start again")
+        for key, now in settings.items():
+            was = manifest["settings"].get(key, now)
+            if was != now:
+                raise UserError(
+                    f"{self.path} was made with {key} = {was}, this command says {now}: "
+                    "use the same or another --save-folder"
+                )
+        return manifest
+
+    def record_session(self, settings: Mapping[str, Any], session: Mapping[str, Any]) -> None:
+        """Write into the manifest what the run is made with, and by whom: settings must not change, sessions may."""
         with self._briefly():
-            manifest = {"settings": dict(settings), "sessions": []}
-            if path.exists():
-                manifest = read_json(path)
-                for key in sorted(settings.keys() | manifest["settings"].keys()):
-                    was, now = manifest["settings"].get(key), settings.get(key)
-                    if was != now:
-                        raise UserError(
-                            f"{self.path} was made with {key} = {was}, this command says {now}: "
-                            "use the same or another --save-folder"
-                        )
+            manifest = self.check_manifest(settings)
+            manifest["settings"] |= settings
             manifest["sessions"].append(dict(session))
-            write_json(path, manifest)
+            write_json(self.path / "manifest.json", manifest)
 
     def results(self) -> list[Record]:
         """The finished iterations, one record each. A last line cut short by a crash is not one."""
@@ -158,7 +161,7 @@ def read_results(path: Path) -> list[Record]:
     """
     if not path.exists():
         return []
-    lines = path.read_text().splitlines()
+    lines = path.read_text(errors="replace").splitlines()
     records = []
     for number, line in enumerate(lines, 1):
         try:
@@ -190,17 +193,22 @@ def write_json(path: Path, content: Mapping[str, Any]) -> None:
 
 
 def read_json(path: Path) -> dict[str, Any]:
-    """Raises UserError if it is not JSON."""
+    """Raises UserError if it is not a JSON object."""
     try:
-        return json.loads(path.read_text())
+        content = json.loads(path.read_text())
     except (json.JSONDecodeError, UnicodeDecodeError):
-        raise UserError(f"{path} is damaged (not JSON): delete it, or the run's folder, and start again") from None
+        content = None
+    if not isinstance(content, dict):
+        raise UserError(f"{path} is damaged: delete it, or the run's folder, and start again")
+    return content
 
 
 def save_checkpoint(path: Path, state: Mapping[str, Tensor], about: Mapping[str, Any]) -> None:
     """Weights and what they are, for `load_checkpoint`."""
+    buffer = io.BytesIO()  # torch.save answers a full disk with an error of its own
+    torch.save({"state": dict(state), "about": dict(about)}, buffer)
     with atomic(path) as file:
-        torch.save({"state": dict(state), "about": dict(about)}, file)
+        file.write(buffer.getbuffer())
 
 
 def load_checkpoint(path: Path, expected: Mapping[str, Any]) -> tuple[dict[str, Tensor], dict[str, Any]]:
@@ -229,7 +237,7 @@ def save_array(path: Path, array: np.ndarray, header: Mapping[str, Any]) -> None
     path.with_suffix(".json").unlink(missing_ok=True)
     with atomic(path) as file:
         np.save(file, array, allow_pickle=False)
-    write_json(path.with_suffix(".json"), header)
+    write_json(path.with_suffix(".json"), {**_layout(array), **header})
 
 
 def create_array(path: Path, shape: tuple[int, ...], dtype: np.dtype) -> np.memmap:
@@ -252,7 +260,7 @@ def complete_array(path: Path, array: np.memmap, header: Mapping[str, Any]) -> N
     """Give the array its name and its header."""
     array.flush()
     path.with_name(path.name + ".tmp").replace(path)
-    write_json(path.with_suffix(".json"), header)
+    write_json(path.with_suffix(".json"), {**_layout(array), **header})
 
 
 def open_array(path: Path, expected: Mapping[str, Any]) -> tuple[np.ndarray, dict[str, Any]]:
@@ -271,7 +279,12 @@ def open_array(path: Path, expected: Mapping[str, Any]) -> tuple[np.ndarray, dic
         array = np.load(path, mmap_mode="r", allow_pickle=False)
     except (ValueError, EOFError, OSError):
         raise UserError(f"{path} is truncated or not an array: delete it and run again") from None
+    _check(path, header, _layout(array))
     return array, header
+
+
+def _layout(array: np.ndarray) -> dict[str, Any]:
+    return {"shape": list(array.shape), "dtype": str(array.dtype)}
 
 
 def has_array(path: Path) -> bool:

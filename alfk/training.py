@@ -92,7 +92,8 @@ def accuracy(predictions: Tensor, labels: Tensor) -> float:
     return 100 * float((predictions == labels).double().mean())
 
 
-def accuracy_per_class(predictions: Tensor, labels: Tensor, classes: int) -> list[float]:
-    """The same for the images of each class; nan for a class without images."""
-    right = torch.bincount(labels[predictions == labels], minlength=classes).double()
-    return (100 * right / torch.bincount(labels, minlength=classes)).tolist()
+def accuracy_per_class(predictions: Tensor, labels: Tensor, classes: int) -> list[float | None]:
+    """The same for the images of each class; None for a class without images."""
+    right = torch.bincount(labels[predictions == labels], minlength=classes).tolist()
+    count = torch.bincount(labels, minlength=classes).tolist()
+    return [100 * r / n if n else None for r, n in zip(right, count, strict=True)]

@@ -8,6 +8,7 @@ from dataclasses import replace
 
 from alfk.config import Experiment, Recipe, StepDecay
 from alfk.network import kaiming_fan_out
+from alfk.perturbation import RotationAndNoise
 from mnist.custom_datasets import digits, mnist
 from mnist.custom_models.lenet import LeNet
 
@@ -31,6 +32,7 @@ MNIST = Experiment(
     descriptor_batch=500,  # the release used 10,000; 500 images fit the cache
     training_threads=1,
     samples=128,  # an ensemble of four takes 32 each
+    strategy=RotationAndNoise(angle_std=5.0, noise_std=0.01),
     network=LeNet,
     initialise=kaiming_fan_out,
     load=mnist.load_mnist,

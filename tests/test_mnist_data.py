@@ -49,6 +49,15 @@ def test_a_truncated_file_is_named(small, which):
         mnist.load_mnist(small)
 
 
+def test_a_corrupt_archive_is_named(small):
+    path = next((small / "raw").glob("*.gz"))
+    content = bytearray(path.read_bytes())
+    content[12:40] = bytes(28)
+    path.write_bytes(content)
+    with pytest.raises(UserError, match="truncated or not"):
+        mnist.load_mnist(small)
+
+
 def test_a_file_of_something_else_is_named(small):
     (small / "raw" / mnist.FILES[0]).write_bytes(b"<html>not found</html>" * 100)
     with pytest.raises(UserError, match="not an IDX file"):

@@ -81,15 +81,17 @@ def test_results_tell_trials_apart(folder):
 
 
 def test_the_manifest_names_the_setting_that_differs(folder):
-    folder.open_manifest({"seed": 0, "epochs": 50}, {"by": "a"})
-    folder.open_manifest({"seed": 0, "epochs": 50}, {"by": "b"})
+    folder.record_session({"seed": 0}, {"by": "a"})
+    folder.record_session({"seed": 0, "epochs": 50}, {"by": "b"})
     with pytest.raises(UserError, match=r"epochs = 50, this command says 5"):
-        folder.open_manifest({"seed": 0, "epochs": 5}, {"by": "c"})
+        folder.record_session({"seed": 0, "epochs": 5}, {"by": "c"})
     manifest = json.loads((folder.path / "manifest.json").read_text())
+    assert manifest["settings"] == {"seed": 0, "epochs": 50}
     assert [session["by"] for session in manifest["sessions"]] == ["a", "b"]
-    (folder.path / "manifest.json").write_text("{")
-    with pytest.raises(UserError, match="damaged"):
-        folder.open_manifest({}, {})
+    for damage in ("{", "[]", "{}", '{"settings": 3, "sessions": []}'):
+        (folder.path / "manifest.json").write_text(damage)
+        with pytest.raises(UserError, match="damaged"):
+            folder.check_manifest({})
 
 
 def test_checkpoints_round_trip(folder):
@@ -139,11 +141,18 @@ def test_arrays_round_trip_mapped(folder):
     array, header = runs.open_array(path, {"kind": "labelled set"})
     assert array.tolist() == [0, 1, 2, 3, 4]
     assert isinstance(array, np.memmap)
-    assert header == {"kind": "labelled set"}
+    assert header == {"kind": "labelled set", "shape": [5], "dtype": "int64"}
     with pytest.raises(UserError, match="its kind is labelled set, not pool"):
         runs.open_array(path, {"kind": "pool"})
-    path.write_bytes(path.read_bytes()[:-8])
+    whole = path.read_bytes()
+    path.write_bytes(whole[:-8])
     with pytest.raises(UserError, match="truncated"):
+        runs.open_array(path, {})
+    np.save(path, np.arange(4.0))
+    with pytest.raises(UserError, match=r"its shape is \[5\], not \[4\]"):
+        runs.open_array(path, {})
+    path.with_suffix(".json").write_text("[1]")
+    with pytest.raises(UserError, match="damaged"):
         runs.open_array(path, {})
     runs.delete_array(path)
     assert not runs.has_array(path)
@@ -165,6 +174,20 @@ def test_no_room_is_an_error_before_anything_is_lost(folder):
     with pytest.raises(UserError, match="cannot write"):
         runs.create_array(folder.descriptors("pool", TRIAL, 0, 0), (2**55,), np.dtype("<f4"))
     assert not list((folder.path / "descr").glob("*.json"))
+
+
+def test_a_full_disk_leaves_the_old_checkpoint(folder, monkeypatch):
+    path = folder.checkpoint(TRIAL, 0, 125)
+    runs.save_checkpoint(path, {"w": torch.zeros(3)}, {"kind": "old"})
+
+    def full(_):
+        raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr(os, "fsync", full)
+    with pytest.raises(UserError, match="No space left"):
+        runs.save_checkpoint(path, {"w": torch.ones(3)}, {"kind": "new"})
+    assert runs.load_checkpoint(path, {})[1] == {"kind": "old"}
+    assert not list(path.parent.glob("*.tmp"))
 
 
 def test_a_folder_that_cannot_be_made(tmp_path):

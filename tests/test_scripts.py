@@ -3,6 +3,7 @@
 import json
 import os
 import re
+import shutil
 import signal
 import subprocess
 import sys
@@ -148,6 +149,56 @@ def test_killed_at_any_moment_and_started_again(finished, tmp_path):
             break
     assert kills >= 2
     assert outcome(tmp_path) == outcome(folder)
+    assert not list(tmp_path.glob("run*/descr/*"))
+
+
+def test_side_by_side_killed_and_started_again(tmp_path):
+    """The processes of a killed parent end with it, in the midst of long work, and do not stand in the way."""
+    slow = [*SMALL, "--iterations", 2, "--methods", "varR", "--run-stop", 2, "--save-folder", tmp_path, "--jobs", 2]
+    call("run.py", *slow, "-smp", 8, "--initial")
+    parent = subprocess.Popen(command("run.py", *slow, "-smp", 200000), stdout=subprocess.PIPE)
+    deadline = time.monotonic() + 120
+    while time.monotonic() < deadline and len(list(tmp_path.glob("run*/checkpoint/best*batch_0*"))) < 2:
+        time.sleep(0.1)
+    time.sleep(1)  # both sample now, for hours
+    children = [int(p.name) for p in Path("/proc").glob("[0-9]*") if is_child(p, parent.pid)]
+    assert len(children) >= 2
+    parent.kill()
+    parent.communicate()
+    deadline = time.monotonic() + 20
+    while time.monotonic() < deadline and any(Path(f"/proc/{pid}").exists() for pid in children):
+        time.sleep(0.1)
+    again = ["--iterations", 1, "--methods", "varR", "--run-stop", 2, "--save-folder", tmp_path, "-smp", 200000]
+    call("run.py", *SMALL, *again)
+
+
+def is_child(entry, parent):
+    try:
+        return f"PPid:\t{parent}\n" in (entry / "status").read_text()
+    except OSError:
+        return False
+
+
+def test_deleting_a_damaged_file_mends_the_run(finished, tmp_path):
+    folder, _ = finished
+    copy = tmp_path / "copy"
+    shutil.copytree(folder, copy)
+    last = "unsup_batch_1_size_30_ir_20_nr_0_sub_Rzg_pz_L_80"
+    for victim in (copy / "run0" / f"index_list_{last}.npy", copy / "run0" / "data" / "validation.npy"):
+        (copy / "run0" / "checkpoint" / f"best_{last}.pt").unlink()
+        victim.write_bytes(victim.read_bytes()[:90])
+        refused("run.py", *SMALL, *TWO, "--save-folder", copy, words=f"{victim} is truncated")
+        victim.unlink()
+        call("run.py", *SMALL, *TWO, "--save-folder", copy)
+        assert outcome(copy) == outcome(folder)
+
+
+def test_initial_models_do_not_bind_what_comes_later(tmp_path):
+    one = [*SMALL, "--iterations", "1", "--methods", "random", "--run-stop", "1", "--save-folder", tmp_path]
+    call("run.py", *one, "--initial")
+    call("run.py", *one, "--select", "val", "-as", 20)
+    refused("run.py", *one, "--select", "val", words="query_size = 20, this command says 15")
+    refused("run.py", *one, "--initial", "--unsup-epochs", 2, words="pretraining.epochs = 1")
 
 
 def test_finished_work_is_not_done_again(finished):
@@ -193,6 +244,7 @@ def refused(script, *arguments, words):
         (["--seed", "1"], "seed = 0, this command says 1"),
         (["--select", "last"], "select = test, this command says last"),
         (["-as", "10"], "query_size = 15"),
+        (["-gbs", "100"], "descriptor_batch = 500"),
     ],
 )
 def test_bad_requests_take_one_line(finished, arguments, words):
@@ -206,6 +258,7 @@ def test_more_than_the_pool_holds(finished, tmp_path):
     refused("unsup.py", *SMALL, "-as", 0, "--save-folder", tmp_path, words="not a positive number")
     big = [*SMALL, "--run-stop", 1, "-as", 100, "--iterations", 6, "--save-folder", tmp_path]
     refused("run.py", *big, "--initial", words="need 600 pool images, the pool at ir=20 has 473")
+    assert not (tmp_path / "run0" / "manifest.json").exists()
     huge = [*SMALL, "-as", 9000, "-sub", "random", "--save-folder", tmp_path]
     refused("main_descr.py", *huge, words="need 9000 pool images")
 
@@ -313,11 +366,8 @@ def test_a_killed_child_is_reported(tmp_path):
     deadline = time.monotonic() + 60
     while victim is None and time.monotonic() < deadline:
         for entry in Path("/proc").glob("[0-9]*"):
-            try:
-                child = f"PPid:\t{process.pid}\n" in (entry / "status").read_text()
-                victim = int(entry.name) if child and b"spawn_main" in (entry / "cmdline").read_bytes() else victim
-            except OSError:
-                continue
+            if is_child(entry, process.pid) and b"spawn_main" in (entry / "cmdline").read_bytes():
+                victim = int(entry.name)
     assert victim is not None
     os.kill(victim, signal.SIGKILL)
     _, errors = process.communicate(timeout=120)

@@ -23,7 +23,7 @@ from alfk.stages.describe import database_path, databases, write_databases
 from alfk.stages.drive import active_learning, distortions, make_initial_models, run_in_turn, run_side_by_side
 from alfk.stages.pretrain import initial_models
 from alfk.stages.report import Progress, cost_table, table
-from alfk.stages.retrain import acquire, retrain
+from alfk.stages.retrain import retrain
 from alfk.stages.workspace import Report, Workspace
 
 Experiments = Mapping[str, Experiment]  # by name; the first is the default
@@ -46,7 +46,7 @@ def unsup(experiments: Experiments, about: str) -> int:
     def body(options: Options) -> int:
         experiment = flags.experiment_of(experiments, options)
         with Progress(total=2 * options.ensemble) as progress:
-            work = open_workspace(experiment, options, options.run, progress)
+            work = open_workspace(experiment, options, options.run, progress, initial=True)
             initial_models(work, options.ir or experiment.default_ir, options.nr, options.ensemble)
         return 0
 
@@ -68,7 +68,6 @@ def main_descr(experiments: Experiments, about: str) -> int:
     """main_descr.py: matching, acquisition and retraining of one AL iteration."""
 
     def stage(work: Workspace, trial: Trial, b: int, pool: Split, validation: Split) -> None:
-        acquire(work, trial, b, pool, validation)
         work.report("iteration", record=retrain(work, trial, b, pool, validation))
         print(work.folder.checkpoint(trial, b, work.size(b)))
 
@@ -94,8 +93,7 @@ def _one_iteration(
         if options.train_size not in (None, before):
             raise UserError(f"before b={options.b} {before} images are labelled, not -ts {options.train_size}")
         with Progress(total=1) as progress:
-            work = open_workspace(experiment, options, options.run, progress)
-            work.check_sizes([trial], options.b + 1)
+            work = open_workspace(experiment, options, options.run, progress, [trial], options.b + 1)
             with work.folder.exclusively(trial.name):
                 pool = work.pool(trial.ir, trial.nr, trial.distortion)
                 stage(work, trial, options.b, pool, work.validation())
@@ -143,21 +141,37 @@ class WholeRun:
         self.experiment, self.options, self.trials = experiment, options, trials
 
     def __call__(self, number: int, report: Report) -> None:
-        work = open_workspace(self.experiment, self.options, number, report)
-        work.check_sizes(self.trials, self.experiment.iterations)
+        arguments = (self.trials, self.experiment.iterations, self.options.initial)
+        work = open_workspace(self.experiment, self.options, number, report, *arguments)
         if self.options.initial:
             make_initial_models(work, self.trials)
         else:
             active_learning(work, self.trials, self.options.keep_descr)
 
 
-def open_workspace(experiment: Experiment, options: Options, number: int, report: Report) -> Workspace:
-    """Everything the stages of run `number` need; checks the run's manifest. Raises UserError."""
+def open_workspace(
+    experiment: Experiment,
+    options: Options,
+    number: int,
+    report: Report,
+    trials: Sequence[Trial] = (),
+    iterations: int = 0,
+    initial: bool = False,
+) -> Workspace:
+    """Everything the stages of run `number` need, its manifest checked and this session recorded in it.
+
+    Raises:
+        UserError: other settings than the run's, or a pool too small for so many AL iterations of the trials.
+    """
+    torch.backends.cudnn.deterministic = True
     train, test = _data(experiment, options)
     folder = RunFolder(_root(experiment, options), number)
     folder.create()
     work = Workspace(experiment, folder, train, test, options.seed, options.select, train.device, report)
-    folder.open_manifest(work.settings(), _session(train.device))
+    settings = work.settings(initial)
+    folder.check_manifest(settings)
+    work.check_sizes(trials, iterations)
+    folder.record_session(settings, _session(train.device))
     return work
 
 
@@ -198,7 +212,6 @@ def _commit() -> str | None:
 def _guarded(parser: argparse.ArgumentParser, body: Callable[[Options], int]) -> int:
     """Parse, run, and turn what the user can mend into one line and exit status 2."""
     options = parser.parse_args()
-    torch.backends.cudnn.deterministic = True
     try:
         return body(options)
     except UserError as problem:

@@ -50,7 +50,7 @@ def write_databases(work: Workspace, trial: Trial, b: int, pool: Split, validati
         arrays[side] = create_array(database_path(work, trial, b, side), (images,), dtype)
         return _fields(arrays[side])
 
-    sampling = Sampling(work.generator("sample", b), work.experiment.samples)
+    sampling = Sampling(work.generator("sample", b), work.experiment.samples, work.experiment.strategy)
     batch_size = work.experiment.descriptor_batch
     found = measure(method, models, pool, validation, sampling, taps, batch_size, allocate)
     header = {

@@ -3,6 +3,7 @@
 import dataclasses
 import multiprocessing
 import os
+import threading
 import traceback
 from collections.abc import Callable, Sequence
 from multiprocessing.connection import Connection, wait
@@ -11,12 +12,12 @@ from typing import Any
 import torch
 
 from alfk.errors import UserError
-from alfk.runs import Trial
+from alfk.runs import Trial, has_array
 from alfk.stages.describe import delete_databases, write_databases
 from alfk.stages.memory import reset_peak
 from alfk.stages.pretrain import initial_models
 from alfk.stages.report import Progress
-from alfk.stages.retrain import acquire, retrain
+from alfk.stages.retrain import retrain
 from alfk.stages.workspace import Report, Workspace
 
 Work = Callable[[int, Report], None]  # all of one run's work: (run, report)
@@ -30,14 +31,15 @@ def active_learning(work: Workspace, trials: Sequence[Trial], keep_descriptors: 
             pool = validation = None
             for b in range(work.experiment.iterations):
                 if b in done and work.folder.checkpoint(trial, b, work.size(b)).exists():
+                    if not keep_descriptors:
+                        delete_databases(work, trial, b)
                     work.report("iteration", record=done[b], skipped=True)
                     continue
                 if pool is None:
                     pool, validation = work.pool(trial.ir, trial.nr, trial.distortion), work.validation()
                 reset_peak(work.device)
-                if not work.folder.index_list(trial, b, work.size(b)).with_suffix(".json").exists():
+                if not has_array(work.folder.index_list(trial, b, work.size(b))):
                     write_databases(work, trial, b, pool, validation)
-                acquire(work, trial, b, pool, validation)
                 record = retrain(work, trial, b, pool, validation)
                 if not keep_descriptors:
                     delete_databases(work, trial, b)
@@ -120,6 +122,7 @@ def run_side_by_side(runs: Sequence[int], work: Work, progress: Progress, jobs: 
 
 def _in_child(run: int, work: Work, sender: Connection, threads: int) -> None:
     torch.set_num_threads(threads)
+    threading.Thread(target=_end_with_parent, daemon=True).start()
 
     def report(event: str, **info: Any) -> None:
         sender.send((event, info))
@@ -128,6 +131,12 @@ def _in_child(run: int, work: Work, sender: Connection, threads: int) -> None:
         sender.send(("end", {"failure": _attempt(run, work, report)}))
     except KeyboardInterrupt:
         os._exit(130)  # the parent says it
+
+
+def _end_with_parent() -> None:
+    """A killed parent must not leave work going on: the same command could not be started again beside it."""
+    wait([multiprocessing.parent_process().sentinel])
+    os._exit(1)
 
 
 def _attempt(run: int, work: Work, report: Report) -> Failure | None:

@@ -67,7 +67,7 @@ def common_parser(experiments: Mapping[str, Experiment], about: str) -> Parser:
     add("--unsup-epochs", type=positive, metavar="E", help="epochs of rotation pretraining")
     add("-as", "--query-size", type=positive, metavar="N", help="images labelled in each AL iteration")
     add("-smp", "--samples", type=positive, metavar="K", help="dropout samples or perturbed copies of an image")
-    add("-gbs", "--descr-batch", type=positive, metavar="N", help="images a batch outside training; speed only")
+    add("-gbs", "--descr-batch", type=positive, metavar="N", help="images a batch outside training")
     return parser
 
 

@@ -29,7 +29,7 @@ def initial_models(work: Workspace, ir: float, nr: float, members: int = 1) -> N
                 state, extra = make(work, ir, nr, distortion, member)
                 extra |= {"seconds": time.perf_counter() - start}
                 about = {"kind": "initial", **facts, "nr": nr, **work.identity()}
-                save_checkpoint(path, state, {**about, **extra, "settings": work.settings()})
+                save_checkpoint(path, state, {**about, **extra, "settings": work.settings(initial=True)})
                 work.report("initial", run=work.folder.number, **facts, **extra)
 
 
@@ -37,15 +37,13 @@ Made = tuple[dict[str, Tensor], dict[str, float]]  # weights, facts about them
 
 
 def _random(work: Workspace, ir: float, nr: float, distortion: str, member: int) -> Made:
-    model = work.network(work.experiment.classes)
-    work.experiment.initialise(model, work.generator("init", member=member))
-    return snapshot(model), {}
+    return work.random_state(work.experiment.classes, "init", member), {}
 
 
 def _rotation(work: Workspace, ir: float, nr: float, distortion: str, member: int) -> Made:
     experiment = work.experiment
     model = work.network(4)
-    experiment.initialise(model, work.generator("init", member=member))
+    model.load_state_dict(work.random_state(4, "init", member))
 
     def after_epoch(epoch: int) -> None:
         work.report("epoch", run=work.folder.number, doing="rotation", epoch=epoch, of=experiment.pretraining.epochs)

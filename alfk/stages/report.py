@@ -55,6 +55,8 @@ class Progress:
                 self.say(COLUMNS)
                 self.header_shown = True
             self.say(line(record))
+            if record["at_random"]:
+                self.say(f"     {record['at_random']} images drawn at random: no validation image is misclassified")
         self._advance(record["run"])
 
     def _advance(self, run: int) -> None:
@@ -121,7 +123,8 @@ def cost_table(records: Sequence[Record], trials: Iterable[Trial]) -> str:
         seconds = statistics.fmean(r["seconds"]["describe"] + r["seconds"]["acquire"] for r in own)
         passes = [f"{statistics.fmean(r['passes'][way] for r in own) / 1e6:.3f}" for way in ("forward", "backward")]
         right = [r["pseudo_label_accuracy"] for r in own if r["pseudo_label_accuracy"] is not None]
-        worst = [min(r["pseudo_label_accuracy_per_class"]) for r in own if r["pseudo_label_accuracy"] is not None]
+        by_class = [r["pseudo_label_accuracy_per_class"] for r in own if r["pseudo_label_accuracy"] is not None]
+        worst = [min(value for value in values if value is not None) for values in by_class]
         quality = [f"{statistics.fmean(values):.1f}" if values else "" for values in (right, worst)]
         rows.append([trial.column(), f"{trial.ir:g}", trial.init, *passes, f"{seconds:.2f}", *quality])
     headers = ["method", "ir", "init", "forward\n10^6", "backward\n10^6", "seconds", "right\n%", "worst\nclass %"]

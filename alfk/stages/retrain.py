@@ -131,7 +131,7 @@ def retrain(work: Workspace, trial: Trial, b: int, pool: Split, validation: Spli
         "accuracy_last": fmean(kept["last"].test for kept in members),
         "accuracy_members": [epoch.test for epoch in selected],
         "epochs": {rule: [kept[rule].number for kept in members] for rule in RULES},
-        "accuracy_per_class": [fmean(values) for values in zip(*per_class, strict=True)],
+        "accuracy_per_class": [None if None in values else fmean(values) for values in zip(*per_class, strict=True)],
         "selected_histogram": torch.bincount(newest, minlength=classes).tolist(),
         "pseudo_label_accuracy": pseudo_labels.get("accuracy"),
         "pseudo_label_accuracy_per_class": pseudo_labels.get("per_class"),

@@ -14,10 +14,13 @@ from alfk.config import Experiment
 from alfk.data import Split
 from alfk.errors import UserError
 from alfk.network import fingerprint, snapshot
-from alfk.runs import RunFolder, Trial, load_checkpoint, open_array, save_array
+from alfk.runs import RunFolder, Trial, has_array, load_checkpoint, open_array, save_array
 from alfk.seeding import generator
 
 Report = Callable[..., None]  # report(event, **information)
+
+
+LATER = ("retraining.", "query_size", "samples", "strategy", "descriptor_batch")  # settings of AL alone
 
 
 def silent(event: str, **information: Any) -> None:
@@ -43,9 +46,13 @@ class Workspace:
     device: torch.device
     report: Report = silent
 
-    def settings(self) -> dict[str, Any]:
-        """Everything on which this run's results depend."""
-        return {"dataset": self.experiment.name, "seed": self.seed, "select": self.select, **self.experiment.settings()}
+    def settings(self, initial: bool = False) -> dict[str, Any]:
+        """Everything on which this run's results depend, or, `initial`, its initial models alone."""
+        common = {"dataset": self.experiment.name, "seed": self.seed, "device": self.device.type}
+        constants = self.experiment.settings()
+        if initial:
+            return common | {key: value for key, value in constants.items() if not key.startswith(LATER)}
+        return common | {"select": self.select} | constants
 
     def generator(self, *purpose: object, member: int = 0) -> torch.Generator:
         """The source of one purpose's draws, for one member of an ensemble; the first is as one that stands alone."""
@@ -111,13 +118,19 @@ class Workspace:
 
     def _drawn(self, name: str, draw: Callable[[], Tensor]) -> Tensor:
         path, about = self.folder.data(name), {"kind": name, **self.identity()}
-        if not path.with_suffix(".json").exists():
+        if not has_array(path):
             save_array(path, draw().numpy(), about)
         array, _ = open_array(path, about)
         return torch.from_numpy(np.array(array))
 
     def network(self, classes: int, mc_dropout: bool = False) -> nn.Module:
         return self.experiment.network(classes, mc_dropout).to(self.device, memory_format=torch.channels_last)
+
+    def random_state(self, classes: int, purpose: str, member: int) -> dict[str, Tensor]:
+        """Weights of a network for `classes`, drawn for `purpose`; on the CPU, so that every device gets the same."""
+        model = self.experiment.network(classes, False)
+        self.experiment.initialise(model, self.generator(purpose, member=member))
+        return snapshot(model)
 
     def models_before(self, trial: Trial, b: int) -> tuple[list[nn.Module], str]:
         """The ensemble that AL iteration b starts from, and the fingerprint of its weights.
@@ -131,23 +144,23 @@ class Workspace:
             path = self.folder.checkpoint(trial, b - 1, self.size(b - 1))
             state, _ = load_checkpoint(path, {"kind": "best", **self.identity(trial, b - 1)})
         else:
-            states = [self._initial_state(trial, model, e) for e, model in enumerate(models)]
-            state = join_states(states)
+            state = join_states([self._initial_state(trial, member) for member in range(trial.ensemble)])
         try:
             nn.ModuleList(models).load_state_dict(state)
         except RuntimeError:
             raise UserError(f"the checkpoint of {trial.label()} before b={b} is of another network") from None
         return models, fingerprint(state)
 
-    def _initial_state(self, trial: Trial, model: nn.Module, member: int) -> dict[str, Tensor]:
+    def _initial_state(self, trial: Trial, member: int) -> dict[str, Tensor]:
         path = self.folder.initial(trial.distortion, trial.unsupervised, member)
         if not path.exists():
             raise UserError(f"there is no initial model {path}: run with --initial first")
         about = {"kind": "initial", "init": trial.init, "ir": trial.ir, "nr": trial.nr, **self.identity()}
         state, _ = load_checkpoint(path, {**about, "member": member})
         if trial.unsupervised:
-            self.experiment.initialise(model, self.generator("head", member=member))
-            state |= {name: value for name, value in snapshot(model).items() if name.startswith(f"{model.head}.")}
+            head = self.experiment.network(self.experiment.classes, False).head
+            fresh = self.random_state(self.experiment.classes, "head", member)
+            state |= {name: value for name, value in fresh.items() if name.startswith(f"{head}.")}
         return state
 
 

@@ -5,6 +5,7 @@ import gzip
 import io
 import struct
 import urllib.error
+import zlib
 from pathlib import Path
 
 import numpy as np
@@ -43,7 +44,7 @@ def read_idx(path: Path) -> Tensor:
         zero, kind, dimensions = struct.unpack(">HBB", content[:4])
         shape = struct.unpack(f">{dimensions}I", content[4 : 4 + 4 * dimensions])
         array = np.frombuffer(content, np.uint8, offset=4 + 4 * dimensions).reshape(shape)
-    except (OSError, EOFError, struct.error, ValueError):
+    except (OSError, EOFError, struct.error, zlib.error, ValueError):
         zero, kind = 1, 0
     if (zero, kind) != (0, 8):
         raise UserError(f"{path} is truncated or not an IDX file of bytes: delete it, then it is fetched again")
