@@ -11,6 +11,7 @@ import torch
 from torch import Tensor
 
 TILE = 2**22  # similarities held at once: 16 MiB in float32
+SHORTLIST = 1024  # rows that k-centre keeps up to date
 
 Rows = Tensor | np.ndarray
 
@@ -67,28 +68,42 @@ def _top(scores: Tensor, k: int) -> tuple[Tensor, Tensor]:
     return scores.topk(min(k, scores.shape[1]), dim=1)
 
 
-def k_centre(vectors: Tensor, n: int, first: int) -> Tensor:
+def k_centre(vectors: Tensor, n: int, first: int, shortlist: int = SHORTLIST) -> Tensor:
     """Greedy k-centre: repeatedly the row whose largest similarity to the centres so far is smallest.
 
-    A running maximum needs one row of similarities a step: O(n M D).
+    A row's largest similarity only grows, so what it was some steps ago is a lower bound. Only a shortlist of the
+    smallest is kept up to date; as long as its minimum lies under the bounds of all other rows, it is the minimum of
+    all. Else the others catch up with the new centres in one matrix product. O(n M D) at most, exact.
 
     Args:
         vectors: (M, D).
         n: number of centres, 1 to M.
         first: the row that starts.
+        shortlist: how many rows are kept up to date; speed only.
     Returns:
         (n,) int64, the centres in the order they were chosen.
     """
     if not 1 <= n <= len(vectors):
         raise ValueError(f"cannot choose {n} centres from {len(vectors)} vectors")
     centres = torch.empty(n, dtype=torch.int64, device=vectors.device)
-    closest = torch.full((len(vectors),), -torch.inf, device=vectors.device)
-    centre = torch.tensor(first, device=vectors.device)
-    for step in range(n):
-        centres[step] = centre
-        torch.maximum(closest, vectors @ vectors[centre], out=closest)
-        closest[centre] = torch.inf
-        centre = closest.argmin()
+    centres[0], done, known = first, 1, 0
+    closest = torch.full((len(vectors),), -torch.inf, device=vectors.device, dtype=vectors.dtype)
+    while done < n:
+        for block in centres[known:done].split(max(1, TILE // len(vectors))):
+            torch.maximum(closest, (vectors @ vectors[block].T).amax(1), out=closest)
+        closest[centres[known:done]] = torch.inf
+        known = done
+        short = closest.topk(min(shortlist, len(vectors)), largest=False).indices.sort().values
+        near, rows = closest[short], vectors[short]
+        limit = near.max() if len(short) < len(vectors) else torch.inf
+        while done < n:
+            place = near.argmin()
+            if done > known and near[place] >= limit:
+                break
+            centres[done] = short[place]
+            torch.maximum(near, rows @ rows[place], out=near)
+            near[place] = torch.inf
+            done += 1
     return centres
 
 

@@ -41,15 +41,16 @@ def plain_match(centres, pool, available, n):
 @settings(deadline=None)
 @given(st.data(), st.integers(2, 40), st.integers(0, 10**6))
 def test_k_centre_is_greedy(data, rows, seed):
-    x = vectors(rows, 5, seed)
+    x = vectors(rows, 5, seed).double()
     n, first = data.draw(st.integers(1, rows)), data.draw(st.integers(0, rows - 1))
-    centres = k_centre(x, n, first)
+    centres = k_centre(x, n, first, shortlist=data.draw(st.integers(1, rows + 2)))
     assert centres.tolist() == plain_k_centre(x, n, first)
     assert len(centres.unique()) == n
 
 
 def test_k_centre_takes_each_row_once_even_where_all_are_equal():
-    assert sorted(k_centre(torch.ones(6, 3), 6, 2).tolist()) == list(range(6))
+    for shortlist in (1, 2, 6):
+        assert sorted(k_centre(torch.ones(6, 3), 6, 2, shortlist).tolist()) == list(range(6))
 
 
 def test_k_centre_refuses_more_centres_than_rows():

@@ -18,7 +18,7 @@ from alfk.seeding import global_randomness
 from alfk.stages.describe import databases, have_databases, read_databases
 from alfk.stages.memory import peak_mib
 from alfk.stages.workspace import Workspace, join_states
-from alfk.training import accuracy, accuracy_per_class, classify, fit, predict
+from alfk.training import accuracy, accuracy_per_class, fit, predict
 
 
 def acquire(work: Workspace, trial: Trial, b: int, pool: Split, validation: Split) -> tuple[Tensor, dict[str, Any]]:
@@ -176,5 +176,6 @@ def _train(
 
     shuffles = work.generator("train", b, member=member)
     with global_randomness(work.generator("dropout", b, member=member), work.device):
-        fit(model, labelled, experiment.retraining, shuffles, classify, after_epoch, experiment.training_threads)
+        threads = experiment.training_threads
+        fit(model, labelled, experiment.retraining, shuffles, after_epoch=after_epoch, threads=threads)
     return kept, weights
