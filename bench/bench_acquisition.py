@@ -19,23 +19,19 @@ ROOT = Path(__file__).resolve().parents[1]
 sys.path.insert(0, str(ROOT))
 
 from alfk.acquisition import METHODS, Sampling, choose, get_method, measure
-from alfk.errors import UserError
 from alfk.runs import RunFolder, Trial
 from alfk.stages.memory import peak_mib, reset_peak
-from alfk.stages.options import Parser, device_of, positive
+from alfk.stages.options import positive
 from alfk.stages.workspace import Workspace
 from bench.bench_iteration import TRIAL, B, warm_up, with_epochs
-from bench.common import guarded, machine, mnist_is_in
+from bench.common import guarded, machine, mnist_on, mnist_parser
 from mnist.config import MNIST
-from mnist.custom_datasets.mnist import load_mnist
 
 
 def main() -> int:
     options = parse()
-    device = device_of(options)
-    if not mnist_is_in(options.datadir / "MNIST"):
-        raise UserError(f"MNIST is not in {options.datadir / 'MNIST' / 'raw'}: name its folder's parent with --datadir")
-    train, test = (split.to(device) for split in load_mnist(options.datadir / "MNIST"))
+    train, test = mnist_on(options)
+    device = train.device
     print(machine(device), flush=True)
     with tempfile.TemporaryDirectory() as root:
         folder = RunFolder(Path(root), 0)
@@ -52,11 +48,8 @@ def main() -> int:
 
 
 def parse() -> argparse.Namespace:
-    parser = Parser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = mnist_parser(__doc__)
     add = parser.add_argument
-    add("--datadir", type=Path, default=ROOT / "local_data", help="folder with MNIST/raw (local_data)")
-    add("--gpu", type=int, metavar="N", help="CUDA device N")
-    add("--device", help="torch device (default: a GPU where there is one, else the CPU)")
     add("--methods", nargs="+", default=["Rzg_pz"], choices=METHODS, metavar="KEY", help="methods (Rzg_pz)")
     add("--samples", type=positive, default=MNIST.samples, metavar="K", help=f"samples of an image ({MNIST.samples})")
     add("-dl", "--length", type=positive, default=80, metavar="L", help="descriptor length (80)")

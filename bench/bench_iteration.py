@@ -26,14 +26,12 @@ ROOT = Path(__file__).resolve().parents[1]
 sys.path.insert(0, str(ROOT))
 
 from alfk.config import Experiment
-from alfk.errors import UserError
 from alfk.runs import Record, RunFolder, Trial
 from alfk.stages import describe, pretrain, retrain
-from alfk.stages.options import Parser, device_of, positive
+from alfk.stages.options import positive
 from alfk.stages.workspace import Workspace
-from bench.common import guarded, machine, mnist_is_in
+from bench.common import guarded, machine, mnist_on, mnist_parser
 from mnist.config import MNIST
-from mnist.custom_datasets.mnist import load_mnist
 
 TRIAL = Trial(ir=100, method="Rzg_pz", length=80)
 B = 3  # the iteration that is timed
@@ -73,10 +71,8 @@ class Clock:
 def main() -> int:
     options = parse()
     torch.backends.cudnn.deterministic = True  # as the scripts do
-    device = device_of(options)
-    if not mnist_is_in(options.datadir / "MNIST"):
-        raise UserError(f"MNIST is not in {options.datadir / 'MNIST' / 'raw'}: name its folder's parent with --datadir")
-    train, test = (split.to(device) for split in load_mnist(options.datadir / "MNIST"))
+    train, test = mnist_on(options)
+    device = train.device
     with tempfile.TemporaryDirectory() as root:
         folder = RunFolder(Path(root), 0)
         folder.create()
@@ -94,11 +90,8 @@ def main() -> int:
 
 
 def parse() -> argparse.Namespace:
-    parser = Parser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = mnist_parser(__doc__)
     add = parser.add_argument
-    add("--datadir", type=Path, default=ROOT / "local_data", help="folder with MNIST/raw (local_data)")
-    add("--gpu", type=int, metavar="N", help="CUDA device N")
-    add("--device", help="torch device, e.g. cpu or cuda:1 (default: a GPU where there is one, else the CPU)")
     epochs = MNIST.retraining.epochs
     add("-e", "--epochs", type=positive, default=epochs, help=f"epochs of the timed iteration ({epochs})")
     add("--warm-epochs", type=positive, default=2, help=f"epochs of the iterations before b={B} (2)")

@@ -1,5 +1,6 @@
 """What the benchmarks share: whether MNIST is here, a stopwatch, and the machine they ran on."""
 
+import argparse
 import platform
 import sys
 import time
@@ -9,8 +10,10 @@ from typing import TypeVar
 
 import torch
 
+from alfk.data import Split
 from alfk.errors import UserError
-from mnist.custom_datasets.mnist import FILES
+from alfk.stages.options import ROOT, Parser, device_of
+from mnist.custom_datasets.mnist import FILES, load_mnist
 
 T = TypeVar("T")
 
@@ -19,6 +22,25 @@ def mnist_is_in(folder: Path) -> bool:
     """Whether `folder`/raw has the four files, gzipped or not. load_mnist itself would go and download them."""
     raw = folder / "raw"
     return all((raw / name).exists() or (raw / f"{name}.gz").exists() for name in FILES)
+
+
+def mnist_parser(about: str | None) -> Parser:
+    """The flags of a benchmark on MNIST: where it is, and the device to work on."""
+    parser = Parser(description=about, formatter_class=argparse.RawDescriptionHelpFormatter)
+    add = parser.add_argument
+    add("--datadir", type=Path, default=ROOT / "local_data", help="folder with MNIST/raw (local_data)")
+    add("--gpu", type=int, metavar="N", help="CUDA device N")
+    add("--device", help="torch device (default: a GPU where there is one, else the CPU)")
+    return parser
+
+
+def mnist_on(options: argparse.Namespace) -> tuple[Split, Split]:
+    """Training and test images on the device that the flags name. Raises UserError."""
+    device = device_of(options)
+    if not mnist_is_in(options.datadir / "MNIST"):
+        raise UserError(f"MNIST is not in {options.datadir / 'MNIST' / 'raw'}: name its folder's parent with --datadir")
+    train, test = load_mnist(options.datadir / "MNIST")
+    return train.to(device), test.to(device)
 
 
 def fastest(repeats: int, work: Callable[[], T]) -> tuple[float, T]:
