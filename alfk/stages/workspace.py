@@ -127,8 +127,11 @@ class Workspace:
         return self.experiment.network(classes, mc_dropout).to(self.device, memory_format=torch.channels_last)
 
     def random_state(self, classes: int, purpose: str, member: int) -> dict[str, Tensor]:
-        """Weights of a network for `classes`, drawn for `purpose`; on the CPU, so that every device gets the same."""
-        model = self.experiment.network(classes, False)
+        """Weights of a network for `classes`, drawn for `purpose`; on the CPU, so that every device gets the same.
+
+        They are drawn in the order of memory: the layout is part of what a seed means.
+        """
+        model = self.experiment.network(classes, False).to(memory_format=torch.channels_last)
         self.experiment.initialise(model, self.generator(purpose, member=member))
         return snapshot(model)
 
