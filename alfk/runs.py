@@ -6,7 +6,7 @@ import fcntl
 import io
 import json
 import os
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 from typing import IO, Any
 
@@ -153,9 +153,11 @@ class RunFolder:
                 file.write("".join(json.dumps(line) + "\n" for line in [*kept, record]).encode())
 
 
-def read_results(path: Path) -> list[Record]:
+def read_results(path: Path, skipped: Callable[[str], None] | None = None) -> list[Record]:
     """The records of a results file, none where there is no file; a truncated last line is passed over.
 
+    Args:
+        skipped: is told of a line that is passed over.
     Raises:
         UserError: another line is not a record.
     """
@@ -169,6 +171,8 @@ def read_results(path: Path) -> list[Record]:
         except json.JSONDecodeError:
             if number < len(lines):
                 raise UserError(f"{path}, line {number}: not a results record; remove that line") from None
+            if skipped is not None:
+                skipped(f"{path}, line {number}: cut short and left out; its command makes it anew")
     return records
 
 

@@ -20,7 +20,14 @@ from alfk.errors import UserError
 from alfk.runs import RunFolder, Trial
 from alfk.stages import options as flags
 from alfk.stages.describe import database_path, databases, write_databases
-from alfk.stages.drive import active_learning, distortions, make_initial_models, run_in_turn, run_side_by_side
+from alfk.stages.drive import (
+    active_learning,
+    baselines,
+    distortions,
+    make_initial_models,
+    run_in_turn,
+    run_side_by_side,
+)
 from alfk.stages.pretrain import initial_models
 from alfk.stages.report import Progress, cost_table, table
 from alfk.stages.retrain import retrain
@@ -104,7 +111,10 @@ def _one_iteration(
 
 def _run(experiment: Experiment, cfgs: Mapping[str, flags.Cfg], options: Options) -> int:
     trials = flags.trials_of(cfgs[experiment.name], experiment, options)
-    stop = experiment.runs if options.run_stop is None else options.run_stop
+    if options.baseline:
+        trials = flags.baselines_of(trials)
+    usual = options.run_start + 1 if options.baseline else experiment.runs
+    stop = usual if options.run_stop is None else options.run_stop
     runs = range(options.run_start, stop)
     if not runs:
         raise UserError(f"there is no run from --run-start {options.run_start} up to before {stop}")
@@ -112,14 +122,14 @@ def _run(experiment: Experiment, cfgs: Mapping[str, flags.Cfg], options: Options
     if not options.initial:
         _check_initial_models(folders, trials)
     models = 2 * sum(distortions(trials).values())
-    each = models if options.initial else len(trials) * experiment.iterations
+    each = models if options.initial else len(trials) * (1 if options.baseline else experiment.iterations)
     work, jobs = WholeRun(experiment, options, tuple(trials)), min(options.jobs, len(runs))
     _data(experiment, options)  # what is missing or has to be downloaded shows here, once
     with Progress(total=len(runs) * each) as progress:
         failures = run_in_turn(runs, work, progress) if jobs == 1 else run_side_by_side(runs, work, progress, jobs)
     if not options.initial:
         records = [record for folder in folders for record in folder.results()]
-        print(f"\n{table(records, trials)}\n\n{cost_table(records, trials)}")
+        print("\n" + "\n\n".join(filter(None, (table(records, trials), cost_table(records, trials)))))
     for failure in failures:
         print(f"{failure.details}{Path(sys.argv[0]).name}: run {failure.run}: {failure.cause}", file=sys.stderr)
     return 0 if not failures else 2 if all(failure.user for failure in failures) else 1
@@ -141,10 +151,13 @@ class WholeRun:
         self.experiment, self.options, self.trials = experiment, options, trials
 
     def __call__(self, number: int, report: Report) -> None:
-        arguments = (self.trials, self.experiment.iterations, self.options.initial)
+        iterations = 0 if self.options.baseline else self.experiment.iterations
+        arguments = (self.trials, iterations, self.options.initial)
         work = open_workspace(self.experiment, self.options, number, report, *arguments)
         if self.options.initial:
             make_initial_models(work, self.trials)
+        elif self.options.baseline:
+            baselines(work, self.trials)
         else:
             active_learning(work, self.trials, self.options.keep_descr)
 

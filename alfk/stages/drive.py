@@ -17,7 +17,7 @@ from alfk.stages.describe import delete_databases, write_databases
 from alfk.stages.memory import reset_peak
 from alfk.stages.pretrain import initial_models
 from alfk.stages.report import Progress
-from alfk.stages.retrain import retrain
+from alfk.stages.retrain import all_train, retrain
 from alfk.stages.workspace import Report, Workspace
 
 Work = Callable[[int, Report], None]  # all of one run's work: (run, report)
@@ -44,6 +44,16 @@ def active_learning(work: Workspace, trials: Sequence[Trial], keep_descriptors: 
                 if not keep_descriptors:
                     delete_databases(work, trial, b)
                 work.report("iteration", record=record)
+
+
+def baselines(work: Workspace, trials: Sequence[Trial]) -> None:
+    """The line "all train" of every distortion that the trials name."""
+    for trial in trials:
+        with work.folder.exclusively(trial.name):
+            pool, validation = work.pool(trial.ir, trial.nr, trial.distortion), work.validation()
+            done = work.folder.checkpoint(trial, 0, len(pool)).exists()
+            reset_peak(work.device)
+            work.report("iteration", record=all_train(work, trial, pool, validation), skipped=done)
 
 
 def make_initial_models(work: Workspace, trials: Sequence[Trial]) -> None:

@@ -10,6 +10,7 @@ import torch
 
 from alfk.acquisition import METHODS, get_method
 from alfk.config import Experiment
+from alfk.curves import BASELINE
 from alfk.errors import UserError
 from alfk.runs import Trial
 
@@ -98,7 +99,10 @@ def add_iteration(parser: Parser) -> None:
 def add_loop(parser: Parser) -> None:
     """The flags of run.py."""
     add = parser.add_argument
-    add("--initial", action="store_true", help="make the initial models and stop")
+    what = parser.add_mutually_exclusive_group()
+    what.add_argument("--initial", action="store_true", help="make the initial models and stop")
+    text = "train on the whole distorted pool, the figures' line; of one run where --run-stop is not given"
+    what.add_argument("--baseline", action="store_true", help=text)
     add("--run-start", type=count, default=0, metavar="R", help="first run (0)")
     add("--run-stop", type=positive, metavar="R", help="the run before which to stop (the data set's number of runs)")
     add("-ir", type=imbalance_ratio, nargs="+", metavar="IR", help="imbalance ratios (those of cfg)")
@@ -230,3 +234,8 @@ def trials_of(cfg: Cfg, experiment: Experiment, options: argparse.Namespace) -> 
     if not trials:
         raise UserError("the configuration has no row with that -dl and -ens: name a method with --methods too")
     return list(dict.fromkeys(trials))
+
+
+def baselines_of(trials: Sequence[Trial]) -> list[Trial]:
+    """The line "all train" of every figure that the trials belong to."""
+    return list(dict.fromkeys(replace(trial, method=BASELINE, length=0, ensemble=1) for trial in trials))

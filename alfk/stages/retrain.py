@@ -53,13 +53,10 @@ def acquire(work: Workspace, trial: Trial, b: int, pool: Split, validation: Spli
     header = {
         **about,
         "meaning": "positions in the pool, in the order they were labelled; the pool's own index list is in data/",
+        **NOTHING_MEASURED,
         "misclassified": chosen.misclassified,
         "centres": chosen.centres,
         "at_random": chosen.at_random,
-        "pseudo_labels": None,
-        "forward": 0,
-        "backward": 0,
-        "seconds_describe": 0.0,
         **facts,
         "seconds_acquire": time.perf_counter() - start,
     }
@@ -92,18 +89,69 @@ class Epoch:
 def retrain(work: Workspace, trial: Trial, b: int, pool: Split, validation: Split) -> Record:
     """Train on the labelled set from the previous weights, keep the selected epoch, write checkpoint and results line.
 
-    The members of an ensemble are trained one after the other; figures are the members' mean.
-
     Returns:
         the results record of AL iteration b.
     """
-    path = work.folder.checkpoint(trial, b, work.size(b))
-    about = {"kind": "best", **work.identity(trial, b)}
-    if path.exists():
-        record = load_checkpoint(path, about)[1]["record"]
-        work.folder.add_result(record)
-        return record
+    found = _finished(work, trial, b, work.size(b))
+    if found is not None:
+        return found
     labelled, header = acquire(work, trial, b, pool, validation)
+    newest = labelled[-work.experiment.query_size :]
+    return _learn(work, trial, b, pool, validation, labelled, newest, header)
+
+
+def all_train(work: Workspace, trial: Trial, pool: Split, validation: Split) -> Record:
+    """The paper's line "all train": the same training on the whole distorted pool, from the initial weights.
+
+    Args:
+        trial: its method is `curves.BASELINE`.
+    Returns:
+        its results record, that of an iteration 0 with everything labelled.
+    """
+    found = _finished(work, trial, 0, len(pool))
+    if found is not None:
+        return found
+    everything = torch.arange(len(pool))
+    return _learn(work, trial, 0, pool, validation, everything, everything, NOTHING_MEASURED)
+
+
+# What an acquisition's header says of one that looked at nothing.
+NOTHING_MEASURED = {
+    "misclassified": None,
+    "centres": None,
+    "at_random": 0,
+    "pseudo_labels": None,
+    "forward": 0,
+    "backward": 0,
+    "seconds_describe": 0.0,
+    "seconds_acquire": 0.0,
+}
+
+
+def _finished(work: Workspace, trial: Trial, b: int, size: int) -> Record | None:
+    """The record in a checkpoint that is there already, put into the results where a crash kept it from them."""
+    path = work.folder.checkpoint(trial, b, size)
+    if not path.exists():
+        return None
+    record = load_checkpoint(path, {"kind": "best", **work.identity(trial, b)})[1]["record"]
+    work.folder.add_result(record)
+    return record
+
+
+def _learn(
+    work: Workspace,
+    trial: Trial,
+    b: int,
+    pool: Split,
+    validation: Split,
+    labelled: Tensor,
+    newest: Tensor,
+    header: dict[str, Any],
+) -> Record:
+    """Train on the pool's `labelled` positions, of which `newest` were added last; checkpoint, record, results line.
+
+    The members of an ensemble are trained one after the other; figures are the members' mean.
+    """
     models, _ = work.models_before(trial, b)
     start = time.perf_counter()
     members, states = [], []
@@ -116,7 +164,6 @@ def retrain(work: Workspace, trial: Trial, b: int, pool: Split, validation: Spli
         "acquire": header["seconds_acquire"],
         "retrain": time.perf_counter() - start,
     }
-    newest = pool.labels[labelled[-work.experiment.query_size :].to(pool.device)]
     classes, pseudo_labels = work.experiment.classes, header["pseudo_labels"] or {}
     selected = [kept[work.select] for kept in members]
     per_class = [accuracy_per_class(epoch.predictions, work.test.labels, classes) for epoch in selected]
@@ -132,7 +179,7 @@ def retrain(work: Workspace, trial: Trial, b: int, pool: Split, validation: Spli
         "accuracy_members": [epoch.test for epoch in selected],
         "epochs": {rule: [kept[rule].number for kept in members] for rule in RULES},
         "accuracy_per_class": [None if None in values else fmean(values) for values in zip(*per_class, strict=True)],
-        "selected_histogram": torch.bincount(newest, minlength=classes).tolist(),
+        "selected_histogram": torch.bincount(pool.labels[newest.to(pool.device)], minlength=classes).tolist(),
         "pseudo_label_accuracy": pseudo_labels.get("accuracy"),
         "pseudo_label_accuracy_per_class": pseudo_labels.get("per_class"),
         "misclassified_before": header["misclassified"],
@@ -143,7 +190,8 @@ def retrain(work: Workspace, trial: Trial, b: int, pool: Split, validation: Spli
         "seconds": {stage: round(value, 3) for stage, value in seconds.items()},
         "peak_memory_mib": peak_mib(work.device),
     }
-    save_checkpoint(path, join_states(states), {**about, "record": record, "settings": work.settings()})
+    about = {"kind": "best", **work.identity(trial, b), "record": record, "settings": work.settings()}
+    save_checkpoint(work.folder.checkpoint(trial, b, len(labelled)), join_states(states), about)
     work.folder.add_result(record)
     return record
 

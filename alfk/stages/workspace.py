@@ -9,13 +9,13 @@ import torch
 from torch import Tensor, nn
 
 from alfk import bias
-from alfk.acquisition import get_method
 from alfk.config import Experiment
 from alfk.data import Split
 from alfk.errors import UserError
 from alfk.network import fingerprint, snapshot
 from alfk.runs import RunFolder, Trial, has_array, load_checkpoint, open_array, save_array
 from alfk.seeding import generator
+from alfk.uncertainty import MEASURES
 
 Report = Callable[..., None]  # report(event, **information)
 
@@ -141,7 +141,7 @@ class Workspace:
         Iteration 0 starts from the initial models; a rotation model's last linear layer gives way to a new one. The
         methods that doubt have MC-dropout in their networks from then on.
         """
-        dropout = get_method(trial.method).doubts
+        dropout = trial.method in MEASURES
         models = [self.network(self.experiment.classes, dropout) for _ in range(trial.ensemble)]
         if b > 0:
             path = self.folder.checkpoint(trial, b - 1, self.size(b - 1))

@@ -1,0 +1,219 @@
+"""Accuracy curves over runs, and the paper's claims as numbers on them: labels saved, points gained, area.
+
+Shares are percent of the undistorted pool, accuracies percent of the test set. Nothing is ever filled in: what was not
+run is not in a curve.
+"""
+
+import csv
+import dataclasses
+import math
+from collections.abc import Iterable, Sequence
+from pathlib import Path
+from statistics import fmean
+
+import numpy as np
+
+from alfk.errors import UserError
+from alfk.runs import Record, Trial
+
+BASELINE = "all_train"  # the whole distorted pool labelled: a line, not a curve
+
+
+@dataclasses.dataclass(frozen=True)
+class Curve:
+    """Accuracy against labelled share, over runs.
+
+    Attributes:
+        shares: (n,) ascending.
+        mean: (n,), over the runs that got there.
+        std: (n,), divisor the number of runs as in the paper's error bars; NaN for one run or where it is unknown.
+        runs: (n,) int64.
+    """
+
+    shares: np.ndarray
+    mean: np.ndarray
+    std: np.ndarray
+    runs: np.ndarray
+
+    @classmethod
+    def of(cls, records: Iterable[Record]) -> "Curve":
+        """The curve of one trial's records, one a run and iteration."""
+        values: dict[float, list[float]] = {}
+        for record in records:
+            values.setdefault(round(record["labelled_share"], 6), []).append(record["accuracy"])
+        shares = sorted(values)
+        columns = [np.array(values[share]) for share in shares]
+        return cls(
+            np.array(shares),
+            np.array([column.mean() for column in columns]),
+            np.array([column.std() if len(column) > 1 else math.nan for column in columns]),
+            np.array([len(column) for column in columns], dtype=np.int64),
+        )
+
+    def __len__(self) -> int:
+        return len(self.shares)
+
+    def at(self, share: float) -> int | None:
+        """Which point lies at that share, if one does."""
+        (found,) = np.nonzero(np.abs(self.shares - share) < 1e-3)
+        return int(found[0]) if len(found) else None
+
+    def variance_of_mean(self, point: int) -> float:
+        """Squared standard error of a point's mean, from the unbiased variance; NaN for one run."""
+        runs = int(self.runs[point])
+        return float(self.std[point]) ** 2 / (runs - 1) if runs > 1 else math.nan
+
+
+def series(trial: Trial) -> str:
+    """A trial's name in the paper's tables, e.g. `Rzg_pz_L80`, `varR_E4`, `random`; its initial model apart."""
+    if trial.length:
+        return f"{trial.method}_L{trial.length}"
+    plain = trial.method in ("random", "vaal", BASELINE)
+    return trial.method if plain and trial.ensemble == 1 else f"{trial.method}_E{trial.ensemble}"
+
+
+Reference = dict[tuple[str, str], Curve]  # (series, initial model) -> the paper's curve
+
+
+def read_reference(path: Path, runs: int) -> Reference:
+    """The paper's curves of one figure, points outside its axes left out.
+
+    Args:
+        runs: how many the paper's means are over.
+    Raises:
+        UserError: the file is damaged.
+    """
+    points: dict[tuple[str, str], list[tuple[float, float, float]]] = {}
+    try:
+        with open(path, newline="") as file:
+            for row in csv.DictReader(file):
+                if row["accuracy_mean"]:
+                    std = float(row["accuracy_std"] or math.nan)
+                    point = (float(row["labeled_percent"]), float(row["accuracy_mean"]), std)
+                    points.setdefault((row["series"], row["init"]), []).append(point)
+    except (KeyError, TypeError, ValueError):
+        raise UserError(f"{path} is damaged: it is not a table of the paper's curves") from None
+    return {
+        key: Curve(*np.array(sorted(rows)).T, np.full(len(rows), runs, dtype=np.int64)) for key, rows in points.items()
+    }
+
+
+@dataclasses.dataclass(frozen=True)
+class Comparison:
+    """One point of ours beside the paper's; `within` two standard errors of the difference, None where unknown."""
+
+    share: float
+    ours: float
+    paper: float
+    standard_error: float
+
+    @property
+    def difference(self) -> float:
+        return self.ours - self.paper
+
+    @property
+    def within(self) -> bool | None:
+        return None if math.isnan(self.standard_error) else abs(self.difference) <= 2 * self.standard_error
+
+
+def compare(ours: Curve, paper: Curve) -> list[Comparison]:
+    """Every point that both have. The standard error is that of two independent means; NaN where either has one run."""
+    rows = []
+    for i, share in enumerate(ours.shares):
+        j = paper.at(share)
+        if j is not None:
+            error = math.sqrt(ours.variance_of_mean(i) + paper.variance_of_mean(j))
+            rows.append(Comparison(float(share), float(ours.mean[i]), float(paper.mean[j]), error))
+    return rows
+
+
+def share_at(curve: Curve, accuracy: float) -> float | None:
+    """The share at which the mean curve first reaches `accuracy`, by linear interpolation; None if it does not.
+
+    Where it starts at or above it, its first share, an upper bound.
+    """
+    reached = np.nonzero(curve.mean >= accuracy)[0]
+    if not len(reached):
+        return None
+    i = int(reached[0])
+    if i == 0:
+        return float(curve.shares[0])
+    (x0, x1), (y0, y1) = curve.shares[i - 1 : i + 1], curve.mean[i - 1 : i + 1]
+    return float(x0 + (x1 - x0) * (accuracy - y0) / (y1 - y0))
+
+
+@dataclasses.dataclass(frozen=True)
+class Saving:
+    """Labels at equal accuracy: two methods' shares, and the percent of the other's that ours saves.
+
+    `at_least`: our curve starts above that accuracy, so that it needs that many labels or fewer.
+    """
+
+    accuracy: float
+    ours: float
+    other: float
+    at_least: bool
+
+    @property
+    def percent(self) -> float:
+        return 100 * (1 - self.ours / self.other)
+
+
+def labels_saved(ours: Curve, other: Curve, accuracy: float | None = None) -> Saving | None:
+    """The paper's "-40 %": labels at equal accuracy, by default the highest that both mean curves reach.
+
+    None where one of them does not reach it.
+    """
+    level = float(min(ours.mean.max(), other.mean.max())) if accuracy is None else accuracy
+    mine, theirs = share_at(ours, level), share_at(other, level)
+    if mine is None or theirs is None:
+        return None
+    return Saving(level, mine, theirs, at_least=bool(ours.mean[0] > level))
+
+
+def gains(ours: Curve, other: Curve) -> list[tuple[float, float]]:
+    """(share, points of accuracy that ours is above the other) wherever both have a point."""
+    pairs = [(i, other.at(share)) for i, share in enumerate(ours.shares)]
+    return [(float(ours.shares[i]), float(ours.mean[i] - other.mean[j])) for i, j in pairs if j is not None]
+
+
+def area(curve: Curve) -> float:
+    """Area under the mean curve (trapezoids) over the width it spans: its mean accuracy. NaN for a single point."""
+    if len(curve) < 2:
+        return math.nan
+    return float(np.trapezoid(curve.mean, curve.shares) / (curve.shares[-1] - curve.shares[0]))
+
+
+def accuracy_of_classes(records: Iterable[Record], classes: Sequence[int]) -> float:
+    """Mean test accuracy of some classes, each class and run counting alike; NaN where there is none."""
+    values = [r["accuracy_per_class"][c] for r in records for c in classes if c < len(r["accuracy_per_class"])]
+    values = [value for value in values if value is not None]
+    return fmean(values) if values else math.nan
+
+
+def acquisition_seconds(records: Iterable[Record]) -> float:
+    """Mean seconds of measuring and choosing, iterations after the first (in which some draw at random); or NaN."""
+    later = [r["seconds"]["describe"] + r["seconds"]["acquire"] for r in records if r["b"] > 0]
+    return fmean(later) if later else math.nan
+
+
+def missing(records: Iterable[Record], runs: Iterable[int], iterations: Iterable[int]) -> dict[tuple[int, ...], list]:
+    """What one trial lacks: missing iterations -> the runs that lack just these. Empty if it lacks nothing."""
+    there = {(record["run"], record["b"]) for record in records}
+    lacking: dict[tuple[int, ...], list[int]] = {}
+    for run in runs:
+        gone = tuple(b for b in iterations if (run, b) not in there)
+        if gone:
+            lacking.setdefault(gone, []).append(run)
+    return lacking
+
+
+def ranges(numbers: Iterable[int]) -> str:
+    """0, 1, 2, 5 -> "0-2, 5"."""
+    parts: list[list[int]] = []
+    for number in sorted(numbers):
+        if parts and number == parts[-1][1] + 1:
+            parts[-1][1] = number
+        else:
+            parts.append([number, number])
+    return ", ".join(f"{a}-{b}" if b > a else str(a) for a, b in parts)
