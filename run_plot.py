@@ -1,125 +1,158 @@
-"""Accuracy curves from the results of finished runs: mean and standard deviation over runs.
+"""The paper's figures and claims, from the results of finished runs.
 
-    python3 run_plot.py                     # every data set with results under local_data/
-    python3 run_plot.py --dataset DIGITS    # one of them
+    python3 run_plot.py                                   # everything there are results for
+    python3 run_plot.py --reference                       # beside the paper's curves
+    python3 run_plot.py --dataset MNIST -ir 100 --methods Rzg_pz varR_E1
+    python3 run_plot.py --dataset MNIST --show-selected --methods Rzg_pz_L80 --run-stop 1
 
-Writes <DATASET>_ir<IR>_<init>.png and .pdf into local_data/figures and prints their names. Only results.jsonl is read.
+Draws accuracy against the labelled share of the pool, mean and one standard deviation over runs, and writes for every
+figure <name>.png, .pdf, .md (tables), _curves.csv and _claims.csv into local_data/figures. A data set's results are
+those under local_data/, or, where it has none there, those that come with the repository in results/. Only results
+lines are read; what is missing is named, never drawn.
 """
 
 import argparse
-import statistics
+import csv
+import importlib
+import io
 import sys
+from collections.abc import Sequence
 from pathlib import Path
 
-import matplotlib
-
-matplotlib.use("Agg")
-import matplotlib.pyplot as plt
-
-from alfk.acquisition import METHODS
+from alfk.config import Experiment
 from alfk.errors import UserError
-from alfk.runs import Record, Trial, read_results
-from alfk.uncertainty import MEASURES
+from alfk.runs import atomic
+from alfk.stages import plot, sheets
+from alfk.stages.options import Parser, count, imbalance_ratio, positive
 
 ROOT = Path(__file__).resolve().parent
-
-# One colour and marker a method in all figures (Okabe and Ito's palette, safe for colour-blind readers).
-STYLES = {
-    "random": ("#000000", "o"),
-    "varR": ("#0072B2", "X"),
-    "entropy": ("#0072B2", "<"),
-    "BALD": ("#0072B2", ">"),
-    "std": ("#0072B2", "1"),
-    "Rz": ("#56B4E9", "s"),
-    "Rzg_trace": ("#F0E442", "p"),
-    "Rzg_mi": ("#999999", "h"),
-    "Rzg_mi_diag": ("#999999", "H"),
-    "Rzg_pred": ("#E69F00", "v"),
-    "Rzg_pz": ("#D55E00", "D"),
-    "Rzg_pzg": ("#CC79A7", "^"),
-    "Rzg_true": ("#009E73", "P"),
-}
-DASHES = {10: (1, 1), 20: (4, 2), 30: (5, 1, 1, 1), 80: (), 90: (8, 2)}
-
-
-def curves(records: list[Record]) -> dict[Trial, dict[float, list[float]]]:
-    """Accuracies of every trial by labelled share in percent, one value a run."""
-    found: dict[Trial, dict[float, list[float]]] = {}
-    for r in records:
-        found.setdefault(Trial.of(r), {}).setdefault(r["labelled_share"], []).append(r["accuracy"])
-    return found
-
-
-def draw(title: str, found: dict[Trial, dict[float, list[float]]], path: Path) -> None:
-    """One figure: a curve with error bars (one standard deviation) for every trial; saved as PNG and PDF."""
-    figure, axes = plt.subplots(figsize=(8.6, 4.6), constrained_layout=True)
-    order = list(STYLES)
-    for trial in sorted(found, key=lambda t: (order.index(t.method), t.length, t.ensemble)):
-        points = sorted(found[trial].items())
-        shares, values = [share for share, _ in points], [v for _, v in points]
-        colour, marker = STYLES[trial.method]
-        runs = max(map(len, values))
-        length = f", $L_{{{trial.length}}}$" if trial.length else ""
-        length += f", $E={trial.ensemble}$" if trial.method in MEASURES else ""
-        axes.errorbar(
-            shares,
-            [statistics.fmean(v) for v in values],
-            yerr=[statistics.pstdev(v) for v in values] if runs > 1 else None,
-            label=f"{METHODS[trial.method].notation}{length} ({runs} run{'s' if runs > 1 else ''})",
-            color=colour,
-            marker=marker,
-            dashes=(4, 2) if trial.method in MEASURES and trial.ensemble == 1 else DASHES.get(trial.length, ()),
-            markersize=5,
-            linewidth=1.5,
-            capsize=2.5,
-            elinewidth=0.9,
-        )
-    axes.set(title=title, xlabel="labelled share of the pool, %", ylabel="test accuracy, %")
-    axes.grid(color="0.9")
-    axes.set_axisbelow(True)
-    axes.spines[["top", "right"]].set_visible(False)
-    figure.legend(loc="outside right center", fontsize=9, frameon=False)
-    for suffix in (".png", ".pdf"):
-        figure.savefig(path.with_suffix(suffix), dpi=200)
-    plt.close(figure)
-
-
-def figures(dataset: str, folder: Path, out: Path) -> list[Path]:
-    """Draw every (ir, noise, initial model) of one data set for which there are results."""
-    records = [r for path in sorted(folder.glob("run*/results.jsonl")) for r in read_results(path)]
-    groups: dict[tuple[float, float, str], list[Record]] = {}
-    for record in records:
-        groups.setdefault((record["ir"], record["nr"], record["init"]), []).append(record)
-    paths = []
-    for (ir, nr, init), members in sorted(groups.items()):
-        noise = f"_nr{nr:g}" if nr else ""
-        path = out / f"{dataset}_ir{ir:g}{noise}_{init}.png"
-        out.mkdir(parents=True, exist_ok=True)
-        balance = "no class imbalance" if ir == 1 else f"{ir:g}x class imbalance"
-        draw(f"{dataset}, {balance}, {init} initial model", curves(members), path)
-        paths.append(path)
-    return paths
+REFERENCE = ROOT / "reference"
 
 
 def main() -> int:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--dataset", help="one data set (all with results)")
-    parser.add_argument("--datadir", type=Path, default=ROOT / "local_data", help="folder of the data sets' results")
-    parser.add_argument("--out", type=Path, help="folder for the figures (<datadir>/figures)")
-    options = parser.parse_args()
-    names = [options.dataset] if options.dataset else sorted({p.parent.name for p in options.datadir.glob("*/run*")})
-    out = options.out or options.datadir / "figures"
+    options = parse()
     try:
-        paths = [path for name in names for path in figures(name, options.datadir / name, out)]
-    except (UserError, OSError) as problem:
+        return run(options)
+    except UserError as problem:
         print(f"run_plot.py: {problem}", file=sys.stderr)
         return 2
-    if not paths:
-        print(f"run_plot.py: no results under {options.datadir}: bash demo.sh makes some", file=sys.stderr)
-        return 2
-    for path in paths:
-        print(f"{path} and {path.with_suffix('.pdf').name}")
+
+
+def parse() -> argparse.Namespace:
+    parser = Parser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    add = parser.add_argument
+    add("--dataset", help="one data set (all with results)")
+    add("-ir", type=imbalance_ratio, nargs="+", default=[], metavar="IR", help="imbalance ratios (all)")
+    add("--methods", nargs="+", default=[], metavar="KEY", help="methods, e.g. Rzg_pz, Rzg_pz_L80, varR_E4 (all)")
+    add("--init", choices=("rotation", "random"), help="one initial model (both)")
+    add("--run-start", type=count, default=0, metavar="R", help="first run (0)")
+    add("--run-stop", type=positive, metavar="R", help="the run before which to stop (all there are)")
+    add("--datadir", type=Path, help="folder of the data sets' results (local_data, else results)")
+    add("--out", type=Path, default=ROOT / "local_data" / "figures", help="folder for figures (local_data/figures)")
+    add("--reference", action="store_true", help="draw the paper's curves too, and compare")
+    add("--claim", metavar="SERIES", help="whose claims to compute (Rzg_pz at its largest L)")
+    add("--at", type=float, metavar="ACC", help="accuracy at which labels are compared (the highest both reach)")
+    add("--show-selected", action="store_true", help="draw the images that each method chose, instead of the curves")
+    return parser.parse_args()
+
+
+def run(options: argparse.Namespace) -> int:
+    drawn = 0
+    for dataset in datasets(options):
+        folder = where(dataset, options)
+        results = plot.read_runs(folder, options.run_start, options.run_stop, warn)
+        results.records = plot.select(results.records, options.ir, options.methods, options.init)
+        if options.show_selected:
+            if results.records:
+                images = options.datadir or ROOT / "local_data"
+                for path in sheets.contact_sheets(experiment(dataset), results, images, options.out):
+                    print(f"{shown(path)}.png, .pdf")
+                    drawn += 1
+            continue
+        for figure in plot.figures(dataset, results.records, REFERENCE, options.reference):
+            if not options.ir or figure.ir in options.ir:
+                show(plot.narrow(figure, options.methods, options.init), results, options)
+                drawn += 1
+    if not drawn:
+        place = options.datadir or "local_data/ or results/"
+        raise UserError(f"there are no such results under {place}: bash demo.sh or {{dataset}}/run.py makes some")
     return 0
+
+
+def datasets(options: argparse.Namespace) -> list[str]:
+    if options.dataset:
+        return [options.dataset]
+    roots = [options.datadir] if options.datadir else [ROOT / "local_data", ROOT / "results"]
+    found = {path.parents[1].name for root in roots for path in root.glob("*/run*/results.jsonl")}
+    return sorted(found | (set(plot.PAPER_RUNS) if options.reference else set()))
+
+
+def where(dataset: str, options: argparse.Namespace) -> Path:
+    """The folder of a data set's runs."""
+    if options.datadir:
+        return options.datadir / dataset
+    local = ROOT / "local_data" / dataset
+    return local if any(local.glob("run*/results.jsonl")) else ROOT / "results" / dataset
+
+
+def experiment(dataset: str) -> Experiment:
+    """The constants of a data set, from the folder whose config.py has them. Raises UserError."""
+    for path in sorted(ROOT.glob("*/config.py")):
+        known = getattr(importlib.import_module(f"{path.parent.name}.config"), "EXPERIMENTS", {})
+        if dataset in known:
+            return known[dataset]
+    raise UserError(f"no folder's config.py knows the data set {dataset}")
+
+
+def warn(text: str) -> None:
+    print(text, file=sys.stderr)
+
+
+def show(figure: plot.FigureOf, results: plot.Results, options: argparse.Namespace) -> None:
+    """One figure: what it is of, its tables, its files."""
+    runs = range(options.run_start, options.run_stop) if options.run_stop else results.runs
+    source = f"run {plot.ranges(results.runs)} in {shown(results.folder)}" if figure.trials else "the paper's curves"
+    print(f"\n{figure.title}: {source}")
+    plot.say_missing(figure, runs, print)
+    path = plot.draw_figure(figure, options.out, options.reference)
+    tables = {}
+    if options.reference:
+        tables["Ours and the paper's"] = plot.paper_table(figure)
+    summary, claims = plot.summary_rows(figure, results.minority), []
+    tables["Curves as numbers"] = plot.summary_table(summary)
+    ours = plot.hero(figure, options.claim)
+    if options.claim and ours is None:
+        warn(f"warning: {figure.name} has no {options.claim} to make claims for")
+    if ours is not None:
+        claims = plot.claim_rows(figure, ours, options.at)
+        tables[f"{plot.name_of(ours)} against the others"] = plot.claim_table(claims)
+    for title, table in tables.items():
+        if table:
+            print(f"\n{title}\n\n{table}")
+    write_csv(path.with_name(f"{path.name}_curves.csv"), plot.curve_rows(figure))
+    write_csv(path.with_name(f"{path.name}_summary.csv"), summary)
+    write_csv(path.with_name(f"{path.name}_claims.csv"), claims)
+    with atomic(path.with_name(f"{path.name}.md")) as file:
+        file.write(plot.markdown(figure, summary, claims, ours).encode())
+    print(f"\n{shown(path)}.png, .pdf, .md, _curves.csv, _summary.csv, _claims.csv")
+
+
+def shown(path: Path) -> str:
+    """A path as a reader wants it: from here, where it is below."""
+    return str(path.relative_to(Path.cwd())) if path.is_relative_to(Path.cwd()) else str(path)
+
+
+def write_csv(path: Path, rows: Sequence[dict[str, object]]) -> None:
+    """A table of `rows`; none, no file."""
+    if not rows:
+        path.unlink(missing_ok=True)
+        return
+    text = io.StringIO()
+    writer = csv.DictWriter(text, list(rows[0]), lineterminator="\n")
+    writer.writeheader()
+    writer.writerows({k: plot.plain(value) for k, value in row.items()} for row in rows)
+    with atomic(path) as file:
+        file.write(text.getvalue().encode())
 
 
 if __name__ == "__main__":

@@ -1,0 +1,291 @@
+"""The pictures: accuracy curves, contact sheets of selected images, confusion matrices and t-SNE. PNG and PDF."""
+
+import dataclasses
+import logging
+from collections.abc import Sequence
+from pathlib import Path
+
+import matplotlib
+import numpy as np
+
+matplotlib.use("Agg")
+import matplotlib.pyplot as plt
+from matplotlib.axes import Axes
+from matplotlib.figure import Figure
+from matplotlib.lines import Line2D
+from matplotlib.patches import Rectangle
+from matplotlib.ticker import AutoMinorLocator
+
+from alfk.acquisition import METHODS
+from alfk.curves import Curve
+from alfk.errors import UserError
+from alfk.uncertainty import MEASURES
+
+logging.getLogger("fontTools").setLevel(logging.ERROR)  # it warns of the dates inside matplotlib's own fonts
+
+# One colour and marker a method in all figures: Okabe and Ito's palette, safe for colour-blind readers. Markers and
+# dashes tell in greyscale what colours do not.
+STYLES = {
+    "random": ("#000000", "o"),
+    "vaal": ("#8C6BB1", "*"),
+    "varR": ("#0072B2", "X"),
+    "entropy": ("#08519C", "<"),
+    "BALD": ("#4292C6", ">"),
+    "std": ("#6BAED6", "d"),
+    "Rz": ("#56B4E9", "s"),
+    "Rzg_trace": ("#B8A800", "p"),
+    "Rzg_mi": ("#999999", "h"),
+    "Rzg_mi_diag": ("#666666", "H"),
+    "Rzg_pred": ("#E69F00", "v"),
+    "Rzg_pz": ("#D55E00", "D"),
+    "Rzg_pzg": ("#CC79A7", "^"),
+    "Rzg_true": ("#009E73", "P"),
+}
+DASHES = {10: (1, 1), 20: (4, 2), 30: (5, 1, 1, 1), 90: (8, 2), 256: (4, 2), 448: (4, 2), 512: (5, 1, 1, 1)}  # by L
+NOTATION = {key: method.notation for key, method in METHODS.items()} | {"vaal": "VAAL"}
+
+
+@dataclasses.dataclass(frozen=True)
+class Drawn:
+    """A curve of a figure and what its label says: method, L or E, initial model; ours, or the paper's."""
+
+    curve: Curve
+    method: str
+    length: int = 0
+    ensemble: int = 1
+    init: str = "rotation"
+    paper: bool = False
+
+    def label(self) -> str:
+        parts = [NOTATION.get(self.method, self.method)]
+        parts += [f"$L_{{{self.length}}}$"] if self.length else []
+        parts += [f"$E={self.ensemble}$"] if self.method in MEASURES else []
+        parts += [r"$\theta_{rnd}$"] if self.init == "random" else []
+        return ", ".join(parts)
+
+
+def curves(path: Path, title: str, drawn: Sequence[Drawn], line: tuple[float, str] | None) -> None:
+    """Accuracy against labelled share: our means with bars of one standard deviation, the paper's curves faint.
+
+    Args:
+        line: accuracy of training on the whole pool, and what the legend calls it.
+    """
+    with plt.rc_context(FONT):
+        figure, axes = plt.subplots(figsize=(7.6, 4.3), layout="constrained")
+        ours = [each for each in drawn if not each.paper]
+        known = {_what(each) for each in ours}
+        entries = []
+        for each in drawn:
+            if each.paper:
+                entries.append((each.curve.mean[-1], _draw_paper(axes, each), _what(each) in known, each))
+        for each in ours:
+            entries.append((each.curve.mean[-1], _draw_ours(axes, each), False, each))
+        if line is not None:
+            rule = axes.axhline(line[0], color="0.35", linewidth=1.1, linestyle=(0, (7, 2, 1, 2)), zorder=1)
+            entries.append((line[0], rule, False, None))
+        axes.set(title=title, xlabel="labelled share of the pool, %", ylabel="test accuracy, %")
+        axes.grid(color="0.92")
+        axes.set_axisbelow(True)
+        axes.spines[["top", "right"]].set_visible(False)
+        axes.yaxis.set_minor_locator(AutoMinorLocator(2))
+        shares = sorted({float(share) for each in drawn for share in each.curve.shares})
+        if 1 < len(shares) <= 10:
+            axes.set_xticks(shares, [f"{share:.2f}".rstrip("0").rstrip(".") for share in shares])
+        handles, labels = [], []
+        for _, handle, hidden, each in sorted(entries, key=lambda e: -e[0]):  # from top to bottom as the curves end
+            if not hidden:
+                handles.append(handle)
+                labels.append(line[1] if each is None else _entry(each, bool(ours)))
+        if known & {_what(each) for each in drawn if each.paper}:
+            handles.append(Line2D([], [], color="0.5", linewidth=1, linestyle=(0, (4, 1.5)), alpha=0.8))
+            labels.append("faint: the paper's")
+        figure.legend(handles, labels, loc="outside right center", frameon=False, handlelength=2.8, labelspacing=0.7)
+        _save(figure, path)
+
+
+FONT = {"font.size": 9.5, "axes.titlesize": 10.5, "legend.fontsize": 9, "mathtext.fontset": "cm", "pdf.fonttype": 42}
+
+
+def _what(each: Drawn) -> tuple:
+    return each.method, each.length, each.ensemble, each.init
+
+
+def _entry(each: Drawn, mixed: bool) -> str:
+    if each.paper:
+        return f"{each.label()} (paper)" if mixed else each.label()
+    runs = int(each.curve.runs.max())
+    return f"{each.label()} ({runs} run{'s' if runs > 1 else ''})"
+
+
+def _draw_ours(axes: Axes, each: Drawn) -> Line2D:
+    style = _style(each)
+    curve = each.curve
+    return axes.errorbar(
+        curve.shares,
+        curve.mean,
+        yerr=None if np.isnan(curve.std).all() else curve.std,
+        **style,
+        markersize=5.5,
+        markeredgewidth=1,
+        linewidth=1.4,
+        capsize=2.2,
+        elinewidth=0.8,
+        zorder=3,
+    )
+
+
+def _draw_paper(axes: Axes, each: Drawn) -> Line2D:
+    style = _style(each)
+    dashes = tuple(part * 0.6 for part in style["dashes"]) or (5, 1.5)  # never solid
+    (drawn,) = axes.plot(
+        each.curve.shares,
+        each.curve.mean,
+        **{**style, "dashes": dashes},
+        markersize=3.2,
+        markeredgewidth=0.7,
+        linewidth=1,
+        alpha=0.45,
+        zorder=2,
+    )
+    return drawn
+
+
+def _style(each: Drawn) -> dict[str, object]:
+    """Colour and marker of the method, dashes by L or E, an open marker where the initial model is random."""
+    colour, marker = STYLES.get(each.method, ("#000000", "."))
+    plain = each.method in MEASURES and each.ensemble == 1
+    return {
+        "color": colour,
+        "marker": marker,
+        "markerfacecolor": "white" if each.init == "random" else colour,
+        "dashes": (4, 2) if plain else DASHES.get(each.length, ()),
+    }
+
+
+def _save(figure: Figure, path: Path) -> None:
+    """PNG and PDF under `path`'s stem. Raises UserError where they cannot be written."""
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        for suffix in (".png", ".pdf"):
+            metadata = {"CreationDate": None} if suffix == ".pdf" else None  # the same figure is the same file
+            figure.savefig(path.with_name(path.name + suffix), dpi=200, metadata=metadata)
+    except OSError as problem:
+        raise UserError(f"cannot write {path}: {problem.strerror or problem}; choose another --out") from None
+    finally:
+        plt.close(figure)
+
+
+@dataclasses.dataclass(frozen=True)
+class Row:
+    """What one AL iteration chose: its first images (k, C, H, W) in [0, 1] and the labels of all (n,), in order."""
+
+    name: str
+    images: np.ndarray
+    labels: np.ndarray
+
+
+def contact_sheet(path: Path, title: str, rows: Sequence[Row], minority: Sequence[int], width: int = 25) -> None:
+    """Images in rows of `width`, one block an AL iteration, each with its true label; minority classes framed."""
+    lines = [-(-len(row.images) // width) for row in rows]
+    cell, gap = 0.34, 0.75  # inches an image; heights a block's heading takes, in images
+    height = sum(lines) + gap * len(rows)
+    with plt.rc_context(FONT):
+        figure = plt.figure(figsize=(cell * width + 0.2, cell * height + 0.5))
+        axes = figure.add_axes((0.1 / (cell * width + 0.2), 0.0, cell * width / (cell * width + 0.2), 1.0))
+        axes.set(xlim=(0, width), ylim=(height + 0.1, -0.5 / cell))
+        axes.axis("off")
+        axes.text(0, -0.45 / cell, title, va="top", fontsize=10.5)
+        top = 0.0
+        for row, count in zip(rows, lines, strict=True):
+            rare = int(np.isin(row.labels, minority).sum())
+            heading = f"{row.name}: {rare} of {len(row.labels)} from minority classes"
+            axes.text(0, top + gap - 0.12, heading, va="bottom", fontsize=8.5)
+            top += gap
+            extent = (0, width, top + count, top)
+            axes.imshow(tiled(row.images, width), cmap="gray", vmin=0, vmax=1, extent=extent, interpolation="nearest")
+            for i, label in enumerate(row.labels[: len(row.images)]):
+                _mark(axes, str(label), i % width, top + i // width, framed=label in minority)
+            top += count
+        _save(figure, path)
+
+
+def tiled(images: np.ndarray, width: int) -> np.ndarray:
+    """(k, C, H, W) -> one picture of rows of `width`, (h, w) or (h, w, 3), in white where there is no image."""
+    k, channels, height, breadth = images.shape
+    lines, edge = -(-k // width), max(1, height // 14)
+    cells = np.ones((lines * width, channels, height + 2 * edge, breadth + 2 * edge), dtype=np.float32)
+    cells[:k, :, edge:-edge, edge:-edge] = images
+    sheet = cells.reshape(lines, width, channels, height + 2 * edge, breadth + 2 * edge).transpose(0, 3, 1, 4, 2)
+    sheet = sheet.reshape(lines * (height + 2 * edge), width * (breadth + 2 * edge), channels)
+    return sheet if channels == 3 else sheet[..., 0]
+
+
+def _mark(axes: Axes, label: str, x: float, y: float, framed: bool) -> None:
+    box = {"boxstyle": "square,pad=0.1", "linewidth": 0, "facecolor": "#D55E00" if framed else "#555555"}
+    axes.text(x + 0.1, y + 0.1, label, fontsize=5.5, color="white", weight="bold", ha="left", va="top", bbox=box)
+    if framed:
+        axes.add_patch(Rectangle((x + 0.05, y + 0.05), 0.9, 0.9, fill=False, color="#D55E00", linewidth=1.4))
+
+
+@dataclasses.dataclass(frozen=True)
+class Panel:
+    """One model's test predictions and map: its name, what to say of it, truth (N,), predictions (N,), map (N, 2)."""
+
+    name: str
+    said: str
+    labels: np.ndarray
+    predictions: np.ndarray
+    map: np.ndarray
+
+
+def confusion_and_maps(path: Path, title: str, panels: Sequence[Panel], classes: int) -> None:
+    """Confusion matrices above (percent of each true class) and t-SNE maps below: dots right, larger balls wrong."""
+    with plt.rc_context(FONT):
+        figure, grid = plt.subplots(
+            2, len(panels), figsize=(4.1 * len(panels), 8.4), layout="constrained", squeeze=False
+        )
+        for letter, (above, below), panel in zip("abcdefgh", grid.T, panels, strict=False):
+            _confusion(above, panel, classes)
+            above.set_title(f"({letter}) {panel.name}\n{panel.said}")
+            _map(below, panel, classes)
+        handles = [
+            Line2D([], [], marker="o", linestyle="", color=CLASS_COLOURS(c), label=str(c)) for c in range(classes)
+        ]
+        handles += [
+            Line2D([], [], marker="o", linestyle="", color="0.4", markersize=2, label="right"),
+            Line2D([], [], marker="o", linestyle="", color="0.4", markersize=7, label="wrong"),
+        ]
+        legend = {"loc": "outside lower center", "ncols": len(handles), "frameon": False, "handletextpad": 0.1}
+        figure.legend(handles=handles, columnspacing=1.2, **legend)
+        figure.suptitle(title, fontsize=11)
+        _save(figure, path)
+
+
+CLASS_COLOURS = plt.get_cmap("tab10")
+
+
+def confusion(labels: np.ndarray, predictions: np.ndarray, classes: int) -> np.ndarray:
+    """(C, C) percent: row the true class, column the predicted one, each row summing to 100 (0 without an image)."""
+    counts = np.bincount(labels * classes + predictions, minlength=classes * classes).reshape(classes, classes)
+    return 100 * counts / np.maximum(counts.sum(1, keepdims=True), 1)
+
+
+def _confusion(axes: Axes, panel: Panel, classes: int) -> None:
+    shares = confusion(panel.labels, panel.predictions, classes)
+    axes.imshow(shares, cmap="Blues", vmin=0, vmax=100)
+    for i, j in np.ndindex(classes, classes):
+        if shares[i, j] >= 0.5:
+            colour = "white" if shares[i, j] > 55 else "black"
+            axes.text(j, i, f"{shares[i, j]:.0f}", ha="center", va="center", color=colour, fontsize=8)
+    axes.set(xticks=range(classes), yticks=range(classes), xlabel="predicted class", ylabel="true class")
+    axes.tick_params(length=0)
+
+
+def _map(axes: Axes, panel: Panel, classes: int) -> None:
+    right = panel.labels == panel.predictions
+    colours = np.array([CLASS_COLOURS(c) for c in range(classes)])[panel.labels]
+    axes.scatter(*panel.map[right].T, s=1.5, c=colours[right], linewidths=0, rasterized=True)
+    balls = {"s": 26, "alpha": 0.75, "edgecolors": "black", "linewidths": 0.35, "rasterized": True}
+    axes.scatter(*panel.map[~right].T, c=colours[~right], **balls)
+    axes.set(xticks=[], yticks=[], aspect="equal")
+    axes.set_anchor("N")

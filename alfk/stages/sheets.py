@@ -1,0 +1,59 @@
+"""Contact sheets of the images that a method chose, iteration by iteration: the quickest way to see what it does."""
+
+from collections.abc import Iterator
+from pathlib import Path
+
+import numpy as np
+import torch
+
+from alfk.config import Experiment
+from alfk.curves import BASELINE
+from alfk.data import Split
+from alfk.errors import UserError
+from alfk.runs import Record, RunFolder, Trial, open_array
+from alfk.stages import draw
+from alfk.stages.plot import Results, name_of
+
+MOST = 125  # images shown of an AL iteration
+
+
+def contact_sheets(experiment: Experiment, results: Results, datadir: Path, out: Path) -> Iterator[Path]:
+    """Draw one sheet a run and trial of `results`; yields the paths without suffix.
+
+    Raises:
+        UserError: the images or an index list are missing or damaged.
+    """
+    groups: dict[tuple[int, Trial], list[Record]] = {}
+    for record in results.records:
+        if record["method"] != BASELINE:
+            groups.setdefault((record["run"], Trial.of(record)), []).append(record)
+    train = experiment.load(datadir / experiment.name)[0] if groups else None
+    for (run, trial), records in groups.items():
+        folder = RunFolder(results.folder, run)
+        pool = _read(folder.data(f"pool_{trial.distortion}"))
+        rows = []
+        for record in sorted(records, key=lambda r: r["b"]):
+            labelled = _read(folder.index_list(trial, record["b"], record["labelled"]))
+            chosen = pool[labelled[-sum(record["selected_histogram"]) :]]
+            rows.append(_row(record, train, torch.from_numpy(chosen)))
+        path = out / f"{experiment.name}_selected_run{run}_{trial.name}"
+        title = f"{experiment.name}, {trial.ir:g}x class imbalance, run {run}: what {name_of(trial)} chose"
+        draw.contact_sheet(path, title, rows, experiment.minority)
+        yield path
+
+
+def _read(path: Path) -> np.ndarray:
+    if not path.exists():
+        raise UserError(f"there is no {path}: --show-selected needs the run's index lists, results lines do not do")
+    return np.array(open_array(path, {})[0])
+
+
+def _row(record: Record, train: Split, chosen: torch.Tensor) -> draw.Row:
+    part = train.subset(chosen)
+    first = chosen[:MOST]
+    normalised = next(train.subset(first).batches(len(first)))[0]
+    mean, std = (torch.tensor(values).view(-1, 1, 1) for values in (train.mean, train.std))
+    images = (normalised.cpu() * std + mean).clamp(0, 1).numpy()
+    more = f", the first {MOST} of {len(chosen)}" if len(chosen) > MOST else ""
+    name = f"b={record['b']}, {record['labelled']} labelled, {record['accuracy']:.1f} % right after it{more}"
+    return draw.Row(name, images, part.labels.cpu().numpy())
