@@ -129,12 +129,12 @@ def show(figure: plot.FigureOf, results: plot.Results, options: argparse.Namespa
     for title, table in tables.items():
         if table:
             print(f"\n{title}\n\n{table}")
-    write_csv(path.with_name(f"{path.name}_curves.csv"), plot.curve_rows(figure))
-    write_csv(path.with_name(f"{path.name}_summary.csv"), summary)
-    write_csv(path.with_name(f"{path.name}_claims.csv"), claims)
+    rows = {"_curves.csv": plot.curve_rows(figure), "_summary.csv": summary, "_claims.csv": claims}
+    for ending, body in rows.items():
+        write_csv(path.with_name(f"{path.name}{ending}"), body)
     with atomic(path.with_name(f"{path.name}.md")) as file:
         file.write(plot.markdown(figure, summary, claims, ours).encode())
-    print(f"\n{shown(path)}.png, .pdf, .md, _curves.csv, _summary.csv, _claims.csv")
+    print("\n" + ", ".join([f"{shown(path)}.png", ".pdf", ".md", *(ending for ending, body in rows.items() if body)]))
 
 
 def shown(path: Path) -> str:

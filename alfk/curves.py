@@ -17,6 +17,7 @@ from alfk.errors import UserError
 from alfk.runs import Record, Trial
 
 BASELINE = "all_train"  # the whole distorted pool labelled: a line, not a curve
+HARDEST = (5, 8, 9)  # the minority digits of which the paper states accuracies (caption of its t-SNE figure)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -70,6 +71,14 @@ def series(trial: Trial) -> str:
         return f"{trial.method}_L{trial.length}"
     plain = trial.method in ("random", "vaal", BASELINE)
     return trial.method if plain and trial.ensemble == 1 else f"{trial.method}_E{trial.ensemble}"
+
+
+def parse_series(name: str) -> tuple[str, int, int]:
+    """ "Rzg_pz_L80" -> ("Rzg_pz", 80, 1), "varR_E4" -> ("varR", 0, 4), "random" -> ("random", 0, 1)."""
+    method, _, last = name.rpartition("_")
+    if method and last[0] in "LE" and last[1:].isdecimal():
+        return (method, int(last[1:]), 1) if last[0] == "L" else (method, 0, int(last[1:]))
+    return name, 0, 1
 
 
 Reference = dict[tuple[str, str], Curve]  # (series, initial model) -> the paper's curve
@@ -182,6 +191,12 @@ def area(curve: Curve) -> float:
     if len(curve) < 2:
         return math.nan
     return float(np.trapezoid(curve.mean, curve.shares) / (curve.shares[-1] - curve.shares[0]))
+
+
+def rare_groups(minority: Sequence[int]) -> dict[str, tuple[int, ...]]:
+    """The groups of minority classes that are looked at, by what tables call them."""
+    groups = {"{5,8,9}": HARDEST} if set(HARDEST) < set(minority) else {}
+    return groups | {"minority": tuple(minority)}
 
 
 def accuracy_of_classes(records: Iterable[Record], classes: Sequence[int]) -> float:

@@ -42,7 +42,7 @@ def run(experiments: Experiments, cfgs: Mapping[str, flags.Cfg], about: str) -> 
     parser = flags.common_parser(experiments, about)
     flags.add_init(parser)
     flags.add_loop(parser)
-    return _guarded(parser, lambda options: _run(flags.experiment_of(experiments, options), cfgs, options))
+    return guarded(parser, lambda options: _run(flags.experiment_of(experiments, options), cfgs, options))
 
 
 def unsup(experiments: Experiments, about: str) -> int:
@@ -57,7 +57,7 @@ def unsup(experiments: Experiments, about: str) -> int:
             initial_models(work, options.ir or experiment.default_ir, options.nr, options.ensemble)
         return 0
 
-    return _guarded(parser, body)
+    return guarded(parser, body)
 
 
 def gen_descr(experiments: Experiments, about: str) -> int:
@@ -106,7 +106,7 @@ def _one_iteration(
                 stage(work, trial, options.b, pool, work.validation())
         return 0
 
-    return _guarded(parser, body)
+    return guarded(parser, body)
 
 
 def _run(experiment: Experiment, cfgs: Mapping[str, flags.Cfg], options: Options) -> int:
@@ -118,13 +118,13 @@ def _run(experiment: Experiment, cfgs: Mapping[str, flags.Cfg], options: Options
     runs = range(options.run_start, stop)
     if not runs:
         raise UserError(f"there is no run from --run-start {options.run_start} up to before {stop}")
-    folders = [RunFolder(_root(experiment, options), number) for number in runs]
+    folders = [RunFolder(root(experiment, options), number) for number in runs]
     if not options.initial:
         _check_initial_models(folders, trials)
     models = 2 * sum(distortions(trials).values())
     each = models if options.initial else len(trials) * (1 if options.baseline else experiment.iterations)
     work, jobs = WholeRun(experiment, options, tuple(trials)), min(options.jobs, len(runs))
-    _data(experiment, options)  # what is missing or has to be downloaded shows here, once
+    data(experiment, options)  # what is missing or has to be downloaded shows here, once
     with Progress(total=len(runs) * each) as progress:
         failures = run_in_turn(runs, work, progress) if jobs == 1 else run_side_by_side(runs, work, progress, jobs)
     if not options.initial:
@@ -177,8 +177,8 @@ def open_workspace(
         UserError: other settings than the run's, or a pool too small for so many AL iterations of the trials.
     """
     torch.backends.cudnn.deterministic = True
-    train, test = _data(experiment, options)
-    folder = RunFolder(_root(experiment, options), number)
+    train, test = data(experiment, options)
+    folder = RunFolder(root(experiment, options), number)
     folder.create()
     work = Workspace(experiment, folder, train, test, options.seed, options.select, train.device, report)
     settings = work.settings(initial)
@@ -188,11 +188,11 @@ def open_workspace(
     return work
 
 
-def _root(experiment: Experiment, options: Options) -> Path:
+def root(experiment: Experiment, options: Options) -> Path:
     return options.save_folder or options.datadir / experiment.name
 
 
-def _data(experiment: Experiment, options: Options) -> tuple[Split, Split]:
+def data(experiment: Experiment, options: Options) -> tuple[Split, Split]:
     return _load(experiment.load, options.datadir / experiment.name, flags.device_of(options))
 
 
@@ -222,7 +222,7 @@ def _commit() -> str | None:
         return None
 
 
-def _guarded(parser: argparse.ArgumentParser, body: Callable[[Options], int]) -> int:
+def guarded(parser: argparse.ArgumentParser, body: Callable[[Options], int]) -> int:
     """Parse, run, and turn what the user can mend into one line and exit status 2."""
     options = parser.parse_args()
     try:

@@ -47,8 +47,8 @@ class Parser(argparse.ArgumentParser):
         self.exit(2, f"{self.prog}: {message} (see --help)\n")
 
 
-def common_parser(experiments: Mapping[str, Experiment], about: str) -> Parser:
-    """The flags that all four scripts share."""
+def places_parser(experiments: Mapping[str, Experiment], about: str) -> Parser:
+    """The flags that say which data set, which distortion, where its files are and on which device to work."""
     parser = Parser(description=about, formatter_class=argparse.RawDescriptionHelpFormatter)
     names = list(experiments)
     add = parser.add_argument
@@ -58,12 +58,19 @@ def common_parser(experiments: Mapping[str, Experiment], about: str) -> Parser:
     where.add_argument(
         "--device", help="torch device, e.g. cpu or cuda:1 (default: a GPU if there is one, else the CPU)"
     )
-    add("--seed", type=int, default=0, help="of all random draws; every run derives its own from it (0)")
     add("-nr", type=noise_ratio, default=0.0, metavar="NR", help="share of the pool's labels made random (0)")
-    kept = "epoch kept and scored: best on test (the paper's protocol, default), best on validation, or the last"
-    add("--select", choices=("test", "val", "last"), default="test", help=kept)
     add("--datadir", type=Path, default=ROOT / "local_data", help="folder with the data sets (local_data)")
     add("--save-folder", type=Path, help="folder for the runN folders (<datadir>/<DATASET>)")
+    return parser
+
+
+def common_parser(experiments: Mapping[str, Experiment], about: str) -> Parser:
+    """The flags that all four scripts share."""
+    parser = places_parser(experiments, about)
+    add = parser.add_argument
+    add("--seed", type=int, default=0, help="of all random draws; every run derives its own from it (0)")
+    kept = "epoch kept and scored: best on test (the paper's protocol, default), best on validation, or the last"
+    add("--select", choices=("test", "val", "last"), default="test", help=kept)
     add("-e", "--epochs", type=positive, help="epochs of an AL iteration")
     add("--unsup-epochs", type=positive, metavar="E", help="epochs of rotation pretraining")
     add("-as", "--query-size", type=positive, metavar="N", help="images labelled in each AL iteration")

@@ -19,7 +19,9 @@ from alfk.curves import (
     gains,
     labels_saved,
     missing,
+    parse_series,
     ranges,
+    rare_groups,
     read_reference,
     series,
 )
@@ -39,8 +41,7 @@ PANELS = {  # the paper's figures: (data set, imbalance ratio) -> letter
     ("ImageNet", 100): "(d) ",
 }
 PAPER_RUNS = {"MNIST": 10, "SVHN": 5, "ImageNet": 1}
-HARDEST = (5, 8, 9)  # the minority digits of which the paper states accuracies (MNIST, caption of the t-SNE figure)
-PAPER_B = 2  # ... after this AL iteration, 375 labels
+EARLY = 2  # the AL iteration after which the paper states accuracies of minority classes: 375 labels on MNIST
 
 
 @dataclasses.dataclass
@@ -200,14 +201,6 @@ def _place(each: Drawn | Trial) -> tuple:
     return known, each.length, each.ensemble, each.init != "rotation"
 
 
-def parse_series(name: str) -> tuple[str, int, int]:
-    """ "Rzg_pz_L80" -> ("Rzg_pz", 80, 1), "varR_E4" -> ("varR", 0, 4), "random" -> ("random", 0, 1)."""
-    method, _, last = name.rpartition("_")
-    if method and last[0] in "LE" and last[1:].isdecimal():
-        return (method, int(last[1:]), 1) if last[0] == "L" else (method, 0, int(last[1:]))
-    return name, 0, 1
-
-
 def say_missing(figure: FigureOf, runs: Sequence[int], say: Say) -> None:
     """Name every run and iteration that a trial of the figure lacks, of those that another one has."""
     iterations = sorted(
@@ -259,10 +252,10 @@ def summary_rows(figure: FigureOf, minority: Sequence[int]) -> Rows:
         row = {"series": series(trial), "init": trial.init, "runs": int(curve.runs.max())}
         row |= {"area": area(curve) if whole else math.nan, "last": float(curve.mean[-1])}
         last = max(r["b"] for r in records)
-        row["labels_b2"] = next((r["labelled"] for r in records if r["b"] == PAPER_B), "")
-        for name, classes in {"589": HARDEST if set(HARDEST) <= set(minority) else (), "minority": minority}.items():
-            for when, b in (("b2", PAPER_B), ("last", last)):
-                row[f"accuracy_{name}_{when}"] = accuracy_of_classes([r for r in records if r["b"] == b], classes)
+        row["labels_early"] = next((r["labelled"] for r in records if r["b"] == EARLY), "")
+        for name, classes in rare_groups(minority).items():
+            for when, b in (("early", EARLY), ("last", last)):
+                row[f"{name} {when}"] = accuracy_of_classes([r for r in records if r["b"] == b], classes)
         row["acquisition_seconds"] = acquisition_seconds(records)
         rows.append(row)
     return rows
@@ -340,19 +333,19 @@ def accuracy_table(figure: FigureOf) -> str:
 
 def summary_table(rows: Rows, form: str = "simple") -> str:
     """The table of `summary_rows`; columns that nobody fills are left out."""
-    labels = {row["labels_b2"] for row in rows} - {""}
-    early = f"at {labels.pop()} labels" if len(labels) == 1 else f"b={PAPER_B}"
+    labels = {row["labels_early"] for row in rows} - {""}
+    early = f"at {labels.pop()} labels" if len(labels) == 1 else f"b={EARLY}"
     columns = {
         "runs": ("runs", "{}"),
         "area": ("area,\nmean %", "{:.2f}"),
         "last": ("last\n%", "{:.2f}"),
-        "accuracy_589_b2": (f"{{5,8,9}} %\n{early}", "{:.1f}"),
-        "accuracy_minority_b2": (f"minority %\n{early}", "{:.1f}"),
-        "accuracy_589_last": ("{5,8,9} %\nlast", "{:.1f}"),
-        "accuracy_minority_last": ("minority %\nlast", "{:.1f}"),
+        "{5,8,9} early": (f"{{5,8,9}} %\n{early}", "{:.1f}"),
+        "minority early": (f"minority %\n{early}", "{:.1f}"),
+        "{5,8,9} last": ("{5,8,9} %\nlast", "{:.1f}"),
+        "minority last": ("minority %\nlast", "{:.1f}"),
         "acquisition_seconds": ("acquisition\ns", "{:.2f}"),
     }
-    used = {k: v for k, v in columns.items() if any(_number(row[k], v[1]) for row in rows)}
+    used = {k: v for k, v in columns.items() if any(_number(row.get(k, math.nan), v[1]) for row in rows)}
     body = [[named(row), *(_number(row[k], number) for k, (_, number) in used.items())] for row in rows]
     return _table(body, ["method", *(head for head, _ in used.values())], form)
 

@@ -1,0 +1,20 @@
+"""Confusion matrices and t-SNE of the test images, three methods side by side, at one AL iteration.
+
+    python3 visualize_tsne.py                                      # varR, the paper's method and its oracle at b=3
+    python3 visualize_tsne.py -b 5 --methods random Rz_L20 Rzg_pz_L80
+    python3 visualize_tsne.py --dataset DIGITS --methods varR Rzg_pz Rzg_true
+
+Dots are test images that the model gets right, balls those it gets wrong; the colour is the true class. Needs the
+models of the run (run.py). A map of 10,000 images takes about a minute and a half on 2 CPU cores, once.
+"""
+
+import sys
+from pathlib import Path
+
+sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
+
+from alfk.stages.visualise import visualise
+from mnist.config import EXPERIMENTS, X4
+
+if __name__ == "__main__":
+    sys.exit(visualise(EXPERIMENTS, __doc__, taps=(X4,)))
