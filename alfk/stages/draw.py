@@ -186,23 +186,26 @@ class Row:
 
 def contact_sheet(path: Path, title: str, rows: Sequence[Row], minority: Sequence[int], width: int = 25) -> None:
     """Images in rows of `width`, one block an AL iteration, each with its true label; minority classes framed."""
+    width = min(width, max(len(row.images) for row in rows))
     lines = [-(-len(row.images) // width) for row in rows]
-    cell, gap = 0.34, 0.75  # inches an image; heights a block's heading takes, in images
+    cell, gap, margin, head = 0.36, 0.7, 0.12, 0.2  # inches an image, images a heading, inches around, and of the title
     height = sum(lines) + gap * len(rows)
+    inches = max(cell * width, 6) + 2 * margin, cell * height + head + 2 * margin
     with plt.rc_context(FONT):
-        figure = plt.figure(figsize=(cell * width + 0.2, cell * height + 0.5))
-        axes = figure.add_axes((0.1 / (cell * width + 0.2), 0.0, cell * width / (cell * width + 0.2), 1.0))
-        axes.set(xlim=(0, width), ylim=(height + 0.1, -0.5 / cell))
+        figure = plt.figure(figsize=inches)
+        box = (margin / inches[0], margin / inches[1], cell * width / inches[0], cell * height / inches[1])
+        axes = figure.add_axes(box, xlim=(0, width), ylim=(height, 0))
         axes.axis("off")
-        axes.text(0, -0.45 / cell, title, va="top", fontsize=10.5)
+        figure.text(margin / inches[0], 1 - margin / inches[1], title, va="top", fontsize=10.5)
         top = 0.0
         for row, count in zip(rows, lines, strict=True):
             rare = int(np.isin(row.labels, minority).sum())
             heading = f"{row.name}: {rare} of {len(row.labels)} from minority classes"
-            axes.text(0, top + gap - 0.12, heading, va="bottom", fontsize=8.5)
+            axes.text(0, top + gap - 0.08, heading, va="bottom", fontsize=8.5)
             top += gap
             extent = (0, width, top + count, top)
-            axes.imshow(tiled(row.images, width), cmap="gray", vmin=0, vmax=1, extent=extent, interpolation="nearest")
+            picture = tiled(row.images, width)
+            axes.imshow(picture, cmap="gray", vmin=0, vmax=1, extent=extent, interpolation="nearest", aspect="auto")
             for i, label in enumerate(row.labels[: len(row.images)]):
                 _mark(axes, str(label), i % width, top + i // width, framed=label in minority)
             top += count
@@ -284,8 +287,11 @@ def _confusion(axes: Axes, panel: Panel, classes: int) -> None:
 def _map(axes: Axes, panel: Panel, classes: int) -> None:
     right = panel.labels == panel.predictions
     colours = np.array([CLASS_COLOURS(c) for c in range(classes)])[panel.labels]
-    axes.scatter(*panel.map[right].T, s=1.5, c=colours[right], linewidths=0, rasterized=True)
+    dot = 9 if len(right) < 1000 else 1.5  # square points
+    axes.scatter(*panel.map[right].T, s=dot, c=colours[right], linewidths=0, rasterized=True)
     balls = {"s": 26, "alpha": 0.75, "edgecolors": "black", "linewidths": 0.35, "rasterized": True}
     axes.scatter(*panel.map[~right].T, c=colours[~right], **balls)
+    low, high = panel.map.min(0), panel.map.max(0)
+    middle, reach = (low + high) / 2, 0.53 * (high - low).max()
+    axes.set(xlim=(middle[0] - reach, middle[0] + reach), ylim=(middle[1] - reach, middle[1] + reach))
     axes.set(xticks=[], yticks=[], aspect="equal")
-    axes.set_anchor("N")
