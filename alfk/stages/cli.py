@@ -5,6 +5,7 @@ import datetime
 import errno
 import functools
 import platform
+import re
 import subprocess
 import sys
 from collections.abc import Callable, Mapping, Sequence
@@ -203,15 +204,28 @@ def _load(load: Callable[[Path], tuple[Split, Split]], path: Path, device: torch
 
 
 def _session(device: torch.device) -> dict[str, Any]:
-    """Who worked on a run, for its manifest: nothing of it may change a result."""
-    gpu = torch.cuda.get_device_name(device) if device.type == "cuda" else None
+    """Who worked on a run, for its manifest."""
+    name = torch.cuda.get_device_name(device) if device.type == "cuda" else _processor()
     return {
         "time": datetime.datetime.now().astimezone().isoformat(timespec="seconds"),
         "command": [Path(sys.argv[0]).name, *sys.argv[1:]],
-        "device": gpu or f"{device.type}, {platform.machine()}, {torch.get_num_threads()} threads",
+        "device": f"{device.type}: {name}, {torch.get_num_threads()} threads",
         "versions": {"python": platform.python_version(), "torch": torch.__version__, "numpy": np.__version__},
         "commit": _commit(),
     }
+
+
+def _processor() -> str:
+    """Model and instructions, for another processor rounds differently and training amplifies it."""
+    model = re.search(r"^model name\s*: (.*)", _text(Path("/proc/cpuinfo")), re.M)
+    return f"{model[1] if model else platform.processor() or platform.machine()}, {torch.backends.cpu.get_cpu_capability()}"
+
+
+def _text(path: Path) -> str:
+    try:
+        return path.read_text()
+    except OSError:
+        return ""
 
 
 def _commit() -> str | None:
