@@ -114,6 +114,8 @@ def show(figure: plot.FigureOf, results: plot.Results, options: argparse.Namespa
     source = f"run {plot.ranges(results.runs)} in {shown(results.folder)}" if figure.trials else "the paper's curves"
     print(f"\n{figure.title}: {source}")
     plot.say_missing(figure, runs, print)
+    if figure.all_train:
+        print(f"  {figure.all_train_said}")
     path = plot.draw_figure(figure, options.out, options.reference)
     tables = {}
     if options.reference:

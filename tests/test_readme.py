@@ -46,7 +46,7 @@ def test_every_file_it_names_is_there():
     root = Path(__file__).resolve().parents[1]
     for name in re.findall(r"`((?:alfk|mnist|tests|bench|reference|results)/[\w./]*)`", README):
         assert (root / name).exists(), name
-    for script in re.findall(r"python3 ((?:bench/)?\w+\.py)", README):
+    for script in re.findall(r"python3 ((?:\w+/)?\w+\.py)", README):
         assert (root / script).exists() or (root / "mnist" / script).exists(), script
 
 

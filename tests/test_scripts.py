@@ -343,18 +343,79 @@ def test_no_mnist_and_no_network(tmp_path):
     assert len(done.stderr.strip().splitlines()) == 1
 
 
-def test_the_curves_are_drawn(finished, tmp_path):
-    folder, _ = finished
-    (tmp_path / "DIGITS").symlink_to(folder)
-    plot = [sys.executable, str(ROOT / "run_plot.py"), "--datadir", str(tmp_path)]
-    done = subprocess.run(plot, capture_output=True, text=True, check=True)
-    image = tmp_path / "figures" / "DIGITS_ir20_rotation.png"
+@pytest.fixture
+def drawable(finished, tmp_path):
+    """The finished runs as run_plot.py looks for them."""
+    (tmp_path / "DIGITS").symlink_to(finished[0])
+    return tmp_path
+
+
+def draw(datadir, *arguments, status=0):
+    plot = [sys.executable, ROOT / "run_plot.py", "--datadir", datadir, "--out", datadir / "figures", *arguments]
+    done = subprocess.run(list(map(str, plot)), capture_output=True, text=True, timeout=300)
+    assert done.returncode == status, f"{done.stdout}\n{done.stderr}"
+    return done
+
+
+def test_the_curves_are_drawn(drawable):
+    done = draw(drawable)
+    image = drawable / "figures" / "DIGITS_ir20.png"
     assert str(image) in done.stdout
     assert image.read_bytes()[:4] == b"\x89PNG"
-    assert image.with_suffix(".pdf").exists()
-    nothing = subprocess.run([*plot[:3], str(tmp_path / "none")], capture_output=True, text=True)
-    assert nothing.returncode == 2
-    assert "bash demo.sh" in nothing.stderr
+    assert image.with_suffix(".pdf").read_bytes()[:4] == b"%PDF"
+    assert "not there" not in done.stdout
+
+
+def test_the_selected_images_are_drawn(drawable):
+    done = draw(drawable, "--show-selected", "--run-stop", "1", "--methods", "Rzg_pz")
+    (sheet,) = drawable.glob("figures/*selected*.png")
+    assert str(sheet) in done.stdout
+    assert sheet.read_bytes()[:4] == b"\x89PNG"
+
+
+def test_selected_images_need_the_index_lists(finished, tmp_path):
+    """A folder with nothing but results lines has curves, but no images to show."""
+    (tmp_path / "DIGITS" / "run0").mkdir(parents=True)
+    shutil.copy(finished[0] / "run0" / "results.jsonl", tmp_path / "DIGITS" / "run0")
+    error = draw(tmp_path, "--show-selected", status=2).stderr
+    assert "--show-selected needs" in error
+    assert len(error.strip().splitlines()) == 1
+
+
+def test_confusion_and_maps(drawable):
+    arguments = ["--dataset", "DIGITS", "--datadir", drawable, "--out", drawable / "figures"]
+    arguments += ["-b", 1, "--methods", "random", "Rzg_pz_L80"]
+    first = call("visualize_tsne.py", *arguments)
+    image = drawable / "figures" / "DIGITS_tsne_ir20_b1_run0.png"
+    assert str(image.with_suffix("")) in first.stdout
+    assert image.read_bytes()[:4] == b"\x89PNG"
+    assert first.stdout.count("t-SNE of 400 test images") == 2
+    lines = (drawable / "DIGITS" / "run0" / "results.jsonl").read_text().splitlines()
+    taught = {(r["method"], r["b"]): r["accuracy"] for r in map(json.loads, lines)}
+    for method, name in (("random", "random"), ("Rzg_pz", "Rzg_pz_L80")):
+        said = re.search(rf"^{name}: ([\d.]+) %", first.stdout, re.M)
+        assert float(said[1]) == pytest.approx(taught[method, 0], abs=0.051)
+    again = call("visualize_tsne.py", *arguments)
+    assert "t-SNE of" not in again.stdout  # kept from the first time
+    missing = call("visualize_tsne.py", *arguments[:-5], "-b", 2, "--methods", "varR_E1", status=2)
+    assert "--methods varR makes it" in missing.stderr
+    assert len(missing.stderr.strip().splitlines()) == 1
+
+
+def test_the_whole_pool_is_the_line_all_train(finished, tmp_path):
+    """Trained once, on every image that the bias left; drawn as the line; not trained again."""
+    shutil.copytree(finished[0], tmp_path / "DIGITS")
+    run = tmp_path / "DIGITS" / "run0"
+    arguments = [*SMALL, "--save-folder", tmp_path / "DIGITS", "--baseline"]
+    call("run.py", *arguments)
+    line = json.loads((run / "results.jsonl").read_text().splitlines()[-1])
+    assert line["method"] == "all_train"
+    assert line["labelled"] == len(np.load(next(run.rglob("pool*.npy"))))
+    assert line["labelled_share"] == pytest.approx(100 * line["labelled"] / 897)
+    before = (run / "results.jsonl").read_bytes()
+    call("run.py", *arguments)
+    assert (run / "results.jsonl").read_bytes() == before
+    assert f"all train: {line['accuracy']:.2f} %" in draw(tmp_path).stdout
 
 
 def test_a_killed_child_is_reported(tmp_path):

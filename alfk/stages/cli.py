@@ -217,8 +217,9 @@ def _session(device: torch.device) -> dict[str, Any]:
 
 def _processor() -> str:
     """Model and instructions, for another processor rounds differently and training amplifies it."""
-    model = re.search(r"^model name\s*: (.*)", _text(Path("/proc/cpuinfo")), re.M)
-    return f"{model[1] if model else platform.processor() or platform.machine()}, {torch.backends.cpu.get_cpu_capability()}"
+    found = re.search(r"^model name\s*: (.*)", _text(Path("/proc/cpuinfo")), re.M)
+    model = found[1] if found else platform.processor() or platform.machine()
+    return f"{model}, {torch.backends.cpu.get_cpu_capability()}"
 
 
 def _text(path: Path) -> str:

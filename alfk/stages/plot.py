@@ -114,6 +114,10 @@ class FigureOf:
         published = self.reference.get((BASELINE, "rotation"))
         return (float(published.mean[-1]), "all train (paper)") if published else None
 
+    @property
+    def all_train_said(self) -> str:
+        return f"{self.all_train[1]}: {self.all_train[0]:.2f} %" if self.all_train else ""
+
     def paper(self, trial: Trial) -> Curve | None:
         return self.reference.get((series(trial), trial.init))
 
@@ -371,13 +375,12 @@ def claim_table(rows: Rows, form: str = "simple") -> str:
 
 def markdown(figure: FigureOf, summary: Rows, claims: Rows, ours: Trial | None) -> str:
     """All tables of a figure as a Markdown page."""
-    line = figure.all_train
     parts = [
         f"# {figure.title}",
         f"![{figure.title}]({figure.name}.png)",
         "## Test accuracy, %, mean ± standard deviation over runs" if figure.curves else "",
         accuracy_table(figure),
-        f"{line[1]}: {line[0]:.2f} %" if line else "",
+        figure.all_train_said,
         "## Curves as numbers" if summary else "",
         summary_table(summary, "github"),
         f"## {name_of(ours)} against the others" if claims else "",
