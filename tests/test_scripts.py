@@ -26,7 +26,7 @@ def command(script, *arguments):
 
 
 def call(script, *arguments, status=0, cwd=None):
-    done = subprocess.run(command(script, *arguments), capture_output=True, text=True, cwd=cwd, timeout=300)
+    done = subprocess.run(command(script, *arguments), capture_output=True, text=True, cwd=cwd, timeout=1200)
     assert done.returncode == status, f"{arguments}\n{done.stdout}\n{done.stderr}"
     return done
 
@@ -352,7 +352,7 @@ def drawable(finished, tmp_path):
 
 def draw(datadir, *arguments, status=0):
     plot = [sys.executable, ROOT / "run_plot.py", "--datadir", datadir, "--out", datadir / "figures", *arguments]
-    done = subprocess.run(list(map(str, plot)), capture_output=True, text=True, timeout=300)
+    done = subprocess.run(list(map(str, plot)), capture_output=True, text=True, timeout=1200)
     assert done.returncode == status, f"{done.stdout}\n{done.stderr}"
     return done
 
@@ -415,7 +415,7 @@ def test_the_whole_pool_is_the_line_all_train(finished, tmp_path):
     before = (run / "results.jsonl").read_bytes()
     call("run.py", *arguments)
     assert (run / "results.jsonl").read_bytes() == before
-    assert f"all train: {line['accuracy']:.2f} %" in draw(tmp_path).stdout
+    assert f"all train (1 run): {line['accuracy']:.2f} %" in draw(tmp_path).stdout
 
 
 def test_a_killed_child_is_reported(tmp_path):
