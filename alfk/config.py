@@ -62,7 +62,10 @@ class Experiment:
     strategy: Strategy  # how copies are perturbed
     network: Callable[[int, bool], nn.Module]  # number of classes, whether with MC-dropout -> network
     initialise: Initialiser  # draws its weights
-    load: Callable[[Path], tuple["Split", "Split"]]  # data directory -> (train, test)
+    load: Callable[[Path], tuple["Split", "Split"]]  # data directory -> (train, test); may raise UnofficialFiles
+    load_part: Callable[[Path], tuple["Split", "Split"]] | None = None  # the same from files that are not the official
+    train_images: int | None = None  # of the official files; with fewer the validation set shrinks in proportion
+    descriptor_dtype: str = "float32"  # of databases on disk: float32 or float16
 
     def taps(self, length: int) -> tuple[int, ...]:
         """Indices of the taps whose concatenation is a descriptor of `length` values. Raises UserError."""
@@ -71,10 +74,17 @@ class Experiment:
             raise UserError(f"{self.name} has no descriptor of length L={length}; there are {known}")
         return self.descriptors[length]
 
+    def for_part(self, images: int) -> "Experiment":
+        """These constants for a training set of `images`: the validation set shrunk in proportion, nothing else."""
+        if self.train_images in (None, images):
+            return self
+        shrunk = tuple(max(1, count * images // self.train_images) for count in self.validation_per_class)
+        return dataclasses.replace(self, validation_per_class=shrunk)
+
     def settings(self) -> dict[str, object]:
         """The constants on which results depend, as flat JSON-able values: what a run's manifest records."""
         neither = {"name", "runs", "iterations", "descriptors", "default_length", "default_ir", "load"}
-        neither |= {"network", "initialise", "strategy"}
+        neither |= {"network", "initialise", "strategy", "load_part", "train_images"}
         flat: dict[str, object] = {
             "network": self.network.__name__,
             "initialise": self.initialise.__name__,

@@ -9,18 +9,31 @@ from torch import Tensor
 class Split:
     """Images kept as uint8 (or float in [0, 1]) on one device and normalised a batch at a time.
 
+    A subset is a view: it holds row numbers, and shares its images with the split that it was taken from, so a pool of
+    half a million images exists once, in memory or mapped from a file.
+
     Args:
         images: (N, C, H, W) uint8, or float32 already scaled to [0, 1].
         labels: (N,) int64, or None where they are unknown (a pool to be labelled).
         mean, std: per channel, on the [0, 1] scale.
+        rows: (n,) int64, which of the images these are, in that order; then labels are (n,). All of them where it is
+            None.
     """
 
-    def __init__(self, images: Tensor, labels: Tensor | None, mean: Sequence[float], std: Sequence[float]):
+    def __init__(
+        self,
+        images: Tensor,
+        labels: Tensor | None,
+        mean: Sequence[float],
+        std: Sequence[float],
+        rows: Tensor | None = None,
+    ):
         if images.ndim != 4:
             raise ValueError(f"images must be (N, C, H, W), got shape {tuple(images.shape)}")
-        if labels is not None and len(labels) != len(images):
-            raise ValueError(f"{len(images)} images but {len(labels)} labels")
-        self.images, self.mean, self.std = images, tuple(mean), tuple(std)
+        self.store, self.mean, self.std = images, tuple(mean), tuple(std)
+        self.rows = None if rows is None else rows.to(images.device, torch.int64)
+        if labels is not None and len(labels) != len(self):
+            raise ValueError(f"{len(self)} images but {len(labels)} labels")
         self.labels = None if labels is None else labels.to(images.device, torch.int64)
         scale = 255.0 if images.dtype == torch.uint8 else 1.0
         spread = torch.tensor(self.std, dtype=torch.float32, device=images.device).view(-1, 1, 1)
@@ -28,22 +41,27 @@ class Split:
         self._offset = -torch.tensor(self.mean, device=images.device).view(-1, 1, 1) / spread
 
     def __len__(self) -> int:
-        return len(self.images)
+        return len(self.store) if self.rows is None else len(self.rows)
 
     @property
     def device(self) -> torch.device:
-        return self.images.device
+        return self.store.device
+
+    @property
+    def images(self) -> Tensor:
+        """(n, C, H, W), as they are stored; a copy where this is a subset."""
+        return self.store if self.rows is None else self.store[self.rows]
 
     def to(self, device: torch.device) -> "Split":
         """The same split with images and labels on `device`."""
-        return Split(self.images.to(device), self.labels, self.mean, self.std)
+        return Split(self.store.to(device), self.labels, self.mean, self.std, self.rows)
 
     def subset(self, rows: Tensor, labels: Tensor | None = None) -> "Split":
-        """The images at `rows` (k,) int64, in that order; `labels` (k,) replaces their labels where it is given."""
+        """A view of the images at `rows` (k,) int64, in that order; `labels` (k,) replaces their labels if given."""
         rows = rows.to(self.device)
         if labels is None and self.labels is not None:
             labels = self.labels[rows]
-        return Split(self.images[rows], labels, self.mean, self.std)
+        return Split(self.store, labels, self.mean, self.std, rows if self.rows is None else self.rows[rows])
 
     def batches(self, batch_size: int, order: Tensor | None = None) -> Iterator[tuple[Tensor, Tensor]]:
         """Yields (images (B, C, H, W) float32 normalised, positions (B,) int64), the last batch possibly smaller.
@@ -54,4 +72,5 @@ class Split:
         if order is None:
             order = torch.arange(len(self))
         for positions in order.to(self.device).split(batch_size):
-            yield self.images[positions].float().mul_(self._gain).add_(self._offset), positions
+            stored = self.store[positions if self.rows is None else self.rows[positions]]
+            yield stored.float().mul_(self._gain).add_(self._offset), positions

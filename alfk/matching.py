@@ -1,7 +1,7 @@
 """Density matching: which pool images lie where the model errs (paper, Section 4.3; METHOD steps 1 to 3).
 
 Vectors are rows of 2-D arrays, tensors or memory-mapped numpy arrays; the similarity of two rows is their inner
-product. All-pairs work streams over tiles of `TILE` similarities.
+product. All-pairs work streams over tiles, so that no tensor is larger than `budget`, whatever the sizes of both sides.
 """
 
 import dataclasses
@@ -10,10 +10,17 @@ import numpy as np
 import torch
 from torch import Tensor
 
-TILE = 2**22  # similarities held at once: 16 MiB in float32
+TILE = 2**22  # similarities held at once: 16 MiB in float32, which is fastest on a CPU
+BUDGET = 2**30  # bytes that the largest tensor may take on a CPU
+SHARE = 8  # of a GPU's free memory, one part in so many
 SHORTLIST = 1024  # rows that k-centre keeps up to date
 
 Rows = Tensor | np.ndarray
+
+
+def budget(device: torch.device) -> int:
+    """Bytes that the largest tensor of a search may take: 1 GiB on a CPU, an eighth of what is free on a GPU."""
+    return BUDGET if device.type != "cuda" else torch.cuda.mem_get_info(device)[0] // SHARE
 
 
 def load_rows(vectors: Rows, rows: slice | Tensor, device: torch.device) -> Tensor:
@@ -26,40 +33,50 @@ def load_rows(vectors: Rows, rows: slice | Tensor, device: torch.device) -> Tens
 
 
 def top_matches(
-    queries: Tensor, database: Rows, k: int, available: Tensor | None = None, tile: int = TILE
+    queries: Tensor,
+    database: Rows,
+    k: int,
+    available: Tensor | None = None,
+    tile: int | None = None,
+    room: int | None = None,
 ) -> tuple[Tensor, Tensor]:
     """The k most similar rows of `database` for every query, best first.
 
-    Streams over tiles of queries x database with a running top-k: O(tile + m k) memory, never m x N.
+    Streams in both directions with a running top-k: each row of the database is read once, and passes by the queries
+    a block at a time. O(tile + m k) memory beside the queries, never m x N.
 
     Args:
-        queries: (m, D).
+        queries: (m, D), on the device that shall do the work.
         database: (N, D).
         k: neighbours a query; at most the number of available rows.
         available: (N,) bool, rows that may be chosen; all where it is None.
-        tile: similarities held at once.
+        tile: similarities held at once; TILE on a CPU, more on a GPU, where it is None.
+        room: bytes that the largest tensor may take; the device's `budget` where it is None.
     Returns:
         similarity (m, k) float32 and index (m, k) int64.
     """
-    device = queries.device
-    width = min(len(database), max(k, 8192))
+    device, (m, dimensions) = queries.device, queries.shape
+    room = room or budget(device)
+    on_cpu = device.type == "cpu"
+    tile = min(tile or (TILE if on_cpu else room // 64), room // 8)  # top-k needs as much again for its indices
+    width = max(1, min(len(database), max(k, 2**13 if on_cpu else 2**16), room // (4 * dimensions)))
     height = max(1, tile // width)
-    similarity, index = [], []
-    for block in queries.split(height):
-        best = torch.empty(len(block), 0, device=device)
-        where = torch.empty(len(block), 0, dtype=torch.int64, device=device)
-        for start in range(0, len(database), width):
-            scores = block @ load_rows(database, slice(start, start + width), device).T
-            if available is not None:
-                scores[:, ~available[start : start + width].to(device)] = -torch.inf
+    similarity = torch.full((m, k), -torch.inf, device=device)
+    index = torch.zeros(m, k, dtype=torch.int64, device=device)
+    for start in range(0, len(database), width):
+        part = load_rows(database, slice(start, start + width), device).T
+        hidden = None if available is None else ~available[start : start + width].to(device)
+        for first in range(0, m, height):
+            block = slice(first, first + height)
+            scores = queries[block] @ part
+            if hidden is not None:
+                scores[:, hidden] = -torch.inf
             value, column = _top(scores, k)
             del scores  # before the next tile is made
-            value, column = torch.cat([best, value], 1), torch.cat([where, column + start], 1)
-            best, order = _top(value, k)
-            where = column.gather(1, order)
-        similarity.append(best)
-        index.append(where)
-    return torch.cat(similarity), torch.cat(index)
+            value = torch.cat([similarity[block], value], 1)
+            similarity[block], order = _top(value, k)
+            index[block] = torch.cat([index[block], column + start], 1).gather(1, order)
+    return similarity, index
 
 
 def _top(scores: Tensor, k: int) -> tuple[Tensor, Tensor]:

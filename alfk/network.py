@@ -32,6 +32,11 @@ def dropout_mode(models: Iterable[nn.Module]) -> Iterator[None]:
         yield
 
 
+def has_batch_norm(model: nn.Module) -> bool:
+    """Whether the network looks at a training batch as a whole."""
+    return any(isinstance(module, nn.modules.batchnorm._BatchNorm) for module in model.modules())
+
+
 Initialiser = Callable[[nn.Module, torch.Generator], None]
 
 

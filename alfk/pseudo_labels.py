@@ -3,13 +3,14 @@
 A rule takes a Probe, one batch after its forward pass, and returns a label for each image.
 """
 
+import math
 from collections.abc import Callable, Sequence
 
 import torch
 from torch import Tensor, nn
 
 from alfk.descriptors import Descriptors, LabelRule, Probe
-from alfk.matching import load_rows, top_matches
+from alfk.matching import Rows, budget, load_rows, top_matches
 from alfk.perturbation import Transformation
 
 STATISTICS = 2**24  # values in float64, 128 MiB
@@ -33,7 +34,8 @@ def nearest_by_feature(validation: Descriptors, labels: Tensor) -> LabelRule:
         validation: descriptors of the whole validation set, z first in every row.
         labels: (V,) its true labels.
     """
-    return lambda probe: _label_of_nearest(probe.z, validation, labels)
+    nearest = _Nearest(validation, labels)
+    return lambda probe: nearest.label(probe.z)
 
 
 def nearest_by_feature_and_score(validation: Descriptors, labels: Tensor) -> LabelRule:
@@ -43,19 +45,29 @@ def nearest_by_feature_and_score(validation: Descriptors, labels: Tensor) -> Lab
         validation: [z, g] descriptors of the whole validation set, its g for the predicted labels.
         labels: (V,) its true labels.
     """
-
-    def rule(probe: Probe) -> Tensor:
-        rows = torch.cat([probe.z, probe.g(probe.predictions, last=False)], dim=1)
-        return _label_of_nearest(rows, validation, labels)
-
-    return rule
+    nearest = _Nearest(validation, labels)
+    return lambda probe: nearest.label(torch.cat([probe.z, probe.g(probe.predictions, last=False)], dim=1))
 
 
-def _label_of_nearest(rows: Tensor, validation: Descriptors, labels: Tensor) -> Tensor:
-    width = rows.shape[1]
-    database = load_rows(validation.vectors, slice(None), rows.device)[:, :width]
-    _, index = top_matches(rows, database, 1)
-    return labels.to(rows.device)[index[:, 0]]
+class _Nearest:
+    """The labels of the validation images most similar to some rows, compared in the entries that the rows have.
+
+    The validation side is loaded once, or read anew for every batch where it is larger than a device's budget.
+    """
+
+    def __init__(self, validation: Descriptors, labels: Tensor):
+        self.validation, self.labels = validation, labels
+        self.database: Rows | None = None
+
+    def label(self, rows: Tensor) -> Tensor:
+        """(B, D) -> (B,) int64."""
+        if self.database is None:
+            self.database = self.validation.vectors[:, : rows.shape[1]]
+            if 4 * len(self.database) * rows.shape[1] <= budget(rows.device):
+                self.database = load_rows(self.database, slice(None), rows.device).contiguous()
+            self.labels = self.labels.to(rows.device)
+        _, index = top_matches(rows, self.database, 1)
+        return self.labels[index[:, 0]]
 
 
 Estimator = Callable[[nn.Module, Sequence[int] | None, Tensor, Sequence[Transformation]], Tensor]
@@ -71,7 +83,7 @@ def from_copies(
 
     def rule(probe: Probe) -> Tensor:
         length, classes = probe.z.shape[1], probe.logits.shape[1]
-        chunk = max(1, STATISTICS // (classes * length * (len(copies) + 4 * length)))
+        chunk = max(1, STATISTICS // (classes * length * (len(copies) + 4 * min(length, len(copies)))))
         return torch.cat([estimator(model, taps, images, copies).argmax(1) for images in probe.images.split(chunk)])
 
     return rule
@@ -102,6 +114,11 @@ def mutual_information(
     I_c = logdet(Z Z^T + eps) + logdet(G_c G_c^T + eps) - logdet([Z; G_c] [Z; G_c]^T + eps), with Z and G_c (L, K).
     """
     z, g = _statistics(model, taps, images, copies)
+    length, samples = z.shape[1:]
+    if samples < length:
+        # det(X X^T + eps I_L) = eps^(L - K) det(X^T X + eps I_K): K x K matrices tell the same, and round less.
+        zz, gg = (z.mT @ z).unsqueeze(1), g.mT @ g
+        return log_det(zz) + log_det(gg) - log_det(zz + gg) - samples * math.log(EPSILON)
     both = torch.cat([z.unsqueeze(1).expand_as(g), g], dim=2)
     return log_det(z @ z.mT).unsqueeze(1) + log_det(g @ g.mT) - log_det(both @ both.mT)
 

@@ -111,12 +111,6 @@ class RunFolder:
                 raise UserError(f"another process is working on {name} in {self.path}") from None
             yield
 
-    @contextlib.contextmanager
-    def _briefly(self) -> Iterator[None]:
-        with open(self.path / ".lock", "w") as lock:
-            fcntl.flock(lock, fcntl.LOCK_EX)
-            yield
-
     def check_manifest(self, settings: Mapping[str, Any]) -> dict[str, Any]:
         """The manifest, empty for a new run. Raises UserError if a setting recorded in it differs, or it is damaged."""
         path = self.path / "manifest.json"
@@ -134,7 +128,7 @@ class RunFolder:
 
     def record_session(self, settings: Mapping[str, Any], session: Mapping[str, Any]) -> None:
         """Write into the manifest what the run is made with, and by whom: settings must not change, sessions may."""
-        with self._briefly():
+        with locked(self.path / ".lock"):
             manifest = self.check_manifest(settings)
             manifest["settings"] |= settings
             manifest["sessions"].append(dict(session))
@@ -147,7 +141,7 @@ class RunFolder:
     def add_result(self, record: Record) -> None:
         """Append a record, replacing one of the same trial and iteration."""
         key = ("method", "L", "ir", "nr", "init", "ensemble", "b")
-        with self._briefly():
+        with locked(self.path / ".lock"):
             kept = [old for old in self.results() if any(old.get(k) != record[k] for k in key)]
             with atomic(self.path / "results.jsonl") as file:
                 file.write("".join(json.dumps(line) + "\n" for line in [*kept, record]).encode())
@@ -174,6 +168,14 @@ def read_results(path: Path, skipped: Callable[[str], None] | None = None) -> li
             if skipped is not None:
                 skipped(f"{path}, line {number}: cut short and left out; its command makes it anew")
     return records
+
+
+@contextlib.contextmanager
+def locked(path: Path) -> Iterator[None]:
+    """Hold the lock file against other processes, waiting for it. Released when the process ends, however it ends."""
+    with open(path, "w") as lock:
+        fcntl.flock(lock, fcntl.LOCK_EX)
+        yield
 
 
 @contextlib.contextmanager
@@ -267,11 +269,12 @@ def complete_array(path: Path, array: np.memmap, header: Mapping[str, Any]) -> N
     write_json(path.with_suffix(".json"), {**_layout(array), **header})
 
 
-def open_array(path: Path, expected: Mapping[str, Any]) -> tuple[np.ndarray, dict[str, Any]]:
-    """An array, memory-mapped and read-only, with its header.
+def open_array(path: Path, expected: Mapping[str, Any], mode: str = "r") -> tuple[np.ndarray, dict[str, Any]]:
+    """An array, memory-mapped, with its header.
 
     Args:
         expected: entries that the header must have.
+        mode: of the mapping: "r", read-only, or "c", writable in memory alone, which a tensor may be made from.
     Raises:
         UserError: missing, truncated, foreign, or of other settings than expected.
     """
@@ -280,7 +283,7 @@ def open_array(path: Path, expected: Mapping[str, Any]) -> tuple[np.ndarray, dic
     header = read_json(path.with_suffix(".json"))
     _check(path, header, expected)
     try:
-        array = np.load(path, mmap_mode="r", allow_pickle=False)
+        array = np.load(path, mmap_mode=mode, allow_pickle=False)
     except (ValueError, EOFError, OSError):
         raise UserError(f"{path} is truncated or not an array: delete it and run again") from None
     _check(path, header, _layout(array))

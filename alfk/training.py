@@ -9,7 +9,7 @@ from torch import Tensor, nn
 
 from alfk.config import Recipe
 from alfk.data import Split
-from alfk.network import evaluation_mode
+from alfk.network import evaluation_mode, has_batch_norm
 
 Task = Callable[[Tensor, Tensor | None], tuple[Tensor, Tensor]]
 
@@ -46,6 +46,8 @@ def fit(
         optimiser.param_groups[0]["lr"] = recipe.lr * recipe.schedule(epoch)
         model.train()
         order = torch.randperm(len(data), generator=generator)
+        if len(order) % recipe.batch_size == 1 and has_batch_norm(model):
+            order = order[:-1]  # one image has no variance; which one it is changes with every epoch
         with cpu_threads(threads):
             for images, positions in data.batches(recipe.batch_size, order):
                 labels = None if data.labels is None else data.labels[positions]

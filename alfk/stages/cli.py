@@ -4,6 +4,7 @@ import argparse
 import datetime
 import errno
 import functools
+import multiprocessing
 import platform
 import re
 import subprocess
@@ -17,7 +18,7 @@ import torch
 
 from alfk.config import Experiment
 from alfk.data import Split
-from alfk.errors import UserError
+from alfk.errors import UnofficialFiles, UserError
 from alfk.runs import RunFolder, Trial
 from alfk.stages import options as flags
 from alfk.stages.describe import database_path, databases, write_databases
@@ -36,6 +37,7 @@ from alfk.stages.workspace import Report, Workspace
 
 Experiments = Mapping[str, Experiment]  # by name; the first is the default
 Options = argparse.Namespace
+Load = Callable[[Path], tuple[Split, Split]]
 
 
 def run(experiments: Experiments, cfgs: Mapping[str, flags.Cfg], about: str) -> int:
@@ -179,6 +181,7 @@ def open_workspace(
     """
     torch.backends.cudnn.deterministic = True
     train, test = data(experiment, options)
+    experiment = experiment.for_part(len(train))
     folder = RunFolder(root(experiment, options), number)
     folder.create()
     work = Workspace(experiment, folder, train, test, options.seed, options.select, train.device, report)
@@ -194,12 +197,21 @@ def root(experiment: Experiment, options: Options) -> Path:
 
 
 def data(experiment: Experiment, options: Options) -> tuple[Split, Split]:
-    return _load(experiment.load, options.datadir / experiment.name, flags.device_of(options))
+    """Training and test images on the device. Raises UserError."""
+    part = experiment.load_part if getattr(options, "allow_subset", False) else None
+    return _load(experiment.load, part, options.datadir / experiment.name, flags.device_of(options))
 
 
 @functools.cache
-def _load(load: Callable[[Path], tuple[Split, Split]], path: Path, device: torch.device) -> tuple[Split, Split]:
-    train, test = load(path)
+def _load(load: Load, load_part: Load | None, path: Path, device: torch.device) -> tuple[Split, Split]:
+    try:
+        train, test = load(path)
+    except UnofficialFiles as problem:
+        if load_part is None:
+            raise
+        if multiprocessing.parent_process() is None:
+            print(f"warning: {problem}", file=sys.stderr)
+        train, test = load_part(path)
     return train.to(device), test.to(device)
 
 

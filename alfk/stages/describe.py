@@ -46,7 +46,8 @@ def write_databases(work: Workspace, trial: Trial, b: int, pool: Split, validati
     arrays: dict[str, np.memmap] = {}
 
     def allocate(side: str, images: int, width: int) -> Descriptors:
-        dtype = np.dtype([("descriptor", "<f4", (width,)), ("pseudo_label", "<i8"), ("prediction", "<i8")])
+        vector = ("descriptor", np.dtype(work.experiment.descriptor_dtype).newbyteorder("<"), (width,))
+        dtype = np.dtype([vector, ("pseudo_label", "<i8"), ("prediction", "<i8")])
         arrays[side] = create_array(database_path(work, trial, b, side), (images,), dtype)
         return _fields(arrays[side])
 

@@ -60,6 +60,8 @@ def places_parser(experiments: Mapping[str, Experiment], about: str) -> Parser:
     )
     add("-nr", type=noise_ratio, default=0.0, metavar="NR", help="share of the pool's labels made random (0)")
     add("--datadir", type=Path, default=ROOT / "local_data", help="folder with the data sets (local_data)")
+    if any(experiment.load_part for experiment in experiments.values()):
+        add("--allow-subset", action="store_true", help="take data files that are not the official ones")
     add("--save-folder", type=Path, help="folder for the runN folders (<datadir>/<DATASET>)")
     return parser
 
@@ -76,6 +78,8 @@ def common_parser(experiments: Mapping[str, Experiment], about: str) -> Parser:
     add("-as", "--query-size", type=positive, metavar="N", help="images labelled in each AL iteration")
     add("-smp", "--samples", type=positive, metavar="K", help="dropout samples or perturbed copies of an image")
     add("-gbs", "--descr-batch", type=positive, metavar="N", help="images a batch outside training")
+    kinds = ("float32", "float16")
+    add("--descr-dtype", choices=kinds, help="of descriptor databases on disk (float32); float16 takes half the room")
     return parser
 
 
@@ -155,6 +159,7 @@ def experiment_of(experiments: Mapping[str, Experiment], options: argparse.Names
     given = {
         "query_size": options.query_size,
         "descriptor_batch": options.descr_batch,
+        "descriptor_dtype": options.descr_dtype,
         "samples": options.samples,
         "iterations": getattr(options, "iterations", None),
     }

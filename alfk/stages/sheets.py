@@ -27,7 +27,8 @@ def contact_sheets(experiment: Experiment, results: Results, datadir: Path, out:
     for record in results.records:
         if record["method"] != BASELINE:
             groups.setdefault((record["run"], Trial.of(record)), []).append(record)
-    train = experiment.load(datadir / experiment.name)[0] if groups else None
+    load = experiment.load_part or experiment.load
+    train = load(datadir / experiment.name)[0] if groups else None
     for (run, trial), records in groups.items():
         folder = RunFolder(results.folder, run)
         pool = _read(folder.data(f"pool_{trial.distortion}"))

@@ -69,6 +69,7 @@ def _workspace(experiment: Experiment, options: argparse.Namespace) -> Workspace
     made = read_json(manifest).get("settings", {})
     experiment = flags.replace(experiment, query_size=made.get("query_size", experiment.query_size))
     train, test = cli.data(experiment, options)
+    experiment = experiment.for_part(len(train))
     return Workspace(experiment, folder, train, test, made.get("seed", 0), made.get("select", "test"), train.device)
 
 

@@ -20,7 +20,14 @@ from alfk.uncertainty import MEASURES
 Report = Callable[..., None]  # report(event, **information)
 
 
-LATER = ("retraining.", "query_size", "samples", "strategy", "descriptor_batch")  # settings of AL alone
+LATER = (
+    "retraining.",
+    "query_size",
+    "samples",
+    "strategy",
+    "descriptor_batch",
+    "descriptor_dtype",
+)  # settings of AL alone
 
 
 def silent(event: str, **information: Any) -> None:

@@ -1,0 +1,160 @@
+"""SVHN, cropped digits: the three .mat files, converted once to memory-mapped arrays of bytes."""
+
+import hashlib
+import urllib.error
+import zlib
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from torchvision.datasets import SVHN as TorchvisionSVHN
+from torchvision.datasets.utils import download_url
+
+from alfk.data import Split
+from alfk.errors import UnofficialFiles, UserError
+from alfk.runs import complete_array, create_array, has_array, locked, open_array, read_json, save_array
+
+MEAN, STD = (0.5, 0.5, 0.5), (0.5, 0.5, 0.5)
+PARTS = {"train": ("train", "extra"), "test": ("test",)}  # our split -> the .mat files that it is made of, in order
+URLS, NAMES, MD5 = ({part: row[i] for part, row in TorchvisionSVHN.split_list.items()} for i in range(3))
+KINDS = ("images", "labels")
+CHUNK = 8192  # images converted at a time
+IMAGE = (3, 32, 32)
+
+
+def load_svhn(folder: Path) -> tuple[Split, Split]:
+    """The 604,388 images of train and extra, in this order, and the 26,032 of test, mapped from files.
+
+    Args:
+        folder: local_data/SVHN. The .mat files are read from its raw/, or put there by a download, unless its
+            processed/ has what they were converted to.
+    Raises:
+        UnofficialFiles: a .mat file is not the official one.
+        UserError: a file is missing and cannot be downloaded, or is damaged.
+    """
+    splits = tuple(_split(folder, split) for split in PARTS)
+    made_from = [source for split in PARTS for source in _header(folder, split)["sources"]]
+    foreign = [source["name"] for source in made_from if source["md5"] not in MD5.values()]
+    if foreign:
+        raise UnofficialFiles(
+            f"{', '.join(foreign)} in {folder / 'raw'} differ from the official files (md5): figures are not those of "
+            "SVHN; --allow-subset takes them all the same"
+        )
+    return splits
+
+
+def load_part(folder: Path) -> tuple[Split, Split]:
+    """The same from whatever .mat files are there."""
+    return tuple(_split(folder, split) for split in PARTS)
+
+
+def _split(folder: Path, split: str) -> Split:
+    """One of our splits, converted first where that was not done or the .mat files have changed since."""
+    processed = folder / "processed"
+    try:
+        processed.mkdir(parents=True, exist_ok=True)
+    except OSError as problem:
+        raise UserError(f"cannot write to {processed}: {problem.strerror}; choose another --datadir") from None
+    with locked(processed / ".lock"):
+        if not _up_to_date(folder, split):
+            _convert(folder, split)
+    images, labels = (open_array(_path(folder, split, what), {"kind": what}, mode="c")[0] for what in KINDS)
+    return Split(torch.from_numpy(images), torch.from_numpy(np.array(labels)), MEAN, STD)
+
+
+def _path(folder: Path, split: str, what: str) -> Path:
+    return folder / "processed" / f"{split}_{what}.npy"
+
+
+def _header(folder: Path, split: str) -> dict[str, Any]:
+    return read_json(_path(folder, split, "labels").with_suffix(".json"))
+
+
+def _up_to_date(folder: Path, split: str) -> bool:
+    """Whether the arrays are there, and were made from the .mat files that are there now, as far as any are."""
+    if not all(has_array(_path(folder, split, what)) for what in KINDS):
+        return False
+    for source in _header(folder, split)["sources"]:
+        path = folder / "raw" / source["name"]
+        if path.exists() and _stamp(path) != {key: source[key] for key in ("bytes", "mtime_ns")}:
+            return False
+    return True
+
+
+def _stamp(path: Path) -> dict[str, int]:
+    status = path.stat()
+    return {"bytes": status.st_size, "mtime_ns": status.st_mtime_ns}
+
+
+def _convert(folder: Path, split: str) -> None:
+    """Write processed/<split>_{images,labels}.npy; the labels, written last, mark the conversion complete.
+
+    One .mat file is in memory at a time, as bytes.
+    """
+    paths = [_raw(folder, part) for part in PARTS[split]]
+    sources = [{"name": path.name, **_stamp(path), "md5": _md5(path)} for path in paths]
+    counts = [_count(path) for path in paths]
+    _path(folder, split, "labels").with_suffix(".json").unlink(missing_ok=True)
+    images = create_array(_path(folder, split, "images"), (sum(counts), *IMAGE), np.dtype(np.uint8))
+    labels, start = [], 0
+    for path, count in zip(paths, counts, strict=True):
+        pixels, digits = _read(path, count)
+        for i in range(0, count, CHUNK):
+            part = pixels[..., i : i + CHUNK].transpose(3, 2, 0, 1)
+            images[start + i : start + i + len(part)] = part
+        labels.append(digits % 10)  # the files call the digit 0 "10"
+        start += count
+        del pixels
+    complete_array(_path(folder, split, "images"), images, {"kind": "images", "sources": sources})
+    save_array(_path(folder, split, "labels"), np.concatenate(labels), {"kind": "labels", "sources": sources})
+
+
+def _raw(folder: Path, part: str) -> Path:
+    """The .mat file, downloaded if it is not there. Raises UserError."""
+    path = folder / "raw" / NAMES[part]
+    if not path.exists():
+        try:
+            download_url(URLS[part], str(path.parent), path.name, MD5[part])
+        except (RuntimeError, urllib.error.URLError, OSError):
+            raise UserError(
+                f"SVHN is not here and cannot be downloaded: put {', '.join(NAMES.values())} into {path.parent}"
+            ) from None
+    return path
+
+
+def _md5(path: Path) -> str:
+    with open(path, "rb") as file:
+        return hashlib.file_digest(file, "md5").hexdigest()
+
+
+def _count(path: Path) -> int:
+    """How many images a .mat file has, from its headers."""
+    from scipy.io import whosmat  # slow to import, and needed for a conversion only
+
+    shapes = {name: shape for name, shape, _ in _mat(path, whosmat)}
+    if shapes.get("X", ())[:3] != (32, 32, 3):
+        raise UserError(f"{path} does not hold SVHN's cropped digits: it has no X of 32x32x3xN bytes")
+    return int(shapes["X"][3])
+
+
+def _read(path: Path, count: int) -> tuple[np.ndarray, np.ndarray]:
+    """(32, 32, 3, N) uint8 and (N,) int64 labels, 1 to 10."""
+    from scipy.io import loadmat
+
+    content = _mat(path, loadmat)
+    pixels, digits = content["X"], content.get("y", np.empty(0)).astype(np.int64).ravel()
+    if pixels.dtype != np.uint8 or len(digits) != count or not _between(digits, 1, 10):
+        raise UserError(f"{path} does not hold SVHN's cropped digits: X has to be of bytes, y {count} labels 1 to 10")
+    return pixels, digits
+
+
+def _between(values: np.ndarray, low: int, high: int) -> bool:
+    return not len(values) or (values.min() >= low and values.max() <= high)
+
+
+def _mat(path: Path, read: Any) -> Any:
+    try:
+        return read(path)
+    except (ValueError, TypeError, OSError, EOFError, zlib.error, NotImplementedError, MemoryError):
+        raise UserError(f"{path} is truncated or not a MATLAB file: delete it, then it is fetched again") from None

@@ -1,0 +1,36 @@
+"""The SVHN experiment: all methods, all AL iterations, all runs; what is complete is skipped.
+
+    python3 run.py --initial            # initial models, random and rotation-pretrained
+    python3 run.py --unsupervised 1     # active learning from the rotation-pretrained model: figures (a) and (b)
+    python3 run.py --baseline           # the line "all train"
+
+The three .mat files are downloaded, or taken from local_data/SVHN/raw. To try it on other files in the same format,
+give --allow-subset and a query size that they have room for: --allow-subset -as 20 -e 5.
+"""
+
+import sys
+from pathlib import Path
+
+sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
+
+from alfk.stages import cli
+from svhn.config import EXPERIMENTS
+
+# (imbalance ratio, method, descriptor length L, ensemble size E)
+cfg = [
+    (ir, *row)
+    for ir in (1, 100)
+    for row in (
+        ("random", 0, 1),
+        ("varR", 0, 1),
+        ("varR", 0, 4),
+        ("Rz", 256, 1),
+        ("Rzg_true", 256, 1),
+        ("Rzg_pred", 256, 1),
+        ("Rzg_pz", 256, 1),
+        ("Rzg_pz", 768, 1),
+    )
+]
+
+if __name__ == "__main__":
+    sys.exit(cli.run(EXPERIMENTS, {"SVHN": cfg}, __doc__))
