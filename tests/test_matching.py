@@ -129,3 +129,17 @@ def test_rows_come_from_tensors_and_mapped_files_alike(tmp_path):
         loaded = load_rows(mapped, rows, torch.device("cpu"))
         assert loaded.dtype == torch.float32
         assert torch.allclose(loaded, load_rows(x, rows, torch.device("cpu")), atol=1e-2)
+
+
+@settings(deadline=None, max_examples=50)
+@given(st.integers(1, 9), st.integers(1, 300), st.integers(1, 5000), st.integers(0, 10**6))
+def test_the_room_a_search_is_given_does_not_change_its_answer(m, rows, room, seed):
+    """Down to a few bytes, where every row of the database is a tile of its own."""
+    queries, database = vectors(m, 4, seed), vectors(rows, 4, seed + 1)
+    available = torch.rand(rows, generator=torch.Generator().manual_seed(seed)) < 0.7
+    available[seed % rows] = True
+    k = min(3, int(available.sum()))
+    similarity, index = top_matches(queries, database, k, available, room=room)
+    full = (queries @ database.T).masked_fill(~available, -torch.inf).sort(1, descending=True)
+    assert torch.allclose(similarity, full.values[:, :k], atol=1e-5)
+    assert available[index].all()

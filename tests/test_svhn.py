@@ -1,0 +1,365 @@
+"""SVHN's files, splits and ResNet-10, and its four scripts end to end on a real subset."""
+
+import json
+import shutil
+import signal
+import subprocess
+import sys
+from pathlib import Path
+
+import numpy as np
+import pytest
+import scipy.io
+import torch
+import torchvision
+from torchvision.models.resnet import BasicBlock
+
+from alfk import bias
+from alfk.acquisition import METHODS
+from alfk.config import Recipe, StepDecay
+from alfk.data import Split
+from alfk.descriptors import describe
+from alfk.errors import UnofficialFiles, UserError
+from alfk.network import kaiming_fan_out
+from alfk.resnet import TappedResNet
+from alfk.runs import RunFolder
+from alfk.stages.workspace import Workspace
+from alfk.training import fit
+from svhn.config import SVHN
+from svhn.custom_datasets import svhn
+from svhn.custom_models.resnet10 import ResNet10
+from tests.conftest import SHARED
+from tests.test_scripts import outcome
+
+ROOT = Path(__file__).resolve().parents[1]
+
+# Images of each digit, 0 to 9, in the official files.
+TRAIN = (4948, 13861, 10585, 8497, 7458, 6882, 5727, 5595, 5045, 4659)
+EXTRA = (45550, 90560, 74740, 60765, 50633, 53490, 41582, 43997, 35358, 34456)
+TEST = (1744, 5099, 4149, 2882, 2523, 2384, 1977, 2019, 1660, 1595)
+
+
+def write_mat(path, counts, seed):
+    """A .mat file in SVHN's form, of random pixels: its images (N, 3, 32, 32) and labels, 0 to 9."""
+    generator = np.random.default_rng(seed)
+    labels = generator.permutation(np.repeat(np.arange(10), counts))
+    images = generator.integers(0, 256, (len(labels), 3, 32, 32), dtype=np.uint8)
+    digits = np.where(labels == 0, 10, labels).astype(np.uint8)[:, None]
+    scipy.io.savemat(path, {"X": images.transpose(2, 3, 1, 0), "y": digits})
+    return images, labels
+
+
+@pytest.fixture(scope="module")
+def miniature(tmp_path_factory):
+    """The official files in miniature, 1/100 of every class; returns the folder and what is in each file."""
+    folder = tmp_path_factory.mktemp("miniature") / "SVHN"
+    (folder / "raw").mkdir(parents=True)
+    content = {}
+    for part, counts in (("train", TRAIN), ("extra", EXTRA), ("test", TEST)):
+        path = folder / "raw" / svhn.NAMES[part]
+        content[part] = write_mat(path, [round(count / 100) for count in counts], len(content))
+    return folder, content
+
+
+def workspace(folder, tmp_path):
+    train, test = svhn.load_part(folder)
+    run = RunFolder(tmp_path, 0)
+    run.create()
+    return Workspace(SVHN.for_part(len(train)), run, train, test, 0, "test", train.device)
+
+
+def test_the_official_class_counts_give_the_stated_sizes():
+    """500,000 and 104,388 at ir=1; about 318,556 in the pool at ir=100."""
+    labels = torch.repeat_interleave(torch.arange(10), torch.tensor(TRAIN) + torch.tensor(EXTRA))
+    assert (len(labels), sum(TRAIN), sum(TEST)) == (SVHN.train_images, 73_257, 26_032)
+    validation, pool = bias.split_validation(labels, SVHN.validation_per_class, torch.Generator())
+    assert (len(validation), len(pool)) == (104_388, 500_000)
+    assert torch.bincount(labels[validation]).tolist() == [10_439] * 8 + [10_438] * 2
+    assert len(bias.thin_minority(labels[pool], SVHN.minority, 100, torch.Generator())) == 318_556
+
+
+def test_the_miniature_is_split_in_proportion(miniature, tmp_path):
+    folder, content = miniature
+    work = workspace(folder, tmp_path)
+    labels = np.concatenate([content["train"][1], content["extra"][1]])
+    assert len(labels) == 6046
+    assert torch.equal(work.train.labels, torch.from_numpy(labels))
+    assert np.array_equal(work.train.images.numpy(), np.concatenate([content["train"][0], content["extra"][0]]))
+    assert np.array_equal(work.test.images.numpy(), content["test"][0])
+    validation = work.validation_indices()
+    assert torch.bincount(torch.from_numpy(labels)[validation]).tolist() == [104] * 10
+    pool = work.pool_indices(1, "ir_1_nr_0")
+    assert len(pool) == 6046 - 1040
+    assert sorted([*pool.tolist(), *validation.tolist()]) == list(range(6046))  # no index in two parts
+    thin = work.pool_indices(100, "ir_100_nr_0")
+    assert not set(thin.tolist()) & set(validation.tolist())
+    kept = torch.bincount(torch.from_numpy(labels)[thin], minlength=10)
+    many = np.bincount(labels)[:5] - 104
+    assert kept[:5].tolist() == many.tolist()
+    assert int(kept[5:].sum()) == many.sum() // 100
+
+
+def test_the_mat_files_are_read_once(miniature, tmp_path, monkeypatch):
+    folder = tmp_path / "SVHN"
+    shutil.copytree(miniature[0], folder)
+    first = svhn.load_part(folder)[1].images.clone()
+    reads = []
+    monkeypatch.setattr(scipy.io, "loadmat", lambda path: reads.append(path.name) or load(path))
+    assert torch.equal(svhn.load_part(folder)[1].images, first)
+    assert not reads
+    images, labels = write_mat(folder / "raw" / svhn.NAMES["test"], [3] * 10, 9)  # another file, read again
+    test = svhn.load_part(folder)[1]
+    assert reads == [svhn.NAMES["test"]]
+    assert np.array_equal(test.images.numpy(), images)
+    assert test.labels.tolist() == labels.tolist()
+    shutil.rmtree(folder / "raw")  # the arrays are enough
+    assert len(svhn.load_part(folder)[0]) == 6046
+
+
+load = scipy.io.loadmat
+
+
+def test_a_conversion_that_was_cut_short_is_done_again(miniature, tmp_path, monkeypatch):
+    folder = tmp_path / "SVHN"
+    shutil.copytree(miniature[0] / "raw", folder / "raw")
+
+    def die(path):
+        if "extra" in path.name:
+            raise KeyboardInterrupt
+        return load(path)
+
+    monkeypatch.setattr(scipy.io, "loadmat", die)
+    with pytest.raises(KeyboardInterrupt):
+        svhn.load_part(folder)
+    monkeypatch.setattr(scipy.io, "loadmat", load)
+    train, _ = svhn.load_part(folder)
+    assert np.array_equal(train.images[-5:].numpy(), miniature[1]["extra"][0][-5:])
+
+
+def test_files_of_another_origin_are_refused_unless_asked_for(miniature):
+    with pytest.raises(UnofficialFiles, match=r"train_32x32.mat, extra_32x32.mat, test_32x32.mat .*--allow-subset"):
+        svhn.load_svhn(miniature[0])
+
+
+@pytest.mark.parametrize("harm", ["truncated", "text", "labels", "shape"])
+def test_a_damaged_file_is_named(tmp_path, harm):
+    folder = tmp_path / "SVHN"
+    (folder / "raw").mkdir(parents=True)
+    for part in svhn.NAMES:
+        write_mat(folder / "raw" / svhn.NAMES[part], [3] * 10, 0)
+    path = folder / "raw" / svhn.NAMES["train"]
+    if harm == "truncated":
+        path.write_bytes(path.read_bytes()[:-20_000])
+    elif harm == "text":
+        path.write_text("<html>not found</html>" * 50)
+    elif harm == "labels":
+        scipy.io.savemat(path, {"X": np.zeros((32, 32, 3, 5), np.uint8), "y": np.full((5, 1), 11)})
+    else:
+        scipy.io.savemat(path, {"X": np.zeros((28, 28, 3, 5), np.uint8), "y": np.ones((5, 1))})
+    with pytest.raises(UserError, match=r"train_32x32.mat (is truncated|does not hold)"):
+        svhn.load_part(folder)
+
+
+def test_no_files_and_no_network(tmp_path, monkeypatch):
+    monkeypatch.setattr(svhn, "URLS", dict.fromkeys(svhn.URLS, "http://127.0.0.1:9/x.mat"))
+    with pytest.raises(UserError, match=r"put train_32x32.mat, test_32x32.mat, extra_32x32.mat into .*SVHN/raw"):
+        svhn.load_svhn(tmp_path / "SVHN")
+
+
+def test_a_subset_of_a_subset_shares_the_images():
+    images = torch.arange(40, dtype=torch.uint8).view(10, 1, 2, 2)
+    split = Split(images, torch.arange(10), (0.0,), (1.0,))
+    view = split.subset(torch.tensor([9, 3, 7, 1])).subset(torch.tensor([2, 0]), torch.tensor([4, 5]))
+    assert view.store.data_ptr() == images.data_ptr()
+    assert torch.equal(view.images, images[[7, 9]])
+    assert view.labels.tolist() == [4, 5]
+    ((batch, positions),) = view.batches(5, torch.tensor([1, 0]))
+    assert positions.tolist() == [1, 0]
+    assert torch.allclose(batch, images[[9, 7]] / 255)
+    with pytest.raises(ValueError, match="2 images but 3 labels"):
+        split.subset(torch.tensor([1, 2]), torch.arange(3))
+
+
+def resnet(mc_dropout=False):
+    model = ResNet10(10, mc_dropout)
+    kaiming_fan_out(model, torch.Generator().manual_seed(1))
+    return model.eval()
+
+
+def images(count, size=32):
+    return torch.randn(count, 3, size, size, generator=torch.Generator().manual_seed(2))
+
+
+@pytest.mark.parametrize(("size", "sides"), [(32, (8, 4, 2)), (64, (16, 8, 4))])
+def test_taps_have_the_stated_shapes(size, sides):
+    logits, taps = resnet()(images(2, size))
+    wanted = [(2, width, side, side) for width, side in zip((64, 128, 256), sides, strict=True)]
+    assert [tuple(tap.shape) for tap in taps] == [*wanted, (2, 512)]
+    assert logits.shape == (2, 10)
+    for length, indices in SVHN.descriptors.items():
+        assert sum((64, 128, 256, 512)[i] for i in indices) == length
+
+
+def test_the_network_is_torchvisions():
+    """Equal logits from equal weights, whose names are torchvision's."""
+    theirs = torchvision.models.resnet18(num_classes=7).eval()
+    ours = TappedResNet(BasicBlock, [2, 2, 2, 2], 7).eval()
+    ours.load_state_dict(theirs.state_dict())
+    x = images(3, 64)
+    with torch.no_grad():
+        assert torch.equal(ours(x)[0], theirs(x))
+    assert sum(p.numel() for p in ResNet10().parameters()) == 4_910_922
+
+
+def test_scores_are_gradients_at_the_taps():
+    """g for L=768 against finite differences of the loss, moved along one tap's channel."""
+    model = resnet().double()
+    x, labels = images(2).double(), torch.tensor([3, 8])
+    _, taps = model(x)
+    loss = torch.nn.functional.cross_entropy(model.fc(taps[3]), labels, reduction="sum")
+    (gradient,) = torch.autograd.grad(loss, taps[3])
+    for channel in (0, 77, 511):
+        losses = []
+        for step in (-1e-5, 1e-5):
+            moved = taps[3].detach().clone()
+            moved[:, channel] += step
+            losses.append(torch.nn.functional.cross_entropy(model.fc(moved), labels, reduction="none"))
+        slope = (losses[1] - losses[0]) / 2e-5
+        assert torch.allclose(slope, gradient[:, channel], atol=1e-7)
+
+
+def test_an_images_descriptor_does_not_depend_on_its_batch():
+    """Batch norm is in evaluation mode."""
+    pixels = torch.randint(0, 256, (9, 3, 32, 32), dtype=torch.uint8, generator=torch.Generator().manual_seed(4))
+    split = Split(pixels, torch.arange(9), SVHN.mean, SVHN.std)
+    model = resnet().train()
+    rule = lambda probe: split.labels[probe.positions]  # noqa: E731
+    together, alone = (describe(model, split, (2, 3), rule, size) for size in (9, 1))
+    assert together.vectors.shape == (9, 2 * 768)
+    assert torch.allclose(together.vectors, alone.vectors, atol=2e-4)
+    assert model.training
+
+
+def test_dropout_follows_both_relus_of_every_block_also_in_evaluation():
+    model, seen = resnet(mc_dropout=True), []
+    for block in model.modules():
+        if isinstance(block, BasicBlock):
+            block.relu.register_forward_hook(lambda module, _, out: seen.append(float((out == 0).float().mean())))
+    with torch.no_grad():
+        first, second = (model.after_dropout(model.before_dropout(images(4)))[0] for _ in range(2))
+    assert len(seen) == 2 * 2 * 4
+    assert min(seen) > 0.25
+    assert not torch.allclose(first, second)
+    assert model.state_dict().keys() == resnet().state_dict().keys()
+
+
+def test_a_last_batch_of_one_image():
+    """Batch norm cannot be trained on it; every epoch leaves another one out."""
+    pixels = torch.randint(0, 256, (5, 3, 32, 32), dtype=torch.uint8)
+    split = Split(pixels, torch.arange(5), SVHN.mean, SVHN.std)
+    recipe = Recipe(epochs=2, batch_size=2, lr=0.01, momentum=0.5, weight_decay=0.0, schedule=StepDecay(15))
+    model = resnet()
+    fit(model, split, recipe, torch.Generator().manual_seed(0))
+    assert int(model.bn1.num_batches_tracked) == 4
+
+
+def test_training_learns(tmp_path):
+    """ResNet-10 tells bright images from dark ones."""
+    labels = torch.arange(64) % 2
+    pixels = (labels.view(-1, 1, 1, 1) * 120 + torch.randint(0, 100, (64, 3, 32, 32))).to(torch.uint8)
+    split = Split(pixels, labels, SVHN.mean, SVHN.std)
+    recipe = Recipe(epochs=5, batch_size=16, lr=0.1, momentum=0.5, weight_decay=0.0, schedule=StepDecay(15))
+    model = resnet()
+    fit(model, split, recipe, torch.Generator().manual_seed(0))
+    with torch.no_grad():
+        said = model.eval()(next(split.batches(64))[0])[0].argmax(1)
+    assert (said == labels).double().mean() > 0.9
+
+
+# The scripts, on the real subset.
+
+SMALL = ["--device", "cpu", "--allow-subset", "-as", "20", "-e", "1", "--unsup-epochs", "1", "-smp", "2"]
+
+
+@pytest.fixture(scope="module")
+def subset(tmp_path_factory):
+    raw = SHARED / "data" / "SVHN" / "raw"
+    if not raw.exists():
+        pytest.skip("no SVHN files here")
+    datadir = tmp_path_factory.mktemp("subset")
+    (datadir / "SVHN").mkdir()
+    (datadir / "SVHN" / "raw").symlink_to(raw)
+    return datadir
+
+
+def command(script, datadir, *arguments):
+    return [sys.executable, str(ROOT / "svhn" / script), "--datadir", str(datadir), *map(str, arguments)]
+
+
+def call(script, datadir, *arguments, status=0):
+    done = subprocess.run(command(script, datadir, *arguments), capture_output=True, text=True, timeout=1200)
+    assert done.returncode == status, f"{arguments}\n{done.stdout}\n{done.stderr}"
+    return done
+
+
+def test_every_method_runs(subset):
+    told = call("run.py", subset, *SMALL, "--initial", "-ir", 10, "--methods", "varR", "-ens", 2, "--run-stop", 1)
+    assert told.stderr.count("figures are not those of SVHN") == 1
+    here = [*SMALL, "-ir", 10, "--run-stop", 1]
+    cheap = [key for key, m in METHODS.items() if m.matches and m.pool_label not in ("trace", "mi", "mi_diag")]
+    call("run.py", subset, *here, "--iterations", 1, "--methods", "random", *cheap, "-dl", 768)
+    call("run.py", subset, *here, "--iterations", 1, "--methods", "Rz", "-dl", 256, 512)
+    dear = [key for key, m in METHODS.items() if m.pool_label in ("trace", "mi", "mi_diag")]
+    call("run.py", subset, *here, "--iterations", 1, "--methods", *dear, "-dl", 512)
+    doubting = [key for key, m in METHODS.items() if m.doubts]
+    call("run.py", subset, *here, "--iterations", 2, "--methods", *doubting, "-ens", 2)
+    lines = [json.loads(line) for line in (subset / "SVHN" / "run0" / "results.jsonl").read_text().splitlines()]
+    assert len(lines) == 1 + len(cheap) + 2 + len(dear) + 2 * len(doubting)
+    assert {line["method"] for line in lines} == set(METHODS)
+    for line in lines:
+        assert sum(line["selected_histogram"]) == 20
+        assert line["labelled_share"] == pytest.approx(100 * line["labelled"] / (889 - 150))
+
+
+def test_killed_and_by_hand_and_uninterrupted_give_the_same(subset, tmp_path):
+    """Two iterations by run.py; by run.py killed again and again; by the four scripts; half-precision databases."""
+    one = ["--methods", "Rzg_pz", "-dl", 768, "--run-stop", 1, "--iterations", 2, "-ir", 10]
+    whole, killed, by_hand = (tmp_path / name for name in ("whole", "killed", "by_hand"))
+    call("run.py", subset, *SMALL, *one, "--initial", "--save-folder", whole)
+    for folder in (killed, by_hand):
+        shutil.copytree(whole, folder)
+    call("run.py", subset, *SMALL, *one, "--save-folder", whole)
+    delay, kills = 6.0, 0
+    while True:
+        process = subprocess.Popen(
+            command("run.py", subset, *SMALL, *one, "--save-folder", killed),
+            stdout=subprocess.DEVNULL,
+            stderr=subprocess.DEVNULL,
+        )
+        try:
+            assert process.wait(delay) == 0
+            break
+        except subprocess.TimeoutExpired:
+            process.send_signal(signal.SIGKILL)
+            process.wait()
+            kills, delay = kills + 1, delay + 1.5
+    here = [*SMALL, "-r", 0, "-ir", 10, "-sub", "Rzg_pz", "-dl", 768, "--save-folder", by_hand]
+    call("unsup.py", subset, *SMALL, "-r", 0, "-ir", 10, "--save-folder", by_hand)  # is there already
+    for b in (0, 1):
+        told = call("gen_descr.py", subset, *here, "-b", b).stdout.splitlines()
+        assert [np.load(path, mmap_mode="r")["descriptor"].shape[1] for path in told] == [1536, 1536]
+        call("main_descr.py", subset, *here, "-b", b)
+    assert outcome(killed) == outcome(whole) == outcome(by_hand)
+    half = [*SMALL, "-r", 1, "-ir", 10, "--descr-dtype", "float16", "--save-folder", whole]
+    call("unsup.py", subset, *half)
+    told = call("gen_descr.py", subset, *half, "-sub", "Rzg_pz", "-b", 0).stdout.splitlines()
+    assert [np.load(path, mmap_mode="r")["descriptor"].dtype for path in told] == [np.float16, np.float16]
+    call("main_descr.py", subset, *half, "-sub", "Rzg_pz", "-b", 0)
+
+
+def test_the_subset_needs_its_flag_and_a_query_that_fits(subset, tmp_path):
+    few = ["--device", "cpu", "--save-folder", tmp_path]
+    refused = call("run.py", subset, *few, "--initial", status=2)
+    assert "--allow-subset" in refused.stderr
+    refused = call("run.py", subset, *few, "--allow-subset", "--initial", "--run-stop", 1, status=2)
+    assert "lower -as" in refused.stderr
