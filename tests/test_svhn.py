@@ -5,6 +5,7 @@ import shutil
 import signal
 import subprocess
 import sys
+import time
 from pathlib import Path
 
 import numpy as np
@@ -322,39 +323,35 @@ def test_every_method_runs(subset):
 
 
 def test_killed_and_by_hand_and_uninterrupted_give_the_same(subset, tmp_path):
-    """Two iterations by run.py; by run.py killed again and again; by the four scripts; half-precision databases."""
+    """Two iterations by run.py; by run.py killed in the midst of the second; by the scripts, one by one."""
     one = ["--methods", "Rzg_pz", "-dl", 768, "--run-stop", 1, "--iterations", 2, "-ir", 10]
-    whole, killed, by_hand = (tmp_path / name for name in ("whole", "killed", "by_hand"))
-    call("run.py", subset, *SMALL, *one, "--initial", "--save-folder", whole)
-    for folder in (killed, by_hand):
+    whole, killed, by_hand, half = (tmp_path / name for name in ("whole", "killed", "by_hand", "half"))
+    call("unsup.py", subset, *SMALL, "-r", 0, "-ir", 10, "--save-folder", whole)
+    for folder in (killed, by_hand, half):
         shutil.copytree(whole, folder)
     call("run.py", subset, *SMALL, *one, "--save-folder", whole)
-    delay, kills = 6.0, 0
-    while True:
-        process = subprocess.Popen(
-            command("run.py", subset, *SMALL, *one, "--save-folder", killed),
-            stdout=subprocess.DEVNULL,
-            stderr=subprocess.DEVNULL,
-        )
-        try:
-            assert process.wait(delay) == 0
-            break
-        except subprocess.TimeoutExpired:
-            process.send_signal(signal.SIGKILL)
-            process.wait()
-            kills, delay = kills + 1, delay + 1.5
-    here = [*SMALL, "-r", 0, "-ir", 10, "-sub", "Rzg_pz", "-dl", 768, "--save-folder", by_hand]
-    call("unsup.py", subset, *SMALL, "-r", 0, "-ir", 10, "--save-folder", by_hand)  # is there already
+    process = subprocess.Popen(
+        command("run.py", subset, *SMALL, *one, "--save-folder", killed),
+        stdout=subprocess.DEVNULL,
+        stderr=subprocess.DEVNULL,
+    )
+    second, deadline = "run0/descr/validation_*batch_1_*", time.monotonic() + 300
+    while not list(killed.glob(second)) and process.poll() is None and time.monotonic() < deadline:
+        time.sleep(0.02)
+    process.send_signal(signal.SIGKILL)
+    assert process.wait() == -signal.SIGKILL
+    assert list(killed.glob("run0/checkpoint/best*batch_0*"))
+    assert not list(killed.glob("run0/checkpoint/best*batch_1*"))
+    call("run.py", subset, *SMALL, *one, "--save-folder", killed)
+    here = [*SMALL, "-r", 0, "-ir", 10, "-sub", "Rzg_pz", "-dl", 768, "--save-folder"]
     for b in (0, 1):
-        told = call("gen_descr.py", subset, *here, "-b", b).stdout.splitlines()
+        told = call("gen_descr.py", subset, *here, by_hand, "-b", b).stdout.splitlines()
         assert [np.load(path, mmap_mode="r")["descriptor"].shape[1] for path in told] == [1536, 1536]
-        call("main_descr.py", subset, *here, "-b", b)
+        call("main_descr.py", subset, *here, by_hand, "-b", b)
     assert outcome(killed) == outcome(whole) == outcome(by_hand)
-    half = [*SMALL, "-r", 1, "-ir", 10, "--descr-dtype", "float16", "--save-folder", whole]
-    call("unsup.py", subset, *half)
-    told = call("gen_descr.py", subset, *half, "-sub", "Rzg_pz", "-b", 0).stdout.splitlines()
+    told = call("gen_descr.py", subset, *here, half, "--descr-dtype", "float16").stdout.splitlines()
     assert [np.load(path, mmap_mode="r")["descriptor"].dtype for path in told] == [np.float16, np.float16]
-    call("main_descr.py", subset, *half, "-sub", "Rzg_pz", "-b", 0)
+    call("main_descr.py", subset, *here, half, "--descr-dtype", "float16")
 
 
 def test_the_subset_needs_its_flag_and_a_query_that_fits(subset, tmp_path):

@@ -1,0 +1,96 @@
+"""Acquisition at SVHN's full size on random descriptors: seconds and peak memory, pool mapped from a file.
+
+    python3 bench/bench_scale.py                       # 500,000 x 768 pool, 20,000 x 768 misclassified, n=1250
+    python3 bench/bench_scale.py -L 1536 --errors 40000    # [z, g] of L=768, and twice the misclassified images
+
+k-centre chooses the centres, then the matching streams over the pool. The pool's file (4 bytes an entry, 2 with
+--half) is written to --folder first and removed at the end.
+"""
+
+import argparse
+import sys
+import tempfile
+import time
+from pathlib import Path
+
+ROOT = Path(__file__).resolve().parents[1]
+sys.path.insert(0, str(ROOT))
+
+import numpy as np
+import torch
+from tabulate import tabulate
+
+from alfk.matching import budget, k_centre, match
+from alfk.seeding import generator
+from alfk.stages.memory import peak_mib, reset_peak
+from alfk.stages.options import Parser, device_of, positive
+from bench.common import guarded, machine
+
+CHUNK = 10_000  # rows written at a time
+
+
+def main() -> int:
+    options = parse()
+    device = device_of(options)
+    print(machine(device))
+    print(f"pool {options.pool:,} x {options.length}, {options.errors:,} misclassified, n={options.query_size:,}")
+    draws = generator(0, "bench_scale")
+    with tempfile.TemporaryDirectory(dir=options.folder) as folder:
+        pool = write_pool(Path(folder) / "pool.npy", options, draws)
+        errors = torch.randn(options.errors, options.length, generator=draws).to(device)
+        rows = []
+        if options.query_size < options.errors:
+            seconds, peak = timed(device, lambda: k_centre(errors, options.query_size, 0))
+            rows.append(["k-centre", f"{seconds:.1f}", peak])
+        available = torch.ones(options.pool, dtype=torch.bool)
+        chosen = None
+
+        def work() -> None:
+            nonlocal chosen
+            chosen = match(errors, pool, available, options.query_size, generator(0, "start"))
+
+        seconds, peak = timed(device, work)
+        rows.append(["k-centre and matching", f"{seconds:.1f}", peak])
+        print(tabulate(rows, headers=["stage", "seconds", "peak MiB"], disable_numparse=True))
+        print(f"{len(chosen.indices):,} distinct images; largest tensor at most {budget(device) / 2**20:,.0f} MiB")
+    return 0
+
+
+def parse() -> argparse.Namespace:
+    parser = Parser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    add = parser.add_argument
+    add("--pool", type=positive, default=500_000, help="pool images (500,000)")
+    add("--errors", type=positive, default=20_000, help="misclassified validation images (20,000)")
+    add("-L", "--length", type=positive, default=768, help="entries of a descriptor (768)")
+    add("-n", "--query-size", type=positive, default=1250, help="images to choose (1,250)")
+    add("--half", action="store_true", help="the pool's file in half precision")
+    add("--folder", type=Path, help="where the pool's file is written (the system's temporary folder)")
+    add("--gpu", type=int, metavar="N", help="CUDA device N")
+    add("--device", help="torch device (default: a GPU where there is one, else the CPU)")
+    return parser.parse_args()
+
+
+def write_pool(path: Path, options: argparse.Namespace, draws: torch.Generator) -> np.ndarray:
+    """Random rows, written a part at a time, then mapped read-only."""
+    dtype = np.dtype("<f2" if options.half else "<f4")
+    array = np.lib.format.open_memmap(path, mode="w+", dtype=dtype, shape=(options.pool, options.length))
+    for start in range(0, options.pool, CHUNK):
+        count = min(CHUNK, options.pool - start)
+        array[start : start + count] = torch.randn(count, options.length, generator=draws).numpy()
+    array.flush()
+    del array
+    return np.load(path, mmap_mode="r")
+
+
+def timed(device: torch.device, work) -> tuple[float, int]:
+    """Seconds of `work`, and the peak memory while it ran, in MiB (the mapped file's pages count on a CPU)."""
+    reset_peak(device)
+    start = time.perf_counter()
+    work()
+    if device.type == "cuda":
+        torch.cuda.synchronize(device)
+    return time.perf_counter() - start, peak_mib(device)
+
+
+if __name__ == "__main__":
+    sys.exit(guarded(main))
