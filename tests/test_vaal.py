@@ -315,11 +315,13 @@ def test_interrupted_within_an_iteration_and_resumed(data, uninterrupted, tmp_pa
     assert not list(tmp_path.rglob("part_*"))
 
 
-def test_a_part_of_other_settings_is_not_gone_on_with(data, tmp_path):
+def test_a_part_of_other_settings_is_not_gone_on_with(data, uninterrupted, tmp_path):
     with pytest.raises(Killed):
-        run_vaal(data, tmp_path, die_at=10)
-    with pytest.raises(UserError, match="its settings"):
-        run_vaal(data, tmp_path, recipe=dataclasses.replace(SHORT, latent_dim=7))
+        run_vaal(data, tmp_path, die_at=10, recipe=dataclasses.replace(SHORT, adversary_param=9.0))
+    for path in [*tmp_path.glob("run0/index*"), *tmp_path.glob("run0/*/best*")]:
+        path.unlink()
+    run_vaal(data, tmp_path)
+    assert outcome(tmp_path) == outcome(uninterrupted[1])
 
 
 def test_iterations_choose_by_the_scores_of_the_one_before(uninterrupted):

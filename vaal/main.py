@@ -53,7 +53,8 @@ class Vaal:
     """VAAL on one run: what happens in an AL iteration, and the files it leaves."""
 
     def __init__(self, work: Workspace, recipe: Recipe):
-        self.work, self.recipe = work, recipe
+        train, test = (in_vaals_range(split, recipe) for split in (work.train, work.test))
+        self.work, self.recipe = dataclasses.replace(work, train=train, test=test), recipe
 
     def all_iterations(self, trial: Trial) -> None:
         """Every AL iteration of a trial; the complete ones are skipped."""
@@ -67,12 +68,10 @@ class Vaal:
             return found
         labelled, header = self.acquire(trial, b, pool)
         start = time.perf_counter()
-        images = in_vaals_range(pool, self.recipe)
-        test, validation = (in_vaals_range(split, self.recipe) for split in (work.test, validation))
-        keeper = Keeper(test, validation, work.select, work.experiment.descriptor_batch)
-        solver = self.train(trial, b, images, labelled, keeper)
+        keeper = Keeper(work.test, validation, work.select, work.experiment.descriptor_batch)
+        solver = self.train(trial, b, pool, labelled, keeper)
         seconds = time.perf_counter() - start
-        self.write_scores(trial, b, images, solver)
+        self.write_scores(trial, b, pool, solver)
         newest = labelled[-work.experiment.query_size :]
         record = make_record(work, trial, b, pool, labelled, newest, header, [keeper.kept], seconds)
         conclude(work, trial, b, record, [keeper.weights], settings(work, self.recipe))
@@ -149,10 +148,14 @@ class Vaal:
         save_checkpoint(self._part(trial, b), state, self._about_part(trial, b))
 
     def load_part(self, trial: Trial, b: int, solver: Solver, keeper: Keeper) -> None:
-        """Put solver and keeper where an interrupted training left them, if there was one."""
+        """Put solver and keeper where an interrupted training of the same settings left them, if there was one."""
         if not self._part(trial, b).exists():
             return
-        state, _ = load_checkpoint(self._part(trial, b), self._about_part(trial, b))
+        wanted = self._about_part(trial, b)
+        settings_now = wanted.pop("settings")
+        state, about = load_checkpoint(self._part(trial, b), wanted)
+        if about["settings"] != settings_now:
+            return
         solver.load_state(state["solver"])
         keeper.kept = {rule: Epoch(**epoch) for rule, epoch in state["kept"].items()}
         keeper.weights = state["weights"]
