@@ -104,6 +104,8 @@ class Vaal:
         self.load_part(trial, b, solver, keeper)
         unlabelled = torch.ones(len(pool), dtype=torch.bool)
         unlabelled[labelled] = False
+        if not unlabelled.any():
+            raise UserError("VAAL compares labelled with unlabelled images, and none is unlabelled: lower -as")
 
         def after_check() -> None:
             keeper(solver.step, solver.task)
@@ -195,7 +197,14 @@ def add_recipe(parser: flags.Parser) -> None:
     add("--batch-size", type=flags.positive, metavar="N", help="images a batch, labelled and unlabelled each")
     add("--train-iterations", type=flags.positive, metavar="N", help="steps of the task model in an AL iteration")
     add("--latent-dim", type=flags.positive, metavar="N", help="length of the VAE's codes")
-    add("--adversary-param", type=float, metavar="X", help="weight of the adversarial term in the VAE's loss")
+    add("--adversary-param", type=weight, metavar="X", help="weight of the adversarial term in the VAE's loss")
+
+
+def weight(text: str) -> float:
+    value = float(text)
+    if not 0 <= value < float("inf"):
+        raise argparse.ArgumentTypeError(f"a weight is a number from 0 up, not {text}")
+    return value
 
 
 def recipe_of(options: argparse.Namespace) -> Recipe:
