@@ -193,6 +193,7 @@ def settings(work: Workspace, recipe: Recipe) -> dict[str, Any]:
 
 def add_recipe(parser: flags.Parser) -> None:
     """The flags that change the recipe."""
+    parser.set_defaults(epochs=None, samples=None, descr_batch=None, descr_dtype=None)  # the other methods' alone
     add = parser.add_argument
     add("--batch-size", type=flags.positive, metavar="N", help="images a batch, labelled and unlabelled each")
     add("--train-iterations", type=flags.positive, metavar="N", help="steps of the task model in an AL iteration")

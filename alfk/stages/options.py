@@ -167,12 +167,12 @@ def experiment_of(experiments: Mapping[str, Experiment], options: argparse.Names
     experiment = experiments[options.dataset]
     given = {
         "query_size": options.query_size,
-        "descriptor_batch": getattr(options, "descr_batch", None),
-        "samples": getattr(options, "samples", None),
+        "descriptor_batch": options.descr_batch,
+        "samples": options.samples,
         "iterations": getattr(options, "iterations", None),
     }
     experiment = replace(experiment, **{key: value for key, value in given.items() if value})
-    if getattr(options, "epochs", None):
+    if options.epochs:
         experiment = replace(experiment, retraining=replace(experiment.retraining, epochs=options.epochs))
     if options.unsup_epochs:
         experiment = replace(experiment, pretraining=replace(experiment.pretraining, epochs=options.unsup_epochs))
