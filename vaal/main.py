@@ -159,6 +159,8 @@ class Vaal:
         if about["settings"] != settings_now:
             return
         solver.load_state(state["solver"])
+        for epoch in state["kept"].values():
+            epoch["predictions"] = epoch["predictions"].to(self.work.device)
         keeper.kept = {rule: Epoch(**epoch) for rule, epoch in state["kept"].items()}
         keeper.weights = state["weights"]
 
