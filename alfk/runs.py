@@ -12,7 +12,6 @@ from typing import IO, Any
 
 import numpy as np
 import torch
-from torch import Tensor
 
 from alfk.errors import UserError
 
@@ -209,7 +208,7 @@ def read_json(path: Path) -> dict[str, Any]:
     return content
 
 
-def save_checkpoint(path: Path, state: Mapping[str, Tensor], about: Mapping[str, Any]) -> None:
+def save_checkpoint(path: Path, state: Mapping[str, Any], about: Mapping[str, Any]) -> None:
     """Weights and what they are, for `load_checkpoint`."""
     buffer = io.BytesIO()  # torch.save answers a full disk with an error of its own
     torch.save({"state": dict(state), "about": dict(about)}, buffer)
@@ -217,7 +216,7 @@ def save_checkpoint(path: Path, state: Mapping[str, Tensor], about: Mapping[str,
         file.write(buffer.getbuffer())
 
 
-def load_checkpoint(path: Path, expected: Mapping[str, Any]) -> tuple[dict[str, Tensor], dict[str, Any]]:
+def load_checkpoint(path: Path, expected: Mapping[str, Any]) -> tuple[dict[str, Any], dict[str, Any]]:
     """The weights and the description of a checkpoint. No code in the file is run (weights_only).
 
     Args:

@@ -23,6 +23,7 @@ from alfk.runs import RunFolder, Trial
 from alfk.stages import options as flags
 from alfk.stages.describe import database_path, databases, write_databases
 from alfk.stages.drive import (
+    Work,
     active_learning,
     baselines,
     distortions,
@@ -117,20 +118,38 @@ def _run(experiment: Experiment, cfgs: Mapping[str, flags.Cfg], options: Options
     if options.baseline:
         trials = flags.baselines_of(trials)
     usual = options.run_start + 1 if options.baseline else experiment.runs
-    stop = usual if options.run_stop is None else options.run_stop
-    runs = range(options.run_start, stop)
-    if not runs:
-        raise UserError(f"there is no run from --run-start {options.run_start} up to before {stop}")
-    folders = [RunFolder(root(experiment, options), number) for number in runs]
+    runs = runs_of(options, usual)
     if not options.initial:
-        _check_initial_models(folders, trials)
+        check_initial_models(experiment, options, runs, trials, "run with --initial first")
     models = 2 * sum(distortions(trials).values())
     each = models if options.initial else len(trials) * (1 if options.baseline else experiment.iterations)
-    work, jobs = WholeRun(experiment, options, tuple(trials)), min(options.jobs, len(runs))
+    work = WholeRun(experiment, options, tuple(trials))
+    return over_runs(experiment, options, runs, work, each, [] if options.initial else trials)
+
+
+def runs_of(options: Options, usual: int) -> range:
+    """The runs that --run-start and --run-stop name, up to before `usual`. Raises UserError if there is none."""
+    stop = usual if options.run_stop is None else options.run_stop
+    if options.run_start >= stop:
+        raise UserError(f"there is no run from --run-start {options.run_start} up to before {stop}")
+    return range(options.run_start, stop)
+
+
+def over_runs(
+    experiment: Experiment, options: Options, runs: Sequence[int], work: Work, each: int, trials: Sequence[Trial]
+) -> int:
+    """Every run's work, in turn or side by side (--jobs), then the tables; returns the exit status.
+
+    Args:
+        each: pieces of work in a run, for the progress bar.
+        trials: whose results the tables show.
+    """
+    jobs = min(options.jobs, len(runs))
     data(experiment, options)  # what is missing or has to be downloaded shows here, once
     with Progress(total=len(runs) * each) as progress:
         failures = run_in_turn(runs, work, progress) if jobs == 1 else run_side_by_side(runs, work, progress, jobs)
-    if not options.initial:
+    if trials:
+        folders = [RunFolder(root(experiment, options), number) for number in runs]
         records = [record for folder in folders for record in folder.results()]
         print("\n" + "\n\n".join(filter(None, (table(records, trials), cost_table(records, trials)))))
     for failure in failures:
@@ -138,13 +157,16 @@ def _run(experiment: Experiment, cfgs: Mapping[str, flags.Cfg], options: Options
     return 0 if not failures else 2 if all(failure.user for failure in failures) else 1
 
 
-def _check_initial_models(folders: Sequence[RunFolder], trials: Sequence[Trial]) -> None:
-    for folder in folders:
+def check_initial_models(
+    experiment: Experiment, options: Options, runs: Sequence[int], trials: Sequence[Trial], remedy: str
+) -> None:
+    """Raises UserError, which ends with the remedy, unless every trial's initial models are there."""
+    for folder in (RunFolder(root(experiment, options), number) for number in runs):
         for trial in trials:
             for member in range(trial.ensemble):
                 path = folder.initial(trial.distortion, trial.unsupervised, member)
                 if not path.exists():
-                    raise UserError(f"there is no initial model {path}: run with --initial first")
+                    raise UserError(f"there is no initial model {path}: {remedy}")
 
 
 class WholeRun:
@@ -173,9 +195,12 @@ def open_workspace(
     trials: Sequence[Trial] = (),
     iterations: int = 0,
     initial: bool = False,
+    settings_of: Callable[[Workspace], dict[str, Any]] | None = None,
 ) -> Workspace:
     """Everything the stages of run `number` need, its manifest checked and this session recorded in it.
 
+    Args:
+        settings_of: what results depend on, where it is not the workspace's own settings.
     Raises:
         UserError: other settings than the run's, or a pool too small for so many AL iterations of the trials.
     """
@@ -185,7 +210,7 @@ def open_workspace(
     folder = RunFolder(root(experiment, options), number)
     folder.create()
     work = Workspace(experiment, folder, train, test, options.seed, options.select, train.device, report)
-    settings = work.settings(initial)
+    settings = settings_of(work) if settings_of else work.settings(initial)
     folder.check_manifest(settings)
     work.check_sizes(trials, iterations)
     folder.record_session(settings, _session(train.device))

@@ -11,8 +11,9 @@ from typing import Any
 
 import torch
 
+from alfk.data import Split
 from alfk.errors import UserError
-from alfk.runs import Trial, has_array
+from alfk.runs import Record, Trial, has_array
 from alfk.stages.describe import delete_databases, write_databases
 from alfk.stages.memory import reset_peak
 from alfk.stages.pretrain import initial_models
@@ -21,29 +22,47 @@ from alfk.stages.retrain import all_train, retrain
 from alfk.stages.workspace import Report, Workspace
 
 Work = Callable[[int, Report], None]  # all of one run's work: (run, report)
+Advance = Callable[[Trial, int, Split, Split], Record]  # one AL iteration: (trial, b, pool, validation) -> its record
 
 
 def active_learning(work: Workspace, trials: Sequence[Trial], keep_descriptors: bool = False) -> None:
     """Every AL iteration of every trial, skipping what is complete. The loop of the paper's Algorithm 1."""
+
+    def advance(trial: Trial, b: int, pool: Split, validation: Split) -> Record:
+        if not has_array(work.folder.index_list(trial, b, work.size(b))):
+            write_databases(work, trial, b, pool, validation)
+        return retrain(work, trial, b, pool, validation)
+
+    def tidy(trial: Trial, b: int) -> None:
+        if not keep_descriptors:
+            delete_databases(work, trial, b)
+
     for trial in trials:
-        with work.folder.exclusively(trial.name):
-            done = {r["b"]: r for r in work.folder.results() if trial.describes(r)}
-            pool = validation = None
-            for b in range(work.experiment.iterations):
-                if b in done and work.folder.checkpoint(trial, b, work.size(b)).exists():
-                    if not keep_descriptors:
-                        delete_databases(work, trial, b)
-                    work.report("iteration", record=done[b], skipped=True)
-                    continue
-                if pool is None:
-                    pool, validation = work.pool(trial.ir, trial.nr, trial.distortion), work.validation()
-                reset_peak(work.device)
-                if not has_array(work.folder.index_list(trial, b, work.size(b))):
-                    write_databases(work, trial, b, pool, validation)
-                record = retrain(work, trial, b, pool, validation)
-                if not keep_descriptors:
-                    delete_databases(work, trial, b)
-                work.report("iteration", record=record)
+        every_iteration(work, trial, advance, tidy)
+
+
+def every_iteration(work: Workspace, trial: Trial, advance: Advance, tidy: Callable[[Trial, int], None]) -> None:
+    """The AL iterations of one trial in turn, skipping what is complete.
+
+    Args:
+        advance: does iteration b of the trial, given pool and validation set, and returns its record.
+        tidy: removes what a complete iteration needs no more; also called for those that are skipped, since a crash
+            may have come before it.
+    """
+    with work.folder.exclusively(trial.name):
+        done = {r["b"]: r for r in work.folder.results() if trial.describes(r)}
+        pool = validation = None
+        for b in range(work.experiment.iterations):
+            if b in done and work.folder.checkpoint(trial, b, work.size(b)).exists():
+                tidy(trial, b)
+                work.report("iteration", record=done[b], skipped=True)
+                continue
+            if pool is None:
+                pool, validation = work.pool(trial.ir, trial.nr, trial.distortion), work.validation()
+            reset_peak(work.device)
+            record = advance(trial, b, pool, validation)
+            tidy(trial, b)
+            work.report("iteration", record=record)
 
 
 def baselines(work: Workspace, trials: Sequence[Trial]) -> None:

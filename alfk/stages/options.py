@@ -66,16 +66,23 @@ def places_parser(experiments: Mapping[str, Experiment], about: str) -> Parser:
     return parser
 
 
-def common_parser(experiments: Mapping[str, Experiment], about: str) -> Parser:
-    """The flags that all four scripts share."""
+def protocol_parser(experiments: Mapping[str, Experiment], about: str) -> Parser:
+    """The flags that every method has, VAAL too."""
     parser = places_parser(experiments, about)
     add = parser.add_argument
     add("--seed", type=int, default=0, help="of all random draws; every run derives its own from it (0)")
     kept = "epoch kept and scored: best on test (the paper's protocol, default), best on validation, or the last"
     add("--select", choices=("test", "val", "last"), default="test", help=kept)
-    add("-e", "--epochs", type=positive, help="epochs of an AL iteration")
     add("--unsup-epochs", type=positive, metavar="E", help="epochs of rotation pretraining")
     add("-as", "--query-size", type=positive, metavar="N", help="images labelled in each AL iteration")
+    return parser
+
+
+def common_parser(experiments: Mapping[str, Experiment], about: str) -> Parser:
+    """The flags that all four scripts share."""
+    parser = protocol_parser(experiments, about)
+    add = parser.add_argument
+    add("-e", "--epochs", type=positive, help="epochs of an AL iteration")
     add("-smp", "--samples", type=positive, metavar="K", help="dropout samples or perturbed copies of an image")
     add("-gbs", "--descr-batch", type=positive, metavar="N", help="images a batch outside training")
     kinds = ("float32", "float16")
@@ -109,20 +116,26 @@ def add_iteration(parser: Parser) -> None:
 
 def add_loop(parser: Parser) -> None:
     """The flags of run.py."""
-    add = parser.add_argument
     what = parser.add_mutually_exclusive_group()
     what.add_argument("--initial", action="store_true", help="make the initial models and stop")
     text = "train on the whole distorted pool, the figures' line; of one run where --run-stop is not given"
     what.add_argument("--baseline", action="store_true", help=text)
-    add("--run-start", type=count, default=0, metavar="R", help="first run (0)")
-    add("--run-stop", type=positive, metavar="R", help="the run before which to stop (the data set's number of runs)")
-    add("-ir", type=imbalance_ratio, nargs="+", metavar="IR", help="imbalance ratios (those of cfg)")
+    add_runs(parser, "those of cfg")
+    add = parser.add_argument
     add("--methods", nargs="+", metavar="KEY", help=f"methods, of {', '.join(METHODS)} (those of cfg)")
     add("-dl", "--descr-length", type=positive, nargs="+", metavar="L", help="descriptor lengths (those of cfg)")
     add("-ens", "--ensemble", type=positive, nargs="+", metavar="E", help="ensemble sizes (those of cfg)")
+    add("--keep-descr", action="store_true", help="keep the descriptor files of finished iterations")
+
+
+def add_runs(parser: Parser, usual_ir: str) -> None:
+    """The flags of a loop over runs."""
+    add = parser.add_argument
+    add("--run-start", type=count, default=0, metavar="R", help="first run (0)")
+    add("--run-stop", type=positive, metavar="R", help="the run before which to stop (the data set's number of runs)")
+    add("-ir", type=imbalance_ratio, nargs="+", metavar="IR", help=f"imbalance ratios ({usual_ir})")
     add("--iterations", type=positive, metavar="B", help="AL iterations (the data set's)")
     add("--jobs", type=positive, default=1, metavar="N", help="runs side by side, each in a process of its own (1)")
-    add("--keep-descr", action="store_true", help="keep the descriptor files of finished iterations")
 
 
 def positive(text: str) -> int:

@@ -42,6 +42,9 @@ class Progress:
     def _on_epoch(self, run: int, doing: str, epoch: int, of: int) -> None:
         self._show(run, f"{doing} epoch {epoch}/{of}")
 
+    def _on_step(self, run: int, doing: str, step: int, of: int) -> None:
+        self._show(run, f"{doing} step {step}/{of}")
+
     def _on_initial(self, run: int, ir: float, init: str, member: int, skipped: bool = False, **facts: float) -> None:
         score = f", {facts['rotation_accuracy']:.1f} % of rotations told" if "rotation_accuracy" in facts else ""
         outcome = "is there already" if skipped else f"made in {facts['seconds']:.1f} s{score}"

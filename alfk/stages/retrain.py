@@ -2,6 +2,7 @@
 
 import dataclasses
 import time
+from collections.abc import Mapping, Sequence
 from statistics import fmean
 from typing import Any
 
@@ -12,6 +13,7 @@ from torch import Tensor, nn
 from alfk.acquisition import choose, get_method
 from alfk.data import Split
 from alfk.errors import UserError
+from alfk.matching import Selection
 from alfk.network import snapshot
 from alfk.runs import Record, Trial, has_array, load_checkpoint, open_array, save_array, save_checkpoint
 from alfk.seeding import global_randomness
@@ -29,12 +31,9 @@ def acquire(work: Workspace, trial: Trial, b: int, pool: Split, validation: Spli
     Raises:
         UserError: a missing or damaged file, or too few unlabelled images.
     """
-    path = work.folder.index_list(trial, b, work.size(b))
-    about = {"kind": "labelled set", **work.identity(trial, b)}
-    if has_array(path):
-        array, header = open_array(path, about)
-        return torch.from_numpy(np.array(array)), header
-    before, measurement, facts = _labelled_before(work, trial, b), None, {}
+    if has_array(work.folder.index_list(trial, b, work.size(b))):
+        return read_labelled(work, trial, b)
+    before, measurement, facts = labelled_before(work, trial, b), None, {}
     if databases(trial, b):
         _, model_is = work.models_before(trial, b)
         if not have_databases(work, trial, b):
@@ -50,34 +49,56 @@ def acquire(work: Workspace, trial: Trial, b: int, pool: Split, validation: Spli
     chosen = choose(
         method, measurement, validation.labels, available, work.experiment.query_size, work.generator("acquire", b)
     )
+    return write_labelled(work, trial, b, before, chosen, {**facts, "seconds_acquire": time.perf_counter() - start})
+
+
+def write_labelled(
+    work: Workspace, trial: Trial, b: int, before: Tensor, chosen: Selection, facts: Mapping[str, Any]
+) -> tuple[Tensor, dict[str, Any]]:
+    """Write and return the labelled set of AL iteration b and its header.
+
+    Args:
+        before: (n b,) positions in the pool, labelled before.
+        facts: what the header says of the acquisition beyond NOTHING_MEASURED.
+    """
     header = {
-        **about,
+        "kind": "labelled set",
+        **work.identity(trial, b),
         "meaning": "positions in the pool, in the order they were labelled; the pool's own index list is in data/",
         **NOTHING_MEASURED,
         "misclassified": chosen.misclassified,
         "centres": chosen.centres,
         "at_random": chosen.at_random,
         **facts,
-        "seconds_acquire": time.perf_counter() - start,
     }
     labelled = torch.cat([before, chosen.indices])
-    save_array(path, labelled.numpy(), header)
+    save_array(work.folder.index_list(trial, b, work.size(b)), labelled.numpy(), header)
     return labelled, header
 
 
-def _labelled_before(work: Workspace, trial: Trial, b: int) -> Tensor:
+def read_labelled(work: Workspace, trial: Trial, b: int) -> tuple[Tensor, dict[str, Any]]:
+    """The labelled set of AL iteration b, which is there, and its header. Raises UserError if it is damaged."""
+    path = work.folder.index_list(trial, b, work.size(b))
+    array, header = open_array(path, {"kind": "labelled set", **work.identity(trial, b)})
+    return torch.from_numpy(np.array(array)), header
+
+
+def labelled_before(work: Workspace, trial: Trial, b: int) -> Tensor:
+    """(n b,) the labelled set that AL iteration b adds to. Raises UserError if the one before was not run."""
     if b == 0:
         return torch.empty(0, dtype=torch.int64)
     path = work.folder.index_list(trial, b - 1, work.size(b - 1))
     if not has_array(path):
         raise UserError(f"there is no labelled set {path}: AL iteration b={b - 1} has to be run first")
-    array, _ = open_array(path, {"kind": "labelled set", **work.identity(trial, b - 1)})
-    return torch.from_numpy(np.array(array))
+    return read_labelled(work, trial, b - 1)[0]
 
 
 @dataclasses.dataclass
 class Epoch:
-    """What is known after one epoch (from 1): accuracies in percent and (N_test,) predictions."""
+    """What is known after one epoch (from 1): accuracies in percent and (N_test,) predictions.
+
+    Of a training that counts steps, `number` is the step.
+    """
 
     number: int
     test: float
@@ -92,7 +113,7 @@ def retrain(work: Workspace, trial: Trial, b: int, pool: Split, validation: Spli
     Returns:
         the results record of AL iteration b.
     """
-    found = _finished(work, trial, b, work.size(b))
+    found = finished(work, trial, b, work.size(b))
     if found is not None:
         return found
     labelled, header = acquire(work, trial, b, pool, validation)
@@ -108,7 +129,7 @@ def all_train(work: Workspace, trial: Trial, pool: Split, validation: Split) -> 
     Returns:
         its results record, that of an iteration 0 with everything labelled.
     """
-    found = _finished(work, trial, 0, len(pool))
+    found = finished(work, trial, 0, len(pool))
     if found is not None:
         return found
     everything = torch.arange(len(pool))
@@ -128,7 +149,7 @@ NOTHING_MEASURED = {
 }
 
 
-def _finished(work: Workspace, trial: Trial, b: int, size: int) -> Record | None:
+def finished(work: Workspace, trial: Trial, b: int, size: int) -> Record | None:
     """The record in a checkpoint that is there already, put into the results where a crash kept it from them."""
     path = work.folder.checkpoint(trial, b, size)
     if not path.exists():
@@ -159,15 +180,39 @@ def _learn(
         kept, weights = _train(work, trial, b, number, model, pool.subset(labelled), validation)
         members.append(kept)
         states.append(weights)
+    seconds = time.perf_counter() - start
+    record = make_record(work, trial, b, pool, labelled, newest, header, members, seconds)
+    conclude(work, trial, b, record, states, work.settings())
+    return record
+
+
+def make_record(
+    work: Workspace,
+    trial: Trial,
+    b: int,
+    pool: Split,
+    labelled: Tensor,
+    newest: Tensor,
+    header: Mapping[str, Any],
+    members: Sequence[dict[str, Epoch]],
+    seconds_retrain: float,
+) -> Record:
+    """The results record of a training.
+
+    Args:
+        labelled, newest: positions in the pool of all labelled images, and of those added last.
+        header: of the acquisition, as in an index list.
+        members: of each member of the ensemble, the epoch that each rule keeps.
+    """
     seconds = {
         "describe": header["seconds_describe"],
         "acquire": header["seconds_acquire"],
-        "retrain": time.perf_counter() - start,
+        "retrain": seconds_retrain,
     }
     classes, pseudo_labels = work.experiment.classes, header["pseudo_labels"] or {}
     selected = [kept[work.select] for kept in members]
     per_class = [accuracy_per_class(epoch.predictions, work.test.labels, classes) for epoch in selected]
-    record = {
+    return {
         **work.identity(trial, b),
         "select": work.select,
         "labelled": len(labelled),
@@ -190,35 +235,63 @@ def _learn(
         "seconds": {stage: round(value, 3) for stage, value in seconds.items()},
         "peak_memory_mib": peak_mib(work.device),
     }
-    about = {"kind": "best", **work.identity(trial, b), "record": record, "settings": work.settings()}
-    save_checkpoint(work.folder.checkpoint(trial, b, len(labelled)), join_states(states), about)
+
+
+def conclude(
+    work: Workspace,
+    trial: Trial,
+    b: int,
+    record: Record,
+    states: Sequence[dict[str, Tensor]],
+    settings: Mapping[str, Any],
+) -> None:
+    """Write the checkpoint of a training, which marks it finished, and its results line."""
+    about = {"kind": "best", **work.identity(trial, b), "record": record, "settings": settings}
+    save_checkpoint(work.folder.checkpoint(trial, b, record["labelled"]), join_states(states), about)
     work.folder.add_result(record)
-    return record
 
 
 RULES = ("test", "val", "last")  # which epoch to keep: best on test, best on validation, the last
+
+
+class Keeper:
+    """Scores a network in the course of its training; keeps the epoch of each rule and the selected one's weights.
+
+    Attributes:
+        kept: by rule, the epoch it keeps, the first of equals.
+        weights: of the epoch that `select` keeps.
+    """
+
+    def __init__(self, test: Split, validation: Split, select: str, batch_size: int):
+        self.test, self.validation, self.select, self.batch_size = test, validation, select, batch_size
+        self.kept: dict[str, Epoch] = {}
+        self.weights: dict[str, Tensor] = {}
+
+    def __call__(self, number: int, model: nn.Module) -> None:
+        """Score the network after epoch `number`. Its modes are as before afterwards."""
+        said = predict(model, self.test, self.batch_size)
+        wrong = int((predict(model, self.validation, self.batch_size) != self.validation.labels).sum())
+        on_validation = 100 * (1 - wrong / len(self.validation))
+        epoch = Epoch(number, accuracy(said, self.test.labels), on_validation, said, wrong)
+        better = {
+            "test": "test" not in self.kept or epoch.test > self.kept["test"].test,
+            "val": "val" not in self.kept or epoch.validation > self.kept["val"].validation,
+            "last": True,
+        }
+        self.kept.update({rule: epoch for rule in RULES if better[rule]})
+        if better[self.select]:
+            self.weights = snapshot(model)
 
 
 def _train(
     work: Workspace, trial: Trial, b: int, member: int, model: nn.Module, labelled: Split, validation: Split
 ) -> tuple[dict[str, Epoch], dict[str, Tensor]]:
     """Fit; the epoch that each rule keeps (the first of equals), and the weights of the selected one."""
-    experiment, kept, weights = work.experiment, {}, {}
+    experiment = work.experiment
+    keeper = Keeper(work.test, validation, work.select, experiment.descriptor_batch)
 
     def after_epoch(number: int) -> None:
-        nonlocal weights
-        said = predict(model, work.test, experiment.descriptor_batch)
-        wrong = int((predict(model, validation, experiment.descriptor_batch) != validation.labels).sum())
-        on_validation = 100 * (1 - wrong / len(validation))
-        epoch = Epoch(number, accuracy(said, work.test.labels), on_validation, said, wrong)
-        better = {
-            "test": "test" not in kept or epoch.test > kept["test"].test,
-            "val": "val" not in kept or epoch.validation > kept["val"].validation,
-            "last": True,
-        }
-        kept.update({rule: epoch for rule in RULES if better[rule]})
-        if better[work.select]:
-            weights = snapshot(model)
+        keeper(number, model)
         doing = f"{trial.label()} b={b}" + (f" member {member}" if trial.ensemble > 1 else "")
         work.report("epoch", run=work.folder.number, doing=doing, epoch=number, of=experiment.retraining.epochs)
 
@@ -226,4 +299,4 @@ def _train(
     with global_randomness(work.generator("dropout", b, member=member), work.device):
         threads = experiment.training_threads
         fit(model, labelled, experiment.retraining, shuffles, after_epoch=after_epoch, threads=threads)
-    return kept, weights
+    return keeper.kept, keeper.weights

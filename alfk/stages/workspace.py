@@ -154,14 +154,19 @@ class Workspace:
             path = self.folder.checkpoint(trial, b - 1, self.size(b - 1))
             state, _ = load_checkpoint(path, {"kind": "best", **self.identity(trial, b - 1)})
         else:
-            state = join_states([self._initial_state(trial, member) for member in range(trial.ensemble)])
+            state = join_states([self.initial_state(trial, member) for member in range(trial.ensemble)])
         try:
             nn.ModuleList(models).load_state_dict(state)
         except RuntimeError:
             raise UserError(f"the checkpoint of {trial.label()} before b={b} is of another network") from None
         return models, fingerprint(state)
 
-    def _initial_state(self, trial: Trial, member: int) -> dict[str, Tensor]:
+    def initial_state(self, trial: Trial, member: int = 0) -> dict[str, Tensor]:
+        """Weights that a trial starts from, with a new last linear layer where they come from the rotation task.
+
+        Raises:
+            UserError: they have not been made.
+        """
         path = self.folder.initial(trial.distortion, trial.unsupervised, member)
         if not path.exists():
             raise UserError(f"there is no initial model {path}: run with --initial first")

@@ -6,10 +6,11 @@ from torch import Tensor, nn
 
 
 class LeNet(nn.Module):
-    """1x28x28 images -> (logits (B, classes), taps).
+    """1 x size x size images -> (logits (B, classes), taps).
 
     The taps, one scale each: x1 (B, 10, 12, 12) and x2 (B, 20, 4, 4), the convolutions after pooling and ReLU;
-    x4 (B, 50), the first linear layer after ReLU; the logits themselves.
+    x4 (B, 50), the first linear layer after ReLU; the logits themselves. Those are the shapes at 28 pixels; at 32, as
+    VAAL has them, the first linear layer has 500 inputs instead of 320.
 
     With `mc_dropout` it drops a quarter of x1 and of x2 and half of x4 before the next layer, always, also in
     evaluation mode (METHOD: MC-dropout variant; Gal and Ghahramani 2016).
@@ -17,12 +18,13 @@ class LeNet(nn.Module):
 
     head = "fc2"  # the layer that a rotation model loses
 
-    def __init__(self, classes: int = 10, mc_dropout: bool = False):
+    def __init__(self, classes: int = 10, mc_dropout: bool = False, size: int = 28):
         super().__init__()
         self.mc_dropout = mc_dropout
         self.conv1 = nn.Conv2d(1, 10, 5)
         self.conv2 = nn.Conv2d(10, 20, 5)
-        self.fc1 = nn.Linear(320, 50)
+        side = ((size - 4) // 2 - 4) // 2  # of x2: each convolution of 5x5 takes 4 pixels, each pooling half
+        self.fc1 = nn.Linear(20 * side**2, 50)
         self.fc2 = nn.Linear(50, classes)
 
     def forward(self, images: Tensor) -> tuple[Tensor, list[Tensor]]:

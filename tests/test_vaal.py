@@ -1,0 +1,447 @@
+"""VAAL: loss terms by hand, sampling, shapes, the alternation of steps, resume, and its scripts beside the others."""
+
+import dataclasses
+import itertools
+import json
+import math
+import shutil
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from test_scripts import ROOT, SMALL, draw, outcome
+from test_scripts import call as call_mnist
+from torch import nn
+
+from alfk.data import Split
+from alfk.errors import UserError
+from alfk.network import snapshot
+from alfk.runs import RunFolder, Trial
+from alfk.stages.drive import make_initial_models
+from alfk.stages.retrain import Keeper
+from alfk.stages.workspace import Workspace
+from mnist.config import DIGITS
+from mnist.custom_models.lenet import LeNet
+from vaal import config
+from vaal.config import RECIPES, Recipe
+from vaal.main import Vaal, in_vaals_range
+from vaal.model import VAE, Discriminator, fit_to_vae, kaiming, task_model
+from vaal.sampler import labelled_scores, least_labelled
+from vaal.solver import Solver, adversarial_loss, discriminator_loss, endless, transductive_loss
+
+TRIAL = Trial(20, "vaal", 0)
+TINY = Recipe(divisor=32, batch_size=8, train_iterations=10, lr=1e-3, training_threads=1)
+
+
+def seeded(number=0):
+    return torch.Generator().manual_seed(number)
+
+
+# Loss terms
+
+
+def test_reconstruction_and_divergence_of_two_images():
+    images = torch.tensor([[1.0, 0.0], [0.5, 0.5]]).view(2, 1, 1, 2)
+    reconstruction = torch.tensor([[0.0, 0.0], [0.5, 1.5]]).view(2, 1, 1, 2)
+    mu, logvar = torch.tensor([[1.0, 0.0], [0.0, 2.0]]), torch.tensor([[0.0, 0.0], [math.log(4), 0.0]])
+    squares = (1 + 0 + 0 + 1) / 4
+    divergences = [1 / 2, 0, (4 - 1 - math.log(4)) / 2, 4 / 2]
+    loss = transductive_loss(images, reconstruction, mu, logvar)
+    assert float(loss) == pytest.approx(squares + sum(divergences), rel=1e-6)
+
+
+def test_what_the_discriminator_says_of_two_images():
+    labelled, unlabelled = torch.tensor([0.0, 2.0]), torch.tensor([-1.0, 3.0])
+    yes = lambda x: math.log(1 + math.exp(-x))  # noqa: E731  # -log sigmoid(x)
+    both_labelled = (yes(0) + yes(2)) / 2 + (yes(-1) + yes(3)) / 2
+    told_apart = (yes(0) + yes(2)) / 2 + (yes(1) + yes(-3)) / 2
+    assert float(adversarial_loss(labelled, unlabelled)) == pytest.approx(both_labelled, rel=1e-6)
+    assert float(discriminator_loss(labelled, unlabelled)) == pytest.approx(told_apart, rel=1e-6)
+
+
+def test_the_adversarial_term_has_its_weight(digits):
+    def loss(weight):
+        solver = solver_for(digits, dataclasses.replace(TINY, adversary_param=weight))
+        images = next(digits.batches(16))[0]
+        return solver._vae_loss(fit_to_vae(images[:8]), fit_to_vae(images[8:])).item()
+
+    without = loss(0.0)
+    assert loss(1.0) > without + 0.1  # the term is at least 2 log 2 where the discriminator is unsure
+    assert loss(3.0) - without == pytest.approx(3 * (loss(1.0) - without), rel=1e-3)
+
+
+# Networks
+
+
+@pytest.mark.parametrize("shape", [(1, 28, 28), (3, 32, 32), (3, 224, 224), (3, 60, 40)])
+def test_shapes(shape):
+    vae, discriminator = VAE(shape[0], divisor=32, latent_dim=5), Discriminator(32, 5)
+    images = fit_to_vae(torch.rand(2, *shape))
+    reconstruction, mu, logvar = vae(images, torch.zeros(2, 5))
+    assert images.shape == reconstruction.shape == (2, shape[0], 32, 32)
+    assert mu.shape == logvar.shape == (2, 5)
+    assert discriminator(mu).shape == (2,)
+
+
+@pytest.mark.parametrize("divisor", [1, 2])
+def test_layers_are_the_papers(divisor):
+    vae, discriminator = VAE(3, divisor, 32), Discriminator(divisor, 32)
+    convolutions = [m for m in vae.modules() if isinstance(m, nn.Conv2d)]
+    widths = [width // divisor for width in (128, 256, 512, 1024)]
+    assert [c.out_channels for c in convolutions] == widths
+    back = [m for m in vae.modules() if isinstance(m, nn.ConvTranspose2d)]
+    assert [(c.in_channels, c.out_channels) for c in back[::-1]] == list(zip(widths, [3, *widths[:-1]], strict=True))
+    assert {(*c.kernel_size, *c.stride) for c in convolutions + back} == {(4, 4, 2, 2)}
+    linear = [m for m in discriminator.modules() if isinstance(m, nn.Linear)]
+    assert [m.out_features for m in linear] == [512 // divisor] * 4 + [1]
+
+
+def test_weights_are_kaiming_normal():
+    vae = VAE(1, 2, 32)
+    kaiming(vae, seeded())
+    convolution, transposed = vae.encoder[3], vae.decoder[0]  # 64 -> 128 and 512 -> 256 channels, 16 pixels each
+    assert float(convolution.weight.detach().std()) == pytest.approx((2 / (64 * 16)) ** 0.5, rel=0.02)
+    assert float(transposed.weight.detach().std()) == pytest.approx((2 / (512 * 16)) ** 0.5, rel=0.02)
+    assert float(vae.mu.bias.detach().abs().max()) == 0
+
+
+def test_the_task_model_keeps_the_rotation_models_convolutions():
+    rotation = LeNet(4)
+    state = snapshot(rotation)
+    model = task_model(DIGITS, RECIPES["DIGITS"], state, seeded())
+    assert torch.equal(model.conv2.weight, state["conv2.weight"])
+    assert model.fc1.weight.shape == (50, 500)
+    assert model(torch.rand(2, 1, 32, 32))[0].shape == (2, 10)
+    own = task_model(DIGITS, TINY, state, seeded())  # at 28x28, as the other methods have it
+    assert own.fc1.weight.shape == state["fc1.weight"].shape
+    assert not torch.equal(own.fc1.weight, state["fc1.weight"])
+    for strange in ({"conv9.weight": torch.zeros(1)}, {"conv1.weight": torch.zeros(1)}):
+        with pytest.raises(UserError, match="another network"):
+            task_model(DIGITS, TINY, {**state, **strange}, seeded())
+    with pytest.raises(UserError, match="another network"):
+        task_model(DIGITS, TINY, {k: v for k, v in state.items() if k != "conv1.bias"}, seeded())
+
+
+# Constants
+
+
+def test_schedules():
+    recipe = RECIPES["MNIST"]
+    assert recipe.check_steps() == [2000, 4000, 6000, 8000, 10_000]
+    assert [recipe.rate(step) for step in (0, 399, 400, 9999)] == pytest.approx(
+        [5e-4, 5e-4, 4.5e-4, 5e-4 * 0.9**24], rel=1e-9
+    )
+    few = dataclasses.replace(recipe, train_iterations=3)
+    assert few.check_steps() == [1, 2, 3]
+    assert [few.rate(step) for step in range(3)] == pytest.approx([5e-4, 5e-4 * 0.9**8, 5e-4 * 0.9**16])
+
+
+def test_every_data_set_that_is_there_has_a_recipe():
+    found = config.experiments()
+    assert {"MNIST", "DIGITS"} <= set(found) <= set(RECIPES)
+    for name, recipe in RECIPES.items():
+        json.dumps(recipe.settings())
+        assert recipe.settings()["vaal.vae_steps"] == recipe.settings()["vaal.adversary_steps"] == 2, name
+
+
+def test_images_in_vaals_range():
+    images = torch.randint(0, 256, (4, 1, 28, 28), dtype=torch.uint8)
+    split = Split(images, torch.arange(4), (0.1307,), (0.3081,))
+    (seen, _) = next(in_vaals_range(split, RECIPES["MNIST"]).batches(4))
+    assert seen.shape == (4, 1, 32, 32)
+    assert torch.allclose(seen[:, :, 2:30, 2:30], images / 255)
+    assert float(seen.sum()) == pytest.approx(float((images / 255).sum()), rel=1e-5)
+    assert in_vaals_range(split, dataclasses.replace(TINY, normalised=True)) is split
+
+
+# Sampling
+
+
+def test_the_least_labelled_are_chosen():
+    scores = torch.tensor([3.0, -2.0, 0.5, -9.0, -1.0, 7.0])
+    available = torch.tensor([True, True, True, False, True, True])
+    assert least_labelled(scores, available, 3, seeded()).tolist() == [1, 4, 2]
+
+
+def test_scores_are_the_discriminators_whatever_the_batch(digits):
+    solver = solver_for(digits)
+    solver.train(torch.arange(20), torch.arange(20, 400), seeded(), lambda: None)
+    whole = labelled_scores(solver.vae, solver.discriminator, digits, 400)
+    assert solver.vae.training
+    assert torch.allclose(whole, labelled_scores(solver.vae, solver.discriminator, digits, 7), atol=1e-4)
+    solver.vae.eval()
+    with torch.no_grad():
+        mu, _ = solver.vae.encode(fit_to_vae(next(digits.batches(5))[0]))
+        assert torch.allclose(whole[:5], solver.discriminator(mu), atol=1e-4)
+
+
+# Training
+
+
+class Normed(nn.Module):
+    """A task model with batch norm, whose mode matters."""
+
+    def __init__(self):
+        super().__init__()
+        self.norm, self.fc = nn.BatchNorm2d(1), nn.Linear(28 * 28, 10)
+
+    def forward(self, images):
+        return self.fc(self.norm(images).flatten(1)), []
+
+
+@pytest.fixture(scope="module")
+def data():
+    return DIGITS.load(None)
+
+
+@pytest.fixture(scope="module")
+def digits(data):
+    """400 digits in [0, 1], 28x28."""
+    return in_vaals_range(data[1], dataclasses.replace(RECIPES["DIGITS"], padding=0))
+
+
+def solver_for(split, recipe=TINY, task=None):
+    torch.manual_seed(0)
+    return Solver(recipe, task or Normed(), split, seeded(1), seeded(2))
+
+
+def test_one_step_of_the_task_model_two_of_the_others(digits):
+    solver = solver_for(digits)
+    taken = [0, 0, 0]
+    for i, optimiser in enumerate(solver.optimisers):
+        optimiser.register_step_post_hook(lambda *_, i=i: taken.__setitem__(i, taken[i] + 1))
+    solver.train(torch.arange(20), torch.arange(20, 400), seeded(), lambda: None)
+    assert taken == [10, 20, 20]
+    assert solver.optimisers[1].param_groups[0]["lr"] == pytest.approx(1e-3 * 0.9 ** (9 * 25 // 10))
+
+
+def test_each_loss_moves_its_own_network(digits):
+    for only in ("vae_steps", "adversary_steps"):
+        solver = solver_for(digits, dataclasses.replace(TINY, **{"vae_steps": 0, "adversary_steps": 0, only: 1}))
+        before = [[p.detach().clone() for p in network.parameters()] for network in solver.networks]
+        solver.train(torch.arange(20), torch.arange(20, 400), seeded(), lambda: None)
+        moved = [
+            any(not torch.equal(old, new) for old, new in zip(olds, network.parameters(), strict=True))
+            for olds, network in zip(before, solver.networks, strict=True)
+        ]
+        assert moved == [True, only == "vae_steps", only == "adversary_steps"]
+
+
+def test_the_task_model_trains_on_after_a_check(data, digits):
+    """The released experiments left it in evaluation mode after its first check."""
+    solver = solver_for(digits)
+    keeper = Keeper(digits, digits.subset(torch.arange(50)), "test", 100)
+    averages = []
+
+    def after_check():
+        keeper(solver.step, solver.task)
+        assert all(module.training for module in solver.task.modules())
+        averages.append(solver.task.norm.running_mean.clone())
+
+    solver.train(torch.arange(20), torch.arange(20, 400), seeded(), after_check)
+    assert len(averages) == 5
+    assert not any(torch.equal(a, b) for a, b in itertools.pairwise(averages))
+    assert keeper.kept["last"].number == 10
+    assert keeper.kept["test"].test >= max(keeper.kept["val"].test, keeper.kept["last"].test)
+
+
+def test_batches_go_through_everything_before_anything_twice():
+    rows = torch.tensor([3, 5, 8, 9])
+    order = endless(rows, 10, seeded())
+    assert order.shape == (10,)
+    assert sorted(order[:4].tolist()) == sorted(order[4:8].tolist()) == rows.tolist()
+    assert order[:4].tolist() != order[4:8].tolist()
+
+
+def test_learning_to_tell_digits_from_blank_images(digits):
+    """Where the labelled images are digits and the others blank, all scores tell which are which."""
+    blank = torch.zeros(60, 1, 28, 28)
+    images = torch.cat([next(digits.batches(20))[0], blank])
+    pool = Split(images, torch.cat([digits.labels[:20], torch.zeros(60, dtype=torch.int64)]), (0.0,), (1.0,))
+    recipe = dataclasses.replace(TINY, train_iterations=60, divisor=32, adversary_param=0.0)
+    solver = solver_for(pool, recipe)
+    solver.train(torch.arange(20), torch.arange(20, 80), seeded(), lambda: None)
+    scores = labelled_scores(solver.vae, solver.discriminator, pool, 80)
+    assert float(scores[:20].min()) > float(scores[20:].max())
+
+
+# A run: the same outcome however often it is interrupted
+
+
+class Killed(BaseException):
+    """Stands for SIGKILL: nothing in the program catches it."""
+
+
+SHORT = dataclasses.replace(RECIPES["DIGITS"], divisor=32, batch_size=4, train_iterations=25)
+
+
+def run_vaal(data, root, die_at=None, recipe=SHORT):
+    """Three AL iterations on DIGITS, up to a report of step `die_at` of iteration 1."""
+
+    def report(event, **info):
+        if event == "step" and "b=1" in info["doing"] and info["step"] == die_at:
+            raise Killed
+
+    short = dataclasses.replace(DIGITS, iterations=3, pretraining=dataclasses.replace(DIGITS.pretraining, epochs=1))
+    folder = RunFolder(root, 0)
+    folder.create()
+    work = Workspace(short, folder, *data, seed=0, select="test", device=torch.device("cpu"), report=report)
+    make_initial_models(work, [TRIAL])
+    Vaal(work, recipe).all_iterations(TRIAL)
+    return work
+
+
+@pytest.fixture(scope="module")
+def uninterrupted(data, tmp_path_factory):
+    root = tmp_path_factory.mktemp("whole")
+    return run_vaal(data, root), root
+
+
+def test_interrupted_within_an_iteration_and_resumed(data, uninterrupted, tmp_path):
+    """Between the second and the third check of its second iteration."""
+    with pytest.raises(Killed):
+        run_vaal(data, tmp_path, die_at=10)
+    (part,) = tmp_path.rglob("part_*")
+    saved = torch.load(part, weights_only=True)["state"]
+    assert saved["solver"]["step"] == 5
+    assert saved["kept"]["last"]["number"] == 5
+    run_vaal(data, tmp_path)
+    assert outcome(tmp_path) == outcome(uninterrupted[1])
+    assert not list(tmp_path.rglob("part_*"))
+
+
+def test_a_part_of_other_settings_is_not_gone_on_with(data, uninterrupted, tmp_path):
+    with pytest.raises(Killed):
+        run_vaal(data, tmp_path, die_at=10, recipe=dataclasses.replace(SHORT, adversary_param=9.0))
+    for path in [*tmp_path.glob("run0/index*"), *tmp_path.glob("run0/*/best*")]:
+        path.unlink()
+    run_vaal(data, tmp_path)
+    assert outcome(tmp_path) == outcome(uninterrupted[1])
+
+
+def test_iterations_choose_by_the_scores_of_the_one_before(uninterrupted):
+    work, _ = uninterrupted
+    first, second = (np.load(work.folder.index_list(TRIAL, b, work.size(b))) for b in (0, 1))
+    scores = np.load(work.folder.descriptors("scores", TRIAL, 0, work.size(0)))
+    assert second[:15].tolist() == first.tolist()
+    free = np.setdiff1d(np.arange(len(scores)), first)
+    assert second[15:].tolist() == free[scores[free].argsort()[:15]].tolist()
+
+
+def test_scores_that_are_gone(data, uninterrupted, tmp_path):
+    shutil.copytree(uninterrupted[1], tmp_path, dirs_exist_ok=True)
+    folder = tmp_path / "run0"
+    for path in [*folder.glob("*batch_2*"), *folder.glob("*/best*batch_2*"), *folder.glob("descr/*batch_1*")]:
+        path.unlink()
+    with pytest.raises(UserError, match=r"delete .*best_unsup_batch_1.*made anew"):
+        run_vaal(data, tmp_path)
+    next(folder.glob("checkpoint/best*batch_1*")).unlink()
+    run_vaal(data, tmp_path)
+    assert outcome(tmp_path) == outcome(uninterrupted[1])
+
+
+def test_a_finished_iteration_without_its_results_line(data, uninterrupted, tmp_path):
+    shutil.copytree(uninterrupted[1], tmp_path, dirs_exist_ok=True)
+    (tmp_path / "run0" / "results.jsonl").unlink()
+    run_vaal(data, tmp_path)
+    assert outcome(tmp_path) == outcome(uninterrupted[1])
+
+
+# The scripts
+
+FEW = ["--dataset", "DIGITS", "--device", "cpu", "--unsup-epochs", 1, "--iterations", 2]
+FEW += ["--train-iterations", 20, "--batch-size", 4]
+
+
+def command(script, *arguments):
+    return [sys.executable, *map(str, [ROOT / "vaal" / script, *FEW, *arguments])]
+
+
+def call(script, *arguments, status=0):
+    done = subprocess.run(command(script, *arguments), capture_output=True, text=True, timeout=600)
+    assert done.returncode == status, f"{arguments}\n{done.stdout}\n{done.stderr}"
+    return done
+
+
+@pytest.fixture(scope="module")
+def finished(tmp_path_factory):
+    """Random choice and VAAL in the same folders, two runs; another method's flags do not bind VAAL's."""
+    datadir = tmp_path_factory.mktemp("vaal")
+    for stage in (["--initial"], []):
+        both = ["--iterations", 2, "--methods", "random", "--run-stop", 2, *stage]
+        call_mnist("run.py", *SMALL, *both, "--datadir", datadir)
+    return datadir, call("run.py", "--datadir", datadir, "--run-stop", 2, "--jobs", 2)
+
+
+def records(datadir, run):
+    lines = (datadir / "DIGITS" / f"run{run}" / "results.jsonl").read_text().splitlines()
+    return {(r["method"], r["b"]): r for r in map(json.loads, lines)}
+
+
+def test_its_records_are_as_the_others(finished):
+    datadir, done = finished
+    assert "vaal" in done.stdout
+    for run in (0, 1):
+        found = records(datadir, run)
+        for b in (0, 1):
+            random, vaal = found["random", b], found["vaal", b]
+            assert set(random) == set(vaal)
+            assert vaal["labelled"] == random["labelled"] == 15 * (b + 1)
+            assert (vaal["L"], vaal["init"], vaal["ensemble"]) == (0, "rotation", 1)
+            assert vaal["accuracy"] == vaal["accuracy_best_test"] >= vaal["accuracy_last"]
+            assert vaal["epochs"]["last"] == [20]
+            assert vaal["epochs"]["test"][0] in (4, 8, 12, 16, 20)
+            assert vaal["passes"]["forward"] == (473 if b else 0)
+        assert found["vaal", 0]["selected_histogram"] == found["random", 0]["selected_histogram"]
+    settings = json.loads((datadir / "DIGITS" / "run0" / "manifest.json").read_text())["settings"]
+    assert settings["vaal.train_iterations"] == 20
+    assert settings["retraining.epochs"] == 4
+
+
+def test_killed_and_started_again(finished, tmp_path):
+    """main.py on one run, killed in the midst of an iteration, ends as run.py does uninterrupted."""
+    initial = Path("DIGITS", "run0", "checkpoint", "init_unsup_batch_0_ir_20_nr_0.pt")
+    (tmp_path / initial).parent.mkdir(parents=True)
+    shutil.copy(finished[0] / initial, tmp_path / initial)
+    process = subprocess.Popen(command("main.py", "--datadir", tmp_path), stdout=subprocess.PIPE)
+    deadline = time.monotonic() + 120
+    while time.monotonic() < deadline and not list(tmp_path.rglob("part_*.pt")):
+        time.sleep(0.02)
+    process.send_signal(signal.SIGKILL)
+    process.communicate()
+    assert list(tmp_path.rglob("part_*"))
+    call("main.py", "--datadir", tmp_path)
+    mine, whole = outcome(tmp_path / "DIGITS" / "run0"), outcome(finished[0] / "DIGITS" / "run0")
+    results = mine.pop("results.jsonl")
+    assert results == [r for r in whole["results.jsonl"] if r["method"] == "vaal"]
+    assert len([name for name in mine if "vaal" in name]) == 4
+    assert mine == {name: value for name, value in whole.items() if name in mine}
+
+
+def test_the_figures_have_it(finished):
+    datadir, _ = finished
+    told = draw(datadir)
+    assert "vaal" in told.stdout
+    assert "not there" not in told.stdout
+    assert "VAAL" in told.stdout or "vaal" in (datadir / "figures" / "DIGITS_ir20_curves.csv").read_text()
+    draw(datadir, "--show-selected", "--methods", "vaal", "--run-stop", 1)
+    assert list((datadir / "figures").glob("*selected*vaal*.png"))
+
+
+@pytest.mark.parametrize(
+    ("arguments", "words"),
+    [
+        (["--train-iterations", 21], "vaal.train_iterations = 20, this command says 21"),
+        (["--run-start", 3, "--run-stop", 4], "run.py --initial of the data set"),
+        (["--seed", 1], "seed = 0, this command says 1"),
+    ],
+)
+def test_bad_requests_take_one_line(finished, arguments, words):
+    done = call("run.py", "--datadir", finished[0], "--run-stop", 1, *arguments, status=2)
+    assert words in done.stderr
+    assert len(done.stderr.strip().splitlines()) == 1

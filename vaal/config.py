@@ -1,0 +1,81 @@
+"""What VAAL needs to know of each data set (METHOD, section 10), beyond the data set's own constants.
+
+MNIST, ir=100, rotation init (published, 10 runs, mean +- std): 51.5 +- 2.3, 53.9 +- 2.8 and 57.0 +- 3.1 % at 125, 250
+and 375 labels.
+"""
+
+import dataclasses
+import functools
+import importlib.util
+from collections.abc import Callable, Mapping
+from typing import Any
+
+from torch import nn
+
+from alfk.config import Experiment
+from mnist.custom_models.lenet import LeNet
+
+FOLDERS = ("mnist", "svhn", "imagenet")  # of data sets; those that are there have a registry in their config.py
+
+
+@dataclasses.dataclass(frozen=True)
+class Recipe:
+    """One AL iteration's training of VAE, discriminator and task model on one data set."""
+
+    divisor: int  # s: the widths of VAE (128 to 1024 channels) and discriminator (512) are divided by it
+    batch_size: int
+    train_iterations: int  # task model steps
+    lr: float  # of Adam, for all three networks
+    training_threads: int  # CPU threads: fixed, so that results depend on neither --jobs nor the machine
+    padding: int = 0  # zeros on each side of the images
+    normalised: bool = False  # whether images come as the other methods have them, else in [0, 1]
+    network: Callable[[int], nn.Module] | None = None  # classes -> task model, where it is not the experiment's own
+    lr_factor: float = 0.9
+    lr_drops: int = 25  # the rate is multiplied by lr_factor every 1/25 of the steps
+    vae_steps: int = 2  # for each step of the task model
+    adversary_steps: int = 2  # of the discriminator, likewise
+    latent_dim: int = 32
+    adversary_param: float = 1.0  # lambda_2, weight of the adversarial term in the VAE's loss (VAAL, Eq. 4)
+    checks: int = 5  # of accuracy, evenly spread: every 2,000 of 10,000 steps
+
+    def settings(self) -> dict[str, Any]:
+        """The constants as flat JSON-able values for a run's manifest, named apart from the other methods'."""
+        return {f"vaal.{f.name}": getattr(self, f.name) for f in dataclasses.fields(self) if f.name != "network"}
+
+    def rate(self, step: int) -> float:
+        """Learning rate of a step, counted from 0."""
+        return self.lr * self.lr_factor ** (step * self.lr_drops // self.train_iterations)
+
+    def check_steps(self) -> list[int]:
+        """After how many steps accuracy is checked; the last is the end of training."""
+        return sorted({-(-self.train_iterations * i // self.checks) for i in range(1, self.checks + 1)})
+
+
+MNIST = Recipe(
+    divisor=2,
+    batch_size=25,
+    train_iterations=10_000,
+    lr=5e-4,
+    training_threads=1,
+    padding=2,  # 28x28 -> 32x32, what the VAE works on
+    network=functools.partial(LeNet, size=32),
+)
+
+RECIPES = {
+    "MNIST": MNIST,
+    "DIGITS": dataclasses.replace(MNIST, divisor=8, train_iterations=500),  # to try things out
+    "SVHN": Recipe(divisor=1, batch_size=128, train_iterations=10_000, lr=5e-4, training_threads=1),
+    "ImageNet": Recipe(
+        divisor=1, batch_size=128, train_iterations=10_000, lr=1e-3, training_threads=1, normalised=True
+    ),
+}
+
+
+def experiments() -> dict[str, Experiment]:
+    """The data sets whose folders are there, by name."""
+    found: dict[str, Experiment] = {}
+    for folder in FOLDERS:
+        if importlib.util.find_spec(folder) and importlib.util.find_spec(f"{folder}.config"):
+            registry: Mapping[str, Experiment] = importlib.import_module(f"{folder}.config").EXPERIMENTS
+            found |= {name: experiment for name, experiment in registry.items() if name in RECIPES}
+    return found

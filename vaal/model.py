@@ -1,0 +1,125 @@
+"""VAAL's networks (Sinha et al. 2019, Section 3; METHOD, section 10): VAE, discriminator, task model."""
+
+from collections.abc import Mapping
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from alfk.config import Experiment
+from alfk.errors import UserError
+from vaal.config import Recipe
+
+SIZE = 32  # pixels on a side of what the VAE sees
+WIDTHS = (128, 256, 512, 1024)  # channels of its layers, to be divided by s
+DISCRIMINATOR_WIDTH = 512  # to be divided by s
+
+
+class VAE(nn.Module):
+    """The variational autoencoder: (B, channels, 32, 32) images <-> (B, latent_dim) codes.
+
+    Four 4x4 convolutions of stride 2, each with batch norm and ReLU, to 2x2; two linear layers to mean and
+    log-variance; a linear layer and four transposed convolutions back, the last without batch norm and ReLU.
+    """
+
+    def __init__(self, channels: int, divisor: int, latent_dim: int):
+        super().__init__()
+        widths = [width // divisor for width in WIDTHS]
+        self.bottom = (widths[-1], 2, 2)
+        flat = widths[-1] * 4
+        down = [
+            layer
+            for into, out in zip([channels, *widths[:-1]], widths, strict=True)
+            for layer in (nn.Conv2d(into, out, 4, stride=2, padding=1, bias=False), nn.BatchNorm2d(out), nn.ReLU())
+        ]
+        up = [
+            layer
+            for into, out in zip(widths[:0:-1], widths[-2::-1], strict=True)
+            for layer in (
+                nn.ConvTranspose2d(into, out, 4, stride=2, padding=1, bias=False),
+                nn.BatchNorm2d(out),
+                nn.ReLU(),
+            )
+        ]
+        self.encoder = nn.Sequential(*down, nn.Flatten())
+        self.mu, self.logvar = nn.Linear(flat, latent_dim), nn.Linear(flat, latent_dim)
+        self.widen = nn.Linear(latent_dim, flat)
+        self.decoder = nn.Sequential(*up, nn.ConvTranspose2d(widths[0], channels, 4, stride=2, padding=1))
+
+    def encode(self, images: Tensor) -> tuple[Tensor, Tensor]:
+        """Mean and log-variance of the codes, (B, latent_dim) each."""
+        features = self.encoder(images)
+        return self.mu(features), self.logvar(features)
+
+    def forward(self, images: Tensor, noise: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+        """Reconstruction (B, channels, 32, 32), mean and log-variance of the codes.
+
+        Args:
+            noise: (B, latent_dim) standard normal, which makes a code of its mean and variance.
+        """
+        mu, logvar = self.encode(images)
+        code = mu + noise * (0.5 * logvar).exp()
+        return self.decoder(self.widen(code).unflatten(1, self.bottom)), mu, logvar
+
+
+class Discriminator(nn.Module):
+    """Codes (B, latent_dim) -> logits (B,) of "this image is labelled"; five linear layers, ReLU between them.
+
+    The sigmoid that ends it is part of the losses (`binary_cross_entropy_with_logits`), which then cannot saturate;
+    the order of images, all that sampling asks for, is the same without it.
+    """
+
+    def __init__(self, divisor: int, latent_dim: int):
+        super().__init__()
+        width = DISCRIMINATOR_WIDTH // divisor
+        hidden = [
+            layer
+            for into in (latent_dim, width, width, width)
+            for layer in (nn.Linear(into, width), nn.ReLU(inplace=True))
+        ]
+        self.layers = nn.Sequential(*hidden, nn.Linear(width, 1))
+
+    def forward(self, codes: Tensor) -> Tensor:
+        return self.layers(codes).squeeze(1)
+
+
+def fit_to_vae(images: Tensor) -> Tensor:
+    """(B, C, H, W) images of any size -> (B, C, 32, 32)."""
+    if images.shape[-2:] == (SIZE, SIZE):
+        return images
+    return F.interpolate(images, size=(SIZE, SIZE), mode="bilinear", align_corners=False, antialias=True)
+
+
+def kaiming(model: nn.Module, generator: torch.Generator) -> None:
+    """Kaiming-normal weights for all convolutions and linear layers, biases of 0."""
+    for module in model.modules():
+        if isinstance(module, nn.Conv2d | nn.ConvTranspose2d | nn.Linear):
+            # The weight of a transposed convolution is (in, out, 4, 4): torch counts its inputs as the fan-out.
+            mode = "fan_out" if isinstance(module, nn.ConvTranspose2d) else "fan_in"
+            nn.init.kaiming_normal_(module.weight, mode=mode, nonlinearity="relu", generator=generator)
+            if module.bias is not None:
+                nn.init.zeros_(module.bias)
+
+
+def task_model(
+    experiment: Experiment, recipe: Recipe, pretrained: Mapping[str, Tensor], generator: torch.Generator
+) -> nn.Module:
+    """The data set's own network, its linear layers new, the other layers those of `pretrained`.
+
+    Args:
+        pretrained: the state of a rotation model; its linear layers are ignored.
+    Raises:
+        UserError: it is of another network.
+    """
+    make = recipe.network or (lambda classes: experiment.network(classes, False))
+    model = make(experiment.classes).to(memory_format=torch.channels_last)
+    experiment.initialise(model, generator)
+    linear = tuple(f"{name}." for name, module in model.named_modules() if isinstance(module, nn.Linear))
+    kept = {name: value for name, value in pretrained.items() if not name.startswith(linear)}
+    try:
+        found = model.load_state_dict(kept, strict=False)
+    except RuntimeError:  # layers of another size
+        found = None
+    if found is None or found.unexpected_keys or any(not name.startswith(linear) for name in found.missing_keys):
+        raise UserError(f"the rotation model of {experiment.name} is of another network: make it anew")
+    return model

@@ -1,0 +1,40 @@
+"""VAAL on all runs of a data set, one after the other or side by side (--jobs); what is complete is skipped.
+
+    python3 ../mnist/run.py --initial -ir 100      # the rotation models it starts from
+    python3 run.py -ir 100                         # MNIST, ten runs
+    python3 run.py --dataset DIGITS --run-stop 1   # small, minutes
+
+Its curve stands beside the others': python3 ../run_plot.py.
+"""
+
+import argparse
+import sys
+from pathlib import Path
+
+sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
+
+from alfk.config import Experiment
+from alfk.stages import cli
+from alfk.stages import options as flags
+from vaal import main
+from vaal.config import experiments
+
+
+def run(registry: dict[str, Experiment], about: str) -> int:
+    """run.py: all AL iterations of all runs."""
+    parser = flags.protocol_parser(registry, about)
+    main.add_recipe(parser)
+    flags.add_runs(parser, "the data set's")
+
+    def body(options: argparse.Namespace) -> int:
+        experiment = flags.experiment_of(registry, options)
+        runs, trials = cli.runs_of(options, experiment.runs), main.trials_of(experiment, options, options.ir)
+        main.check_initial_models(experiment, options, runs, trials)
+        work = main.WholeRun(experiment, options, trials)
+        return cli.over_runs(experiment, options, runs, work, len(trials) * experiment.iterations, trials)
+
+    return cli.guarded(parser, body)
+
+
+if __name__ == "__main__":
+    sys.exit(run(experiments(), __doc__))

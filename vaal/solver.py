@@ -1,0 +1,156 @@
+"""The alternating training of VAE, discriminator and task model (VAAL, Algorithm 1; METHOD, section 10)."""
+
+from collections.abc import Callable, Iterator
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from alfk.data import Split
+from alfk.training import cpu_threads
+from vaal.config import Recipe
+from vaal.model import VAE, Discriminator, fit_to_vae, kaiming
+
+
+def transductive_loss(images: Tensor, reconstruction: Tensor, mu: Tensor, logvar: Tensor) -> Tensor:
+    """One batch's part of L_VAE^trd (VAAL, Eq. 1, beta=1): mean squared error, averaged over everything, plus the
+    Kullback-Leibler divergence of the codes from a standard normal, summed over batch and latent dimensions.
+    """
+    divergence = -0.5 * (1 + logvar - mu.square() - logvar.exp()).sum()
+    return F.mse_loss(reconstruction, images) + divergence
+
+
+def adversarial_loss(labelled: Tensor, unlabelled: Tensor) -> Tensor:
+    """L_VAE^adv (VAAL, Eq. 2): the VAE wants the discriminator to call both batches labelled.
+
+    Args:
+        labelled, unlabelled: (B,) the discriminator's logits for either batch.
+    """
+    return _call(labelled, 1.0) + _call(unlabelled, 1.0)
+
+
+def discriminator_loss(labelled: Tensor, unlabelled: Tensor) -> Tensor:
+    """L_D (VAAL, Eq. 3): the discriminator wants to tell which batch is labelled."""
+    return _call(labelled, 1.0) + _call(unlabelled, 0.0)
+
+
+def _call(logits: Tensor, answer: float) -> Tensor:
+    return F.binary_cross_entropy_with_logits(logits, torch.full_like(logits, answer))
+
+
+Batches = Iterator[tuple[Tensor, Tensor]]  # images and their positions in the pool
+
+
+class Solver:
+    """VAE, discriminator and task model of one AL iteration, their optimisers, and how many steps they have done.
+
+    Args:
+        task: the task model, not trained yet.
+        pool: images in the range that VAAL works on, and their labels.
+        init: draws the weights of VAE and discriminator.
+        noise: draws the noise of the codes.
+    """
+
+    def __init__(self, recipe: Recipe, task: nn.Module, pool: Split, init: torch.Generator, noise: torch.Generator):
+        self.recipe, self.pool, self.noise, self.step = recipe, pool, noise, 0
+        channels = next(pool.batches(1))[0].shape[1]
+        self.task = task
+        self.vae = VAE(channels, recipe.divisor, recipe.latent_dim)
+        self.discriminator = Discriminator(recipe.divisor, recipe.latent_dim)
+        kaiming(self.vae, init)
+        kaiming(self.discriminator, init)
+        self.networks = [
+            network.to(pool.device, memory_format=torch.channels_last).train()
+            for network in (self.task, self.vae, self.discriminator)
+        ]
+        self.optimisers = [torch.optim.Adam(network.parameters(), recipe.lr) for network in self.networks]
+
+    def train(
+        self,
+        labelled: Tensor,
+        unlabelled: Tensor,
+        shuffles: torch.Generator,
+        after_check: Callable[[], None],
+        after_step: Callable[[], None] = lambda: None,
+    ) -> None:
+        """Do the steps that are left.
+
+        Args:
+            labelled, unlabelled: positions in the pool, int64.
+            shuffles: draws the batches, as from the first step: those that are done are passed over.
+            after_check: called after each of `recipe.check_steps()`.
+        """
+        pairs = self.recipe.vae_steps + self.recipe.adversary_steps
+        known = self._batches(labelled, 1 + pairs, shuffles)
+        others = self._batches(unlabelled, pairs, shuffles)
+        for stop in self.recipe.check_steps():
+            if self.step >= stop:
+                continue
+            with cpu_threads(self.recipe.training_threads):
+                while self.step < stop:
+                    self._step(known, others)
+                    after_step()
+            after_check()
+
+    def state(self) -> dict[str, Any]:
+        """Everything that `load_state` needs to go on from here, as tensors and plain values."""
+        return {
+            "networks": [network.state_dict() for network in self.networks],
+            "optimisers": [optimiser.state_dict() for optimiser in self.optimisers],
+            "noise": self.noise.get_state(),
+            "step": self.step,
+        }
+
+    def load_state(self, state: dict[str, Any]) -> None:
+        for network, saved in zip(self.networks, state["networks"], strict=True):
+            network.load_state_dict(saved)
+        for optimiser, saved in zip(self.optimisers, state["optimisers"], strict=True):
+            optimiser.load_state_dict(saved)
+        self.noise.set_state(state["noise"])
+        self.step = state["step"]
+
+    def _batches(self, rows: Tensor, per_step: int, shuffles: torch.Generator) -> Batches:
+        """Batches for the steps that are left, all of the same size, from one shuffling of `rows` after another."""
+        size = self.recipe.batch_size * per_step
+        order = endless(rows, size * self.recipe.train_iterations, shuffles)
+        return iter(self.pool.batches(self.recipe.batch_size, order[size * self.step :]))
+
+    def _step(self, known: Batches, others: Batches) -> None:
+        for optimiser in self.optimisers:
+            optimiser.param_groups[0]["lr"] = self.recipe.rate(self.step)
+        task, vae, discriminator = self.optimisers
+        images, positions = next(known)
+        _descend(task, F.cross_entropy(self.task(images)[0], self.pool.labels[positions]))
+        for _ in range(self.recipe.vae_steps):
+            _descend(vae, self._vae_loss(fit_to_vae(next(known)[0]), fit_to_vae(next(others)[0])))
+        for _ in range(self.recipe.adversary_steps):
+            _descend(discriminator, self._discriminator_loss(fit_to_vae(next(known)[0]), fit_to_vae(next(others)[0])))
+        self.step += 1
+
+    def _vae_loss(self, labelled: Tensor, unlabelled: Tensor) -> Tensor:
+        """L_VAE = L^trd + lambda_2 L^adv (VAAL, Eq. 4, lambda_1=1); either batch has batch statistics of its own."""
+        loss, answers = 0.0, []
+        for images in (labelled, unlabelled):
+            noise = torch.randn(len(images), self.recipe.latent_dim, generator=self.noise).to(images.device)
+            reconstruction, mu, logvar = self.vae(images, noise)
+            loss = loss + transductive_loss(images, reconstruction, mu, logvar)
+            answers.append(self.discriminator(mu))
+        return loss + self.recipe.adversary_param * adversarial_loss(*answers)
+
+    def _discriminator_loss(self, labelled: Tensor, unlabelled: Tensor) -> Tensor:
+        with torch.no_grad():
+            codes = [self.vae.encode(images)[0] for images in (labelled, unlabelled)]
+        return discriminator_loss(*map(self.discriminator, codes))
+
+
+def _descend(optimiser: torch.optim.Optimizer, loss: Tensor) -> None:
+    optimiser.zero_grad()
+    loss.backward()
+    optimiser.step()
+
+
+def endless(rows: Tensor, count: int, generator: torch.Generator) -> Tensor:
+    """(count,) int64: all `rows` (k,) in random order, then all in another, and so on."""
+    rounds = -(-count // len(rows))
+    return torch.cat([rows[torch.randperm(len(rows), generator=generator)] for _ in range(rounds)])[:count]
