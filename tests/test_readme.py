@@ -44,7 +44,7 @@ def test_the_loop_of_ones_own():
 
 def test_every_file_it_names_is_there():
     root = Path(__file__).resolve().parents[1]
-    for name in re.findall(r"`((?:alfk|mnist|tests|bench|reference|results)/[\w./]*)`", README):
+    for name in re.findall(r"`((?:alfk|mnist|vaal|tests|bench|reference|results)/[\w./]*)`", README):
         assert (root / name).exists(), name
     for script in re.findall(r"python3 ((?:\w+/)?\w+\.py)", README):
         assert (root / script).exists() or (root / "mnist" / script).exists(), script
