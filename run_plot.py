@@ -13,6 +13,7 @@ lines are read; what is missing is named, never drawn.
 
 import argparse
 import csv
+import dataclasses
 import importlib
 import io
 import sys
@@ -71,6 +72,7 @@ def run(options: argparse.Namespace) -> int:
             continue
         for figure in plot.figures(dataset, results.records, REFERENCE, options.reference):
             if not options.ir or figure.ir in options.ir:
+                figure = dataclasses.replace(figure, title=figure.title + results.remark)
                 show(plot.narrow(figure, options.methods, options.init), results, options)
                 drawn += 1
     if not drawn:

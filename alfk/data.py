@@ -18,6 +18,8 @@ class Split:
         mean, std: per channel, on the [0, 1] scale.
         rows: (n,) int64, which of the images these are, in that order; then labels are (n,). All of them where it is
             None.
+        source: which files the images are from, where they may change under the same name; runs made of others are
+            told apart by it.
     """
 
     def __init__(
@@ -27,10 +29,11 @@ class Split:
         mean: Sequence[float],
         std: Sequence[float],
         rows: Tensor | None = None,
+        source: str | None = None,
     ):
         if images.ndim != 4:
             raise ValueError(f"images must be (N, C, H, W), got shape {tuple(images.shape)}")
-        self.store, self.mean, self.std = images, tuple(mean), tuple(std)
+        self.store, self.mean, self.std, self.source = images, tuple(mean), tuple(std), source
         self.rows = None if rows is None else rows.to(images.device, torch.int64)
         if labels is not None and len(labels) != len(self):
             raise ValueError(f"{len(self)} images but {len(labels)} labels")
@@ -54,14 +57,15 @@ class Split:
 
     def to(self, device: torch.device) -> "Split":
         """The same split with images and labels on `device`."""
-        return Split(self.store.to(device), self.labels, self.mean, self.std, self.rows)
+        return Split(self.store.to(device), self.labels, self.mean, self.std, self.rows, self.source)
 
     def subset(self, rows: Tensor, labels: Tensor | None = None) -> "Split":
         """A view of the images at `rows` (k,) int64, in that order; `labels` (k,) replaces their labels if given."""
         rows = rows.to(self.device)
         if labels is None and self.labels is not None:
             labels = self.labels[rows]
-        return Split(self.store, labels, self.mean, self.std, rows if self.rows is None else self.rows[rows])
+        rows = rows if self.rows is None else self.rows[rows]
+        return Split(self.store, labels, self.mean, self.std, rows, self.source)
 
     def batches(self, batch_size: int, order: Tensor | None = None) -> Iterator[tuple[Tensor, Tensor]]:
         """Yields (images (B, C, H, W) float32 normalised, positions (B,) int64), the last batch possibly smaller.

@@ -12,15 +12,19 @@ from torch import Tensor
 
 TILE = 2**22  # similarities held at once: 16 MiB in float32, which is fastest on a CPU
 BUDGET = 2**30  # bytes that the largest tensor may take on a CPU
-SHARE = 8  # of a GPU's free memory, one part in so many
+SHARE = 32  # of a GPU's memory, one part in so many
 SHORTLIST = 1024  # rows that k-centre keeps up to date
 
 Rows = Tensor | np.ndarray
 
 
 def budget(device: torch.device) -> int:
-    """Bytes that the largest tensor of a search may take: 1 GiB on a CPU, an eighth of what is free on a GPU."""
-    return BUDGET if device.type != "cuda" else torch.cuda.mem_get_info(device)[0] // SHARE
+    """Bytes that the largest tensor of a search may take: 1 GiB on a CPU, 1/32 of a GPU's memory.
+
+    Of all its memory, not of what is free just now: the sizes of tiles, and with them the last bits of similarities,
+    shall not depend on what else is going on.
+    """
+    return BUDGET if device.type != "cuda" else torch.cuda.get_device_properties(device).total_memory // SHARE
 
 
 def load_rows(vectors: Rows, rows: slice | Tensor, device: torch.device) -> Tensor:

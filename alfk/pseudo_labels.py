@@ -83,7 +83,8 @@ def from_copies(
 
     def rule(probe: Probe) -> Tensor:
         length, classes = probe.z.shape[1], probe.logits.shape[1]
-        chunk = max(1, STATISTICS // (classes * length * (len(copies) + 4 * min(length, len(copies)))))
+        samples = len(copies)
+        chunk = max(1, STATISTICS // (classes * (length * samples + 4 * min(length, samples) ** 2)))
         return torch.cat([estimator(model, taps, images, copies).argmax(1) for images in probe.images.split(chunk)])
 
     return rule

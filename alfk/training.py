@@ -9,6 +9,7 @@ from torch import Tensor, nn
 
 from alfk.config import Recipe
 from alfk.data import Split
+from alfk.errors import UserError
 from alfk.network import evaluation_mode, has_batch_norm
 
 Task = Callable[[Tensor, Tensor | None], tuple[Tensor, Tensor]]
@@ -48,6 +49,8 @@ def fit(
         order = torch.randperm(len(data), generator=generator)
         if len(order) % recipe.batch_size == 1 and has_batch_norm(model):
             order = order[:-1]  # one image has no variance; which one it is changes with every epoch
+            if not len(order):
+                raise UserError("a network with batch norm cannot be trained on a single image: raise -as")
         with cpu_threads(threads):
             for images, positions in data.batches(recipe.batch_size, order):
                 labels = None if data.labels is None else data.labels[positions]

@@ -1,10 +1,14 @@
 """SVHN's files, splits and ResNet-10, and its four scripts end to end on a real subset."""
 
+import functools
+import hashlib
+import http.server
 import json
 import shutil
 import signal
 import subprocess
 import sys
+import threading
 import time
 from pathlib import Path
 
@@ -142,7 +146,7 @@ def test_files_of_another_origin_are_refused_unless_asked_for(miniature):
         svhn.load_svhn(miniature[0])
 
 
-@pytest.mark.parametrize("harm", ["truncated", "text", "labels", "shape"])
+@pytest.mark.parametrize("harm", ["truncated", "empty", "text", "labels", "shape"])
 def test_a_damaged_file_is_named(tmp_path, harm):
     folder = tmp_path / "SVHN"
     (folder / "raw").mkdir(parents=True)
@@ -151,6 +155,9 @@ def test_a_damaged_file_is_named(tmp_path, harm):
     path = folder / "raw" / svhn.NAMES["train"]
     if harm == "truncated":
         path.write_bytes(path.read_bytes()[:-20_000])
+    elif harm == "empty":
+        path.touch()
+        path.write_bytes(b"")
     elif harm == "text":
         path.write_text("<html>not found</html>" * 50)
     elif harm == "labels":
@@ -163,8 +170,60 @@ def test_a_damaged_file_is_named(tmp_path, harm):
 
 def test_no_files_and_no_network(tmp_path, monkeypatch):
     monkeypatch.setattr(svhn, "URLS", dict.fromkeys(svhn.URLS, "http://127.0.0.1:9/x.mat"))
-    with pytest.raises(UserError, match=r"put train_32x32.mat, test_32x32.mat, extra_32x32.mat into .*SVHN/raw"):
+    with pytest.raises(
+        UserError,
+        match=r"SVHN's train_32x32.mat is not here .* put train_32x32.mat, test_32x32.mat, extra_32x32.mat into .*SVHN/raw",
+    ):
         svhn.load_svhn(tmp_path / "SVHN")
+
+
+def test_a_download_that_breaks_off_leaves_nothing_under_the_files_name(tmp_path, monkeypatch, miniature):
+    """Its md5 is wrong, as that of half a file is; then from a server that has what it should."""
+
+    class Quiet(http.server.SimpleHTTPRequestHandler):
+        def log_message(self, *_):
+            pass
+
+    handler = functools.partial(Quiet, directory=miniature[0] / "raw")
+    server = http.server.ThreadingHTTPServer(("127.0.0.1", 0), handler)
+    threading.Thread(target=server.serve_forever, daemon=True).start()
+    place = f"http://127.0.0.1:{server.server_port}"
+    monkeypatch.setenv("no_proxy", "127.0.0.1")
+    monkeypatch.setattr(svhn, "URLS", {part: f"{place}/{name}" for part, name in svhn.NAMES.items()})
+    folder = tmp_path / "SVHN"
+    for _ in range(2):
+        with pytest.raises(UserError, match=r"SVHN's train_32x32.mat is not here"):
+            svhn.load_part(folder)
+        assert not (folder / "raw" / svhn.NAMES["train"]).exists()
+    raw = miniature[0] / "raw"
+    right = {part: hashlib.md5((raw / name).read_bytes()).hexdigest() for part, name in svhn.NAMES.items()}
+    monkeypatch.setattr(svhn, "MD5", right)
+    train, _ = svhn.load_svhn(folder)  # official, then
+    assert train.source == f"{right['train']} {right['extra']}"
+    assert not list((folder / "raw").glob("*.part"))
+    server.shutdown()
+    server.server_close()
+
+
+def test_a_run_is_bound_to_the_files_it_was_made_of(miniature, tmp_path):
+    folder = tmp_path / "SVHN"
+    shutil.copytree(miniature[0], folder)
+    before = workspace(folder, tmp_path)
+    before.folder.check_manifest(before.settings())
+    before.folder.record_session(before.settings(initial=True), {})
+    write_mat(folder / "raw" / svhn.NAMES["test"], [round(count / 100) for count in TEST], 77)
+    after = workspace(folder, tmp_path)
+    with pytest.raises(UserError, match=r"was made with data = .*unofficial"):
+        after.folder.check_manifest(after.settings(initial=True))
+
+
+def test_too_few_images_of_a_class(tmp_path):
+    folder = tmp_path / "SVHN"
+    (folder / "raw").mkdir(parents=True)
+    for part in svhn.NAMES:
+        write_mat(folder / "raw" / svhn.NAMES[part], [0, *[5] * 9], 0)
+    with pytest.raises(UserError, match="class 0 has 0 images"):
+        workspace(folder, tmp_path).validation_indices()
 
 
 def test_a_subset_of_a_subset_shares_the_images():
@@ -262,6 +321,8 @@ def test_a_last_batch_of_one_image():
     model = resnet()
     fit(model, split, recipe, torch.Generator().manual_seed(0))
     assert int(model.bn1.num_batches_tracked) == 4
+    with pytest.raises(UserError, match="single image"):
+        fit(model, split.subset(torch.tensor([3])), recipe, torch.Generator())
 
 
 def test_training_learns(tmp_path):
@@ -320,6 +381,9 @@ def test_every_method_runs(subset):
     for line in lines:
         assert sum(line["selected_histogram"]) == 20
         assert line["labelled_share"] == pytest.approx(100 * line["labelled"] / (889 - 150))
+    plot = [sys.executable, str(ROOT / "run_plot.py"), "--datadir", str(subset), "--out", str(subset / "figures")]
+    drawn = subprocess.run(plot, capture_output=True, text=True, check=True).stdout
+    assert "SVHN, 10x class imbalance (not the official files)" in drawn
 
 
 def test_killed_and_by_hand_and_uninterrupted_give_the_same(subset, tmp_path):

@@ -184,7 +184,7 @@ def in_vaals_range(split: Split, recipe: Recipe) -> Split:
         return split
     channels = split.images.shape[1]
     images = F.pad(split.images, [recipe.padding] * 4) if recipe.padding else split.images
-    return Split(images, split.labels, (0.0,) * channels, (1.0,) * channels)
+    return Split(images, split.labels, (0.0,) * channels, (1.0,) * channels, source=split.source)
 
 
 def settings(work: Workspace, recipe: Recipe) -> dict[str, Any]:

@@ -235,7 +235,7 @@ def _load(load: Load, load_part: Load | None, path: Path, device: torch.device) 
         if load_part is None:
             raise
         if multiprocessing.parent_process() is None:
-            print(f"warning: {problem}", file=sys.stderr)
+            print(f"warning: {str(problem).partition(';')[0]}", file=sys.stderr)
         train, test = load_part(path)
     return train.to(device), test.to(device)
 

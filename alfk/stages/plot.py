@@ -46,11 +46,12 @@ EARLY = 2  # the AL iteration after which the paper states accuracies of minorit
 
 @dataclasses.dataclass
 class Results:
-    """The results of one data set: records, the runs among them, and the settings they were made with."""
+    """The results of one data set: records, the runs among them, minority classes; `remark` goes into every title."""
 
     folder: Path
     records: list[Record]
     minority: tuple[int, ...]
+    remark: str = ""
 
     @property
     def runs(self) -> list[int]:
@@ -86,7 +87,9 @@ def read_runs(folder: Path, start: int, stop: int | None, warn: Say) -> Results:
         differing = [k for k in first if k in other and other[k] != first[k]]
         if differing:
             warn(f"warning: {folder / name} was made with other settings than the first run: {', '.join(differing)}")
-    return Results(folder, records, tuple(first.get("minority", ())))
+    sources = [source or "" for other in settings.values() for source in other.get("data", ())]
+    remark = " (not the official files)" if any(source.startswith("unofficial") for source in sources) else ""
+    return Results(folder, records, tuple(first.get("minority", ())), remark)
 
 
 @dataclasses.dataclass

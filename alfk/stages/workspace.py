@@ -56,6 +56,8 @@ class Workspace:
     def settings(self, initial: bool = False) -> dict[str, Any]:
         """Everything on which this run's results depend, or, `initial`, its initial models alone."""
         common = {"dataset": self.experiment.name, "seed": self.seed, "device": self.device.type}
+        if self.train.source or self.test.source:
+            common["data"] = [self.train.source, self.test.source]
         constants = self.experiment.settings()
         if initial:
             return common | {key: value for key, value in constants.items() if not key.startswith(LATER)}
@@ -110,7 +112,10 @@ class Workspace:
 
     def _draw_validation(self) -> Tensor:
         labels = self.train.labels.cpu()
-        return bias.split_validation(labels, self.experiment.validation_per_class, self.generator("split"))[0]
+        try:
+            return bias.split_validation(labels, self.experiment.validation_per_class, self.generator("split"))[0]
+        except ValueError as problem:
+            raise UserError(f"the training images of {self.experiment.name} do not suffice: {problem}") from None
 
     def _draw_pool(self, ir: float, distortion: str) -> Tensor:
         taken = torch.zeros(len(self.train), dtype=torch.bool)

@@ -2,7 +2,6 @@
 
 import hashlib
 import urllib.error
-import zlib
 from pathlib import Path
 from typing import Any
 
@@ -20,6 +19,7 @@ PARTS = {"train": ("train", "extra"), "test": ("test",)}  # our split -> the .ma
 URLS, NAMES, MD5 = ({part: row[i] for part, row in TorchvisionSVHN.split_list.items()} for i in range(3))
 KINDS = ("images", "labels")
 CHUNK = 8192  # images converted at a time
+UNOFFICIAL = "unofficial"  # how the source of other files than the official ones begins
 IMAGE = (3, 32, 32)
 
 
@@ -34,8 +34,7 @@ def load_svhn(folder: Path) -> tuple[Split, Split]:
         UserError: a file is missing and cannot be downloaded, or is damaged.
     """
     splits = tuple(_split(folder, split) for split in PARTS)
-    made_from = [source for split in PARTS for source in _header(folder, split)["sources"]]
-    foreign = [source["name"] for source in made_from if source["md5"] not in MD5.values()]
+    foreign = [source["name"] for split in PARTS for source in _sources(folder, split) if not _official(source)]
     if foreign:
         raise UnofficialFiles(
             f"{', '.join(foreign)} in {folder / 'raw'} differ from the official files (md5): figures are not those of "
@@ -52,30 +51,40 @@ def load_part(folder: Path) -> tuple[Split, Split]:
 def _split(folder: Path, split: str) -> Split:
     """One of our splits, converted first where that was not done or the .mat files have changed since."""
     processed = folder / "processed"
-    try:
-        processed.mkdir(parents=True, exist_ok=True)
-    except OSError as problem:
-        raise UserError(f"cannot write to {processed}: {problem.strerror}; choose another --datadir") from None
-    with locked(processed / ".lock"):
-        if not _up_to_date(folder, split):
-            _convert(folder, split)
+    if not _up_to_date(folder, split):
+        try:
+            processed.mkdir(parents=True, exist_ok=True)
+            with locked(processed / ".lock"):
+                if not _up_to_date(folder, split):  # another process may have converted them meanwhile
+                    _convert(folder, split)
+        except OSError as problem:
+            place = "give --datadir a folder that can be written, whose SVHN/raw may be a link to the .mat files"
+            raise UserError(f"cannot write to {processed}: {problem.strerror}; {place}") from None
     images, labels = (open_array(_path(folder, split, what), {"kind": what}, mode="c")[0] for what in KINDS)
-    return Split(torch.from_numpy(images), torch.from_numpy(np.array(labels)), MEAN, STD)
+    sources = _sources(folder, split)
+    prefix = "" if all(map(_official, sources)) else f"{UNOFFICIAL} "
+    source = prefix + " ".join(source["md5"] for source in sources)
+    return Split(torch.from_numpy(images), torch.from_numpy(np.array(labels)), MEAN, STD, source=source)
 
 
 def _path(folder: Path, split: str, what: str) -> Path:
     return folder / "processed" / f"{split}_{what}.npy"
 
 
-def _header(folder: Path, split: str) -> dict[str, Any]:
-    return read_json(_path(folder, split, "labels").with_suffix(".json"))
+def _sources(folder: Path, split: str) -> list[dict[str, Any]]:
+    """Of each .mat file that a split was made from: name, bytes, mtime_ns and md5."""
+    return read_json(_path(folder, split, "labels").with_suffix(".json"))["sources"]
+
+
+def _official(source: dict[str, Any]) -> bool:
+    return source["md5"] in MD5.values()
 
 
 def _up_to_date(folder: Path, split: str) -> bool:
     """Whether the arrays are there, and were made from the .mat files that are there now, as far as any are."""
     if not all(has_array(_path(folder, split, what)) for what in KINDS):
         return False
-    for source in _header(folder, split)["sources"]:
+    for source in _sources(folder, split):
         path = folder / "raw" / source["name"]
         if path.exists() and _stamp(path) != {key: source[key] for key in ("bytes", "mtime_ns")}:
             return False
@@ -114,11 +123,14 @@ def _raw(folder: Path, part: str) -> Path:
     """The .mat file, downloaded if it is not there. Raises UserError."""
     path = folder / "raw" / NAMES[part]
     if not path.exists():
+        half = path.with_name(f"{path.name}.part")  # it takes its name when it is whole
         try:
-            download_url(URLS[part], str(path.parent), path.name, MD5[part])
+            download_url(URLS[part], str(path.parent), half.name, MD5[part])
+            half.replace(path)
         except (RuntimeError, urllib.error.URLError, OSError):
             raise UserError(
-                f"SVHN is not here and cannot be downloaded: put {', '.join(NAMES.values())} into {path.parent}"
+                f"SVHN's {path.name} is not here and cannot be downloaded: put {', '.join(NAMES.values())} "
+                f"into {path.parent}"
             ) from None
     return path
 
@@ -156,5 +168,5 @@ def _between(values: np.ndarray, low: int, high: int) -> bool:
 def _mat(path: Path, read: Any) -> Any:
     try:
         return read(path)
-    except (ValueError, TypeError, OSError, EOFError, zlib.error, NotImplementedError, MemoryError):
+    except Exception:  # scipy raises whatever the damaged bytes lead it to
         raise UserError(f"{path} is truncated or not a MATLAB file: delete it, then it is fetched again") from None
