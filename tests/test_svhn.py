@@ -170,10 +170,8 @@ def test_a_damaged_file_is_named(tmp_path, harm):
 
 def test_no_files_and_no_network(tmp_path, monkeypatch):
     monkeypatch.setattr(svhn, "URLS", dict.fromkeys(svhn.URLS, "http://127.0.0.1:9/x.mat"))
-    with pytest.raises(
-        UserError,
-        match=r"SVHN's train_32x32.mat is not here .* put train_32x32.mat, test_32x32.mat, extra_32x32.mat into .*SVHN/raw",
-    ):
+    files = "train_32x32.mat, test_32x32.mat, extra_32x32.mat"
+    with pytest.raises(UserError, match=rf"SVHN's train_32x32.mat is not here .* put {files} into .*SVHN/raw"):
         svhn.load_svhn(tmp_path / "SVHN")
 
 
