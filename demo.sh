@@ -1,6 +1,6 @@
 #!/usr/bin/env bash
 # The main job in small, offline but for the packages: active learning on scikit-learn's digits, biased 20 to 1.
-# Installs into .venv; after that it takes about 3 minutes on 2 cores and ends with tables, figures and their names.
+# Installs into .venv; after that it takes some minutes on 2 cores and ends with tables, figures and their names.
 set -euo pipefail
 cd "$(dirname "$0")"
 source .ci/venv.sh requirements.txt
