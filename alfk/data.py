@@ -5,6 +5,8 @@ from collections.abc import Iterator, Sequence
 import torch
 from torch import Tensor
 
+UNOFFICIAL = "unofficial"  # how the source of images begins that are not from the data set's own files
+
 
 class Split:
     """Images kept as uint8 (or float in [0, 1]) on one device and normalised a batch at a time.

@@ -1,7 +1,8 @@
 """Density matching: which pool images lie where the model errs (paper, Section 4.3; METHOD steps 1 to 3).
 
 Vectors are rows of 2-D arrays, tensors or memory-mapped numpy arrays; the similarity of two rows is their inner
-product. All-pairs work streams over tiles, so that no tensor is larger than `budget`, whatever the sizes of both sides.
+product. All-pairs work streams over tiles: beside the queries and their answers no tensor is
+larger than `budget`, whatever the sizes of both sides.
 """
 
 import dataclasses

@@ -90,8 +90,10 @@ def test_ensembles():
 def test_what_cannot_be():
     with pytest.raises(UserError, match="L=70; there are 10, 20, 30, 80, 90"):
         trials(methods=["Rz"], lengths=[70])
-    with pytest.raises(UserError, match="name a method"):
+    with pytest.raises(UserError, match="L=70; there are"):
         trials(lengths=[70])
+    with pytest.raises(UserError, match="name a method"):
+        trials(lengths=[30])
     with pytest.raises(UserError, match="no method 'what'"):
         trials(methods=["what"])
 

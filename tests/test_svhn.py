@@ -420,5 +420,7 @@ def test_the_subset_needs_its_flag_and_a_query_that_fits(subset, tmp_path):
     few = ["--device", "cpu", "--save-folder", tmp_path]
     refused = call("run.py", subset, *few, "--initial", status=2)
     assert "--allow-subset" in refused.stderr
+    refused = call("run.py", subset, *few, "--allow-subset", "-dl", 80, status=2)
+    assert "no descriptor of length L=80; there are 256, 512, 768" in refused.stderr
     refused = call("run.py", subset, *few, "--allow-subset", "--initial", "--run-stop", 1, status=2)
     assert "lower -as" in refused.stderr

@@ -239,6 +239,8 @@ def trials_of(cfg: Cfg, experiment: Experiment, options: argparse.Namespace) -> 
     """
     methods = [method_key(name, None) for name in options.methods or ()]
     lengths, sizes = options.descr_length or (), options.ensemble or ()
+    for length in lengths:
+        experiment.taps(length)  # an unknown one is refused by name
     trials = []
     for ir in options.ir or dict.fromkeys(row[0] for row in cfg):
         rows = [row[1:] for row in cfg if row[0] == ir] or list(dict.fromkeys(row[1:] for row in cfg))

@@ -20,14 +20,8 @@ from alfk.uncertainty import MEASURES
 Report = Callable[..., None]  # report(event, **information)
 
 
-LATER = (
-    "retraining.",
-    "query_size",
-    "samples",
-    "strategy",
-    "descriptor_batch",
-    "descriptor_dtype",
-)  # settings of AL alone
+# Settings of active learning alone, on which initial models do not depend.
+LATER = ("retraining.", "query_size", "samples", "strategy", "descriptor_batch", "descriptor_dtype")
 
 
 def silent(event: str, **information: Any) -> None:

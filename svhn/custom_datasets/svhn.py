@@ -10,7 +10,7 @@ import torch
 from torchvision.datasets import SVHN as TorchvisionSVHN
 from torchvision.datasets.utils import download_url
 
-from alfk.data import Split
+from alfk.data import UNOFFICIAL, Split
 from alfk.errors import UnofficialFiles, UserError
 from alfk.runs import complete_array, create_array, has_array, locked, open_array, read_json, save_array
 
@@ -19,7 +19,6 @@ PARTS = {"train": ("train", "extra"), "test": ("test",)}  # our split -> the .ma
 URLS, NAMES, MD5 = ({part: row[i] for part, row in TorchvisionSVHN.split_list.items()} for i in range(3))
 KINDS = ("images", "labels")
 CHUNK = 8192  # images converted at a time
-UNOFFICIAL = "unofficial"  # how the source of other files than the official ones begins
 IMAGE = (3, 32, 32)
 
 
