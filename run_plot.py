@@ -21,9 +21,10 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from alfk.config import Experiment
+from alfk.curves import ranges
 from alfk.errors import UserError
 from alfk.runs import atomic
-from alfk.stages import plot, sheets
+from alfk.stages import plot, sheets, tables
 from alfk.stages.options import Parser, count, imbalance_ratio, positive
 
 ROOT = Path(__file__).resolve().parent
@@ -113,31 +114,31 @@ def warn(text: str) -> None:
 def show(figure: plot.FigureOf, results: plot.Results, options: argparse.Namespace) -> None:
     """One figure: what it is of, its tables, its files."""
     runs = range(options.run_start, options.run_stop) if options.run_stop else results.runs
-    source = f"run {plot.ranges(results.runs)} in {shown(results.folder)}" if figure.trials else "the paper's curves"
+    source = f"run {ranges(results.runs)} in {shown(results.folder)}" if figure.trials else "the paper's curves"
     print(f"\n{figure.title}: {source}")
     plot.say_missing(figure, runs, print)
     if figure.all_train:
         print(f"  {figure.all_train_said}")
     path = plot.draw_figure(figure, options.out, options.reference)
-    tables = {}
+    printed = {}
     if options.reference:
-        tables["Ours and the paper's"] = plot.paper_table(figure)
-    summary, claims = plot.summary_rows(figure, results.minority), []
-    tables["Curves as numbers"] = plot.summary_table(summary)
-    ours = plot.hero(figure, options.claim)
+        printed["Ours and the paper's"] = tables.paper_table(figure)
+    summary, claims = tables.summary_rows(figure, results.minority), []
+    printed["Curves as numbers"] = tables.summary_table(summary)
+    ours = tables.hero(figure, options.claim)
     if options.claim and ours is None:
         warn(f"warning: {figure.name} has no {options.claim} to make claims for")
     if ours is not None:
-        claims = plot.claim_rows(figure, ours, options.at)
-        tables[f"{plot.name_of(ours)} against the others"] = plot.claim_table(claims)
-    for title, table in tables.items():
+        claims = tables.claim_rows(figure, ours, options.at)
+        printed[f"{tables.name_of(ours)} against the others"] = tables.claim_table(claims)
+    for title, table in printed.items():
         if table:
             print(f"\n{title}\n\n{table}")
-    rows = {"_curves.csv": plot.curve_rows(figure), "_summary.csv": summary, "_claims.csv": claims}
+    rows = {"_curves.csv": tables.curve_rows(figure), "_summary.csv": summary, "_claims.csv": claims}
     for ending, body in rows.items():
         write_csv(path.with_name(f"{path.name}{ending}"), body)
     with atomic(path.with_name(f"{path.name}.md")) as file:
-        file.write(plot.markdown(figure, summary, claims, ours).encode())
+        file.write(tables.markdown(figure, summary, claims, ours).encode())
     print("\n" + ", ".join([f"{shown(path)}.png", ".pdf", ".md", *(ending for ending, body in rows.items() if body)]))
 
 
@@ -154,7 +155,7 @@ def write_csv(path: Path, rows: Sequence[dict[str, object]]) -> None:
     text = io.StringIO()
     writer = csv.DictWriter(text, list(rows[0]), lineterminator="\n")
     writer.writeheader()
-    writer.writerows({k: plot.plain(value) for k, value in row.items()} for row in rows)
+    writer.writerows({k: tables.plain(value) for k, value in row.items()} for row in rows)
     with atomic(path) as file:
         file.write(text.getvalue().encode())
 

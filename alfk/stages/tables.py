@@ -1,0 +1,227 @@
+"""The tables that run_plot.py prints and writes: curves, summaries and the paper's claims, as rows and as text."""
+
+import math
+from collections.abc import Iterable, Sequence
+
+import numpy as np
+from tabulate import tabulate
+
+from alfk.curves import (
+    Curve,
+    accuracy_of_classes,
+    acquisition_seconds,
+    area,
+    compare,
+    gains,
+    labels_saved,
+    rare_groups,
+    series,
+)
+from alfk.runs import Trial
+from alfk.stages.plot import FigureOf
+
+EARLY = 2  # the AL iteration after which the paper states accuracies of minority classes: 375 labels on MNIST
+
+Rows = list[dict[str, object]]
+
+
+def curve_rows(figure: FigureOf) -> Rows:
+    """Every point of the figure, ours beside the paper's: one row a trial and share."""
+    rows: Rows = []
+    for trial, curve in figure.curves.items():
+        paper = figure.paper(trial)
+        beside = {c.share: c for c in compare(curve, paper)} if paper else {}
+        for i, share in enumerate(curve.shares):
+            row = {"series": series(trial), "init": trial.init, "labeled_percent": float(share)}
+            row |= {
+                "accuracy_mean": float(curve.mean[i]),
+                "accuracy_std": float(curve.std[i]),
+                "runs": int(curve.runs[i]),
+            }
+            found = beside.get(float(share))
+            row["paper_mean"] = found.paper if found else math.nan
+            row["paper_std"] = float(paper.std[paper.at(share)]) if found else math.nan
+            row["difference"] = found.difference if found else math.nan
+            row["standard_error"] = found.standard_error if found else math.nan
+            row["within_2_se"] = "" if found is None or found.within is None else found.within
+            rows.append(row)
+    return rows
+
+
+def summary_rows(figure: FigureOf, minority: Sequence[int]) -> Rows:
+    """Per trial: runs, area, last accuracy, accuracy of the minority classes early and at the end, seconds."""
+    rows: Rows = []
+    curves = figure.curves
+    span = _span(curves.values())
+    for trial, curve in curves.items():
+        records = figure.trials[trial]
+        whole = len(curve) > 1 and (float(curve.shares[0]), float(curve.shares[-1])) == span
+        row = {"series": series(trial), "init": trial.init, "runs": int(curve.runs.max())}
+        row |= {"area": area(curve) if whole else math.nan, "last": float(curve.mean[-1])}
+        last = max(r["b"] for r in records)
+        row["labels_early"] = next((r["labelled"] for r in records if r["b"] == EARLY), "")
+        for name, classes in rare_groups(minority).items():
+            for when, b in (("early", EARLY), ("last", last)):
+                row[f"{name} {when}"] = accuracy_of_classes([r for r in records if r["b"] == b], classes)
+        row["acquisition_seconds"] = acquisition_seconds(records)
+        rows.append(row)
+    return rows
+
+
+def _span(curves: Iterable[Curve]) -> tuple[float, float]:
+    curves = list(curves)
+    return (
+        min((float(c.shares[0]) for c in curves), default=math.nan),
+        max((float(c.shares[-1]) for c in curves), default=math.nan),
+    )
+
+
+def hero(figure: FigureOf, wanted: str | None) -> Trial | None:
+    """The trial whose claims are made: the one named, else the paper's method at its largest L, rotation first."""
+    candidates = [t for t in figure.curves if (series(t) == wanted if wanted else t.method == "Rzg_pz")]
+    return max(candidates, key=lambda t: (t.unsupervised, t.length, t.ensemble), default=None)
+
+
+def claim_rows(figure: FigureOf, ours: Trial, accuracy: float | None) -> Rows:
+    """Labels saved at equal accuracy and points gained at equal labels, against each other trial of the figure."""
+    rows: Rows = []
+    curves = figure.curves
+    for trial, other in curves.items():
+        if trial == ours:
+            continue
+        saved = labels_saved(curves[ours], other, accuracy)
+        difference = gains(curves[ours], other)
+        share, most = max(difference, key=lambda pair: pair[1], default=(math.nan, math.nan))
+        rows.append(
+            {
+                "series": series(trial),
+                "init": trial.init,
+                "accuracy": saved.accuracy if saved else (accuracy or math.nan),
+                "labels_ours": saved.ours if saved else math.nan,
+                "labels_theirs": saved.other if saved else math.nan,
+                "saved_percent": saved.percent if saved else math.nan,
+                "at_least": saved.at_least if saved else "",
+                "gain_mean": float(np.mean([gain for _, gain in difference])) if difference else math.nan,
+                "gain_most": most,
+                "gain_most_at": share,
+            }
+        )
+    return rows
+
+
+def paper_table(figure: FigureOf, form: str = "simple") -> str:
+    """Ours beside the paper's, per method and iteration; empty where there is nothing to compare."""
+    body = [
+        [
+            named(row),
+            f"{row['labeled_percent']:.2f}",
+            _pm(row["accuracy_mean"], row["accuracy_std"]),
+            row["runs"],
+            _pm(row["paper_mean"], row["paper_std"]),
+            f"{row['difference']:+.2f}",
+            {True: "yes", False: "no", "": "?"}[row["within_2_se"]],
+        ]
+        for row in curve_rows(figure)
+        if not math.isnan(row["paper_mean"])
+    ]
+    return _table(body, ["method", "% of pool", "ours", "runs", "paper", "difference", "within 2 s.e."], form)
+
+
+def accuracy_table(figure: FigureOf) -> str:
+    """Mean and standard deviation of every trial (rows) at every share (columns), as Markdown."""
+    curves = figure.curves
+    shares = sorted({float(share) for curve in curves.values() for share in curve.shares})
+    body = []
+    for trial, curve in curves.items():
+        points = [curve.at(share) for share in shares]
+        body.append([name_of(trial), *("" if i is None else _pm(curve.mean[i], curve.std[i]) for i in points)])
+    return _table(body, ["% of pool", *(f"{share:.2f}" for share in shares)], "github")
+
+
+def summary_table(rows: Rows, form: str = "simple") -> str:
+    """The table of `summary_rows`; columns that nobody fills are left out."""
+    labels = {row["labels_early"] for row in rows} - {""}
+    early = f"at {labels.pop()} labels" if len(labels) == 1 else f"b={EARLY}"
+    columns = {
+        "runs": ("runs", "{}"),
+        "area": ("area,\nmean %", "{:.2f}"),
+        "last": ("last\n%", "{:.2f}"),
+        "{5,8,9} early": (f"{{5,8,9}} %\n{early}", "{:.1f}"),
+        "minority early": (f"minority %\n{early}", "{:.1f}"),
+        "{5,8,9} last": ("{5,8,9} %\nlast", "{:.1f}"),
+        "minority last": ("minority %\nlast", "{:.1f}"),
+        "acquisition_seconds": ("acquisition\ns", "{:.2f}"),
+    }
+    used = {k: v for k, v in columns.items() if any(_number(row.get(k, math.nan), v[1]) for row in rows)}
+    body = [[named(row), *(_number(row[k], number) for k, (_, number) in used.items())] for row in rows]
+    return _table(body, ["method", *(head for head, _ in used.values())], form)
+
+
+def claim_table(rows: Rows, form: str = "simple") -> str:
+    """The table of `claim_rows`."""
+    body = [
+        [
+            named(row),
+            _number(row["accuracy"], "{:.2f}"),
+            _number(row["labels_ours"], "{:.3f}"),
+            _number(row["labels_theirs"], "{:.3f}"),
+            ("≥ " if row["at_least"] else "") + _number(row["saved_percent"], "{:.0f}"),
+            _number(row["gain_mean"], "{:+.2f}"),
+            _number(row["gain_most"], "{:+.2f}"),
+            _number(row["gain_most_at"], "{:.2f}"),
+        ]
+        for row in rows
+    ]
+    heads = ["against", "at\n% right", "it needs,\n% of pool", "they need,\n% of pool", "labels\nsaved, %"]
+    return _table(body, [*heads, "points gained,\nmean", "\nmost", "\nat % of pool"], form)
+
+
+def markdown(figure: FigureOf, summary: Rows, claims: Rows, ours: Trial | None) -> str:
+    """All tables of a figure as a Markdown page."""
+    parts = [
+        f"# {figure.title}",
+        f"![{figure.title}]({figure.name}.png)",
+        "## Test accuracy, %, mean ± standard deviation over runs" if figure.curves else "",
+        accuracy_table(figure),
+        figure.all_train_said,
+        "## Curves as numbers" if summary else "",
+        summary_table(summary, "github"),
+        f"## {name_of(ours)} against the others" if claims else "",
+        claim_table(claims, "github"),
+        "## Ours and the paper's" if figure.reference and figure.curves else "",
+        paper_table(figure, "github"),
+    ]
+    return "\n\n".join(part for part in parts if part) + "\n"
+
+
+def name_of(trial: Trial) -> str:
+    """A trial in a line of text."""
+    return named({"series": series(trial), "init": trial.init})
+
+
+def named(row: dict[str, object]) -> str:
+    """What a row of a table is about."""
+    return f"{row['series']}{'' if row['init'] == 'rotation' else ', random init'}"
+
+
+def plain(value: object) -> object:
+    """A cell of a CSV file: four decimals are more than is meant, an unknown number is empty."""
+    if isinstance(value, float):
+        return "" if math.isnan(value) else f"{value:.4f}".rstrip("0").rstrip(".")
+    return value
+
+
+def _number(value: object, form: str) -> str:
+    return "" if isinstance(value, float) and math.isnan(value) else form.format(value)
+
+
+def _pm(mean: float, std: float) -> str:
+    return f"{mean:.2f}" + ("" if math.isnan(std) else f" ± {std:.2f}")
+
+
+def _table(body: Sequence[Sequence[object]], heads: Sequence[str], form: str) -> str:
+    if not body:
+        return ""
+    heads = list(heads) if form == "simple" else [head.replace("\n", " ").strip() for head in heads]
+    align = ("left", *["right"] * (len(heads) - 1))
+    return tabulate(body, headers=heads, tablefmt=form, disable_numparse=True, colalign=align)
