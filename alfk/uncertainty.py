@@ -89,15 +89,17 @@ def uncertainty(
     if rest or not each:
         raise ValueError(f"{samples} samples cannot be shared by {len(models)} models")
     scores = []
-    with dropout_mode(models), global_randomness(generator, split.device):
+    with dropout_mode(models):
         for images, _ in split.batches(batch_size):
-            found = None
-            for model in models:
-                sample = sampler(model, images)
-                for _ in range(each):
-                    logits = sample()
-                    found = found or Samples(*logits.shape, device=split.device)
-                    found.add(logits)
+            # Of every batch its own stream, so that it does not matter who works on the batches before.
+            with global_randomness(generator, split.device):
+                found = None
+                for model in models:
+                    sample = sampler(model, images)
+                    for _ in range(each):
+                        logits = sample()
+                        found = found or Samples(*logits.shape, device=split.device)
+                        found.add(logits)
             scores.append(MEASURES[measure](found))
     return torch.cat(scores)
 
