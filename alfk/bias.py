@@ -45,6 +45,27 @@ def thin_minority(labels: Tensor, minority: Sequence[int], ratio: float, generat
     return torch.cat([many, kept]).sort().values
 
 
+def thin_half_of_classes(labels: Tensor, classes: int, ratio: float, generator: torch.Generator) -> Tensor:
+    """Class imbalance of ImageNet: half of the classes, drawn at random, each lose round(A (ratio - 1) / ratio) of
+    their A images, drawn at random.
+
+    Args:
+        labels: (N,) int64 of the undistorted pool.
+        ratio: imbalance ratio ir, at least 1.
+    Returns:
+        (P,) int64, ascending positions that stay.
+    """
+    if ratio < 1:
+        raise ValueError(f"an imbalance ratio is at least 1, got {ratio}")
+    stays = torch.ones(len(labels), dtype=torch.bool)
+    by_class = labels.argsort(stable=True).split(torch.bincount(labels, minlength=classes).tolist())
+    for c in torch.randperm(classes, generator=generator)[: classes // 2].tolist():
+        members = by_class[c]
+        lost = round(len(members) * (ratio - 1) / ratio)
+        stays[members[torch.randperm(len(members), generator=generator)[:lost]]] = False
+    return stays.nonzero().flatten()
+
+
 def add_label_noise(labels: Tensor, ratio: float, classes: int, generator: torch.Generator) -> Tensor:
     """Uniform random labels for int(P * ratio) random images; a drawn label may equal the true one.
 

@@ -1,21 +1,24 @@
 """A split: images, labels and batches on a device. Everything above is blind to where the images live."""
 
 from collections.abc import Iterator, Sequence
+from typing import NamedTuple
 
 import torch
 from torch import Tensor
+
+from alfk.image_files import ImageFiles
 
 UNOFFICIAL = "unofficial"  # how the source of images begins that are not from the data set's own files
 
 
 class Split:
-    """Images kept as uint8 (or float in [0, 1]) on one device and normalised a batch at a time.
+    """Images kept as uint8 (or float in [0, 1]) on one device, or in files, and normalised a batch at a time.
 
     A subset is a view: it holds row numbers, and shares its images with the split that it was taken from, so a pool of
     half a million images exists once, in memory or mapped from a file.
 
     Args:
-        images: (N, C, H, W) uint8, or float32 already scaled to [0, 1].
+        images: (N, C, H, W) uint8, or float32 already scaled to [0, 1]; or as many image files.
         labels: (N,) int64, or None where they are unknown (a pool to be labelled).
         mean, std: per channel, on the [0, 1] scale.
         rows: (n,) int64, which of the images these are, in that order; then labels are (n,). All of them where it is
@@ -26,7 +29,7 @@ class Split:
 
     def __init__(
         self,
-        images: Tensor,
+        images: Tensor | ImageFiles,
         labels: Tensor | None,
         mean: Sequence[float],
         std: Sequence[float],
@@ -35,12 +38,13 @@ class Split:
     ):
         if images.ndim != 4:
             raise ValueError(f"images must be (N, C, H, W), got shape {tuple(images.shape)}")
+        self.in_files = isinstance(images, ImageFiles)
         self.store, self.mean, self.std, self.source = images, tuple(mean), tuple(std), source
         self.rows = None if rows is None else rows.to(images.device, torch.int64)
         if labels is not None and len(labels) != len(self):
             raise ValueError(f"{len(self)} images but {len(labels)} labels")
         self.labels = None if labels is None else labels.to(images.device, torch.int64)
-        scale = 255.0 if images.dtype == torch.uint8 else 1.0
+        scale = 255.0 if self.in_files or images.dtype == torch.uint8 else 1.0
         spread = torch.tensor(self.std, dtype=torch.float32, device=images.device).view(-1, 1, 1)
         self._gain = 1 / (scale * spread)
         self._offset = -torch.tensor(self.mean, device=images.device).view(-1, 1, 1) / spread
@@ -54,7 +58,9 @@ class Split:
 
     @property
     def images(self) -> Tensor:
-        """(n, C, H, W), as they are stored; a copy where this is a subset."""
+        """(n, C, H, W), as they are stored; a copy where this is a subset or in files."""
+        if self.in_files:
+            return next(self._stored([torch.arange(len(self))], None))
         return self.store if self.rows is None else self.store[self.rows]
 
     def to(self, device: torch.device) -> "Split":
@@ -69,14 +75,29 @@ class Split:
         rows = rows if self.rows is None else self.rows[rows]
         return Split(self.store, labels, self.mean, self.std, rows, self.source)
 
-    def batches(self, batch_size: int, order: Tensor | None = None) -> Iterator[tuple[Tensor, Tensor]]:
+    def batches(
+        self, batch_size: int, order: Tensor | None = None, seed: int | None = None
+    ) -> Iterator[tuple[Tensor, Tensor]]:
         """Yields (images (B, C, H, W) float32 normalised, positions (B,) int64), the last batch possibly smaller.
 
         Args:
             order: positions to visit (k,) int64, each image in turn where it is None.
+            seed: of random augmentation, of images in files alone; they come as they are evaluated where it is None.
         """
         if order is None:
             order = torch.arange(len(self))
-        for positions in order.to(self.device).split(batch_size):
-            stored = self.store[positions if self.rows is None else self.rows[positions]]
+        chunks = order.to(self.device).split(batch_size)
+        for positions, stored in zip(chunks, self._stored(chunks, seed), strict=True):
             yield stored.float().mul_(self._gain).add_(self._offset), positions
+
+    def _stored(self, chunks: Sequence[Tensor], seed: int | None) -> Iterator[Tensor]:
+        rows = chunks if self.rows is None else [self.rows[positions] for positions in chunks]
+        return self.store.fetch(rows, seed) if self.in_files else (self.store[part] for part in rows)
+
+
+class Sources(NamedTuple):
+    """A data set's images: for the pool, for test, and for validation where they are not drawn from the pool's."""
+
+    train: Split
+    test: Split
+    validation: Split | None = None

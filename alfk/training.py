@@ -43,19 +43,23 @@ def fit(
         threads: CPU threads of the training steps, as many as elsewhere where it is None.
     """
     optimiser = torch.optim.SGD(model.parameters(), recipe.lr, recipe.momentum, weight_decay=recipe.weight_decay)
+    forward = torch.compile(model) if recipe.compiled else model
     for epoch in range(1, recipe.epochs + 1):
-        optimiser.param_groups[0]["lr"] = recipe.lr * recipe.schedule(epoch)
         model.train()
         order = torch.randperm(len(data), generator=generator)
         if len(order) % recipe.batch_size == 1 and has_batch_norm(model):
             order = order[:-1]  # one image has no variance; which one it is changes with every epoch
             if not len(order):
                 raise UserError("a network with batch norm cannot be trained on a single image: raise -as")
+        steps = -(-len(order) // recipe.batch_size)
+        seed = int(torch.randint(2**31, (1,), generator=generator)) if data.in_files else None
         with cpu_threads(threads):
-            for images, positions in data.batches(recipe.batch_size, order):
+            for step, (images, positions) in enumerate(data.batches(recipe.batch_size, order, seed), 1):
+                optimiser.param_groups[0]["lr"] = recipe.lr * recipe.schedule(epoch, step / steps)
                 labels = None if data.labels is None else data.labels[positions]
                 inputs, targets = task(images, labels)
-                loss = F.cross_entropy(model(inputs)[0], targets)
+                with torch.autocast(images.device.type, torch.bfloat16, enabled=recipe.amp):
+                    loss = F.cross_entropy(forward(inputs)[0], targets)
                 optimiser.zero_grad()
                 loss.backward()
                 optimiser.step()
@@ -79,6 +83,17 @@ def predict(model: nn.Module, data: Split, batch_size: int) -> Tensor:
     """(N,) int64, the arg max for every image."""
     with evaluation_mode(model):
         return torch.cat([model(images)[0].argmax(1) for images, _ in data.batches(batch_size)])
+
+
+@torch.inference_mode()
+def ranking(model: nn.Module, data: Split, batch_size: int, k: int) -> Tensor:
+    """(N, k) int64, the k likeliest classes of every image, the likeliest first; fewer where there are fewer."""
+    found = []
+    with evaluation_mode(model):
+        for images, _ in data.batches(batch_size):
+            logits = model(images)[0]
+            found.append(logits.topk(min(k, logits.shape[1]), dim=1).indices)
+    return torch.cat(found)
 
 
 @torch.inference_mode()

@@ -70,7 +70,7 @@ def workspace(folder, tmp_path):
     train, test = svhn.load_part(folder)
     run = RunFolder(tmp_path, 0)
     run.create()
-    return Workspace(SVHN.for_part(len(train)), run, train, test, 0, "test", train.device)
+    return Workspace(SVHN.for_data(train), run, train, test, 0, "test", train.device)
 
 
 def test_the_official_class_counts_give_the_stated_sizes():

@@ -16,8 +16,8 @@ from typing import Any
 import numpy as np
 import torch
 
-from alfk.config import Experiment
-from alfk.data import Split
+from alfk.config import Experiment, Load
+from alfk.data import Sources, Split
 from alfk.errors import UnofficialFiles, UserError
 from alfk.runs import RunFolder, Trial
 from alfk.stages import options as flags
@@ -38,7 +38,6 @@ from alfk.stages.workspace import Report, Workspace
 
 Experiments = Mapping[str, Experiment]  # by name; the first is the default
 Options = argparse.Namespace
-Load = Callable[[Path], tuple[Split, Split]]
 
 
 def run(experiments: Experiments, cfgs: Mapping[str, flags.Cfg], about: str) -> int:
@@ -205,13 +204,15 @@ def open_workspace(
         UserError: other settings than the run's, or a pool too small for so many AL iterations of the trials.
     """
     torch.backends.cudnn.deterministic = True
-    train, test = data(experiment, options)
-    experiment = experiment.for_part(len(train))
+    train, test, apart = data(experiment, options)
+    experiment = experiment.for_data(train)
     folder = RunFolder(root(experiment, options), number)
     folder.create()
-    work = Workspace(experiment, folder, train, test, options.seed, options.select, train.device, report)
+    work = Workspace(experiment, folder, train, test, options.seed, options.select, train.device, report, apart)
     settings = settings_of(work) if settings_of else work.settings(initial)
     folder.check_manifest(settings)
+    if experiment.holdout:
+        work.hold_out(experiment.holdout)
     work.check_sizes(trials, iterations)
     folder.record_session(settings, _session(train.device))
     return work
@@ -221,23 +222,26 @@ def root(experiment: Experiment, options: Options) -> Path:
     return options.save_folder or options.datadir / experiment.name
 
 
-def data(experiment: Experiment, options: Options) -> tuple[Split, Split]:
-    """Training and test images on the device. Raises UserError."""
+def data(experiment: Experiment, options: Options) -> Sources:
+    """The data set's images on the device. Raises UserError."""
     part = experiment.load_part if getattr(options, "allow_subset", False) else None
     return _load(experiment.load, part, options.datadir / experiment.name, flags.device_of(options))
 
 
 @functools.cache
-def _load(load: Load, load_part: Load | None, path: Path, device: torch.device) -> tuple[Split, Split]:
+def _load(load: Load, load_part: Load | None, path: Path, device: torch.device) -> Sources:
     try:
-        train, test = load(path)
+        found = Sources(*load(path))
     except UnofficialFiles as problem:
         if load_part is None:
             raise
         if multiprocessing.parent_process() is None:
             print(f"warning: {str(problem).partition(';')[0]}", file=sys.stderr)
-        train, test = load_part(path)
-    return train.to(device), test.to(device)
+        found = Sources(*load_part(path))
+    train, test = found.train.to(device), found.test.to(device)
+    if found.validation is None:
+        return Sources(train, test)
+    return Sources(train, test, test if found.validation is found.test else found.validation.to(device))
 
 
 def _session(device: torch.device) -> dict[str, Any]:

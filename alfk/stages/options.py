@@ -63,6 +63,8 @@ def places_parser(experiments: Mapping[str, Experiment], about: str) -> Parser:
     if any(experiment.load_part for experiment in experiments.values()):
         add("--allow-subset", action="store_true", help="take data files that are not the official ones")
     add("--save-folder", type=Path, help="folder for the runN folders (<datadir>/<DATASET>)")
+    for add_flags in dict.fromkeys(e.add_flags for e in experiments.values() if e.add_flags):
+        add_flags(parser)
     return parser
 
 
@@ -83,6 +85,14 @@ def common_parser(experiments: Mapping[str, Experiment], about: str) -> Parser:
     parser = protocol_parser(experiments, about)
     add = parser.add_argument
     add("-e", "--epochs", type=positive, help="epochs of an AL iteration")
+    add(
+        "--batch-size",
+        dest="training_batch",
+        type=positive,
+        metavar="N",
+        help="images a training batch, of all processes together",
+    )
+    add("--lr", type=rate, help="learning rate that the schedule starts from")
     add("-smp", "--samples", type=positive, metavar="K", help="dropout samples or perturbed copies of an image")
     add("-gbs", "--descr-batch", type=positive, metavar="N", help="images a batch outside training")
     kinds = ("float32", "float16")
@@ -145,6 +155,13 @@ def positive(text: str) -> int:
     return value
 
 
+def rate(text: str) -> float:
+    value = float(text)
+    if not 0 < value < float("inf"):
+        raise argparse.ArgumentTypeError(f"a learning rate is above 0, not {text}")
+    return value
+
+
 def count(text: str) -> int:
     value = int(text)
     if value < 0:
@@ -167,8 +184,10 @@ def noise_ratio(text: str) -> float:
 
 
 def experiment_of(experiments: Mapping[str, Experiment], options: argparse.Namespace) -> Experiment:
-    """The data set's constants with what the flags change."""
+    """The data set's constants with what the flags change. Raises UserError."""
     experiment = experiments[options.dataset]
+    if experiment.with_flags:
+        experiment = experiment.with_flags(experiment, options)
     given = {
         "query_size": options.query_size,
         "descriptor_batch": options.descr_batch,
@@ -177,11 +196,13 @@ def experiment_of(experiments: Mapping[str, Experiment], options: argparse.Names
         "iterations": getattr(options, "iterations", None),
     }
     experiment = replace(experiment, **{key: value for key, value in given.items() if value})
-    if options.epochs:
-        experiment = replace(experiment, retraining=replace(experiment.retraining, epochs=options.epochs))
-    if options.unsup_epochs:
-        experiment = replace(experiment, pretraining=replace(experiment.pretraining, epochs=options.unsup_epochs))
-    return experiment
+    both = {"batch_size": getattr(options, "training_batch", None), "lr": getattr(options, "lr", None)}
+    retraining, pretraining = {**both, "epochs": options.epochs}, {**both, "epochs": options.unsup_epochs}
+    return replace(
+        experiment,
+        retraining=replace(experiment.retraining, **{key: value for key, value in retraining.items() if value}),
+        pretraining=replace(experiment.pretraining, **{key: value for key, value in pretraining.items() if value}),
+    )
 
 
 def device_of(options: argparse.Namespace) -> torch.device:

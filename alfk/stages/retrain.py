@@ -20,7 +20,7 @@ from alfk.seeding import global_randomness
 from alfk.stages.describe import databases, have_databases, read_databases
 from alfk.stages.memory import peak_mib
 from alfk.stages.workspace import Workspace, join_states
-from alfk.training import accuracy, accuracy_per_class, fit, predict
+from alfk.training import accuracy, accuracy_per_class, fit, predict, ranking
 
 
 def acquire(work: Workspace, trial: Trial, b: int, pool: Split, validation: Split) -> tuple[Tensor, dict[str, Any]]:
@@ -105,6 +105,7 @@ class Epoch:
     validation: float
     predictions: Tensor
     misclassified: int
+    top5: float | None = None
 
 
 def retrain(work: Workspace, trial: Trial, b: int, pool: Split, validation: Split) -> Record:
@@ -211,6 +212,7 @@ def make_record(
     }
     classes, pseudo_labels = work.experiment.classes, header["pseudo_labels"] or {}
     selected = [kept[work.select] for kept in members]
+    top5 = [epoch.top5 for epoch in selected]
     per_class = [accuracy_per_class(epoch.predictions, work.test.labels, classes) for epoch in selected]
     return {
         **work.identity(trial, b),
@@ -222,6 +224,7 @@ def make_record(
         "accuracy_val_selected": fmean(kept["val"].test for kept in members),
         "accuracy_last": fmean(kept["last"].test for kept in members),
         "accuracy_members": [epoch.test for epoch in selected],
+        **({"accuracy_top5": fmean(top5)} if None not in top5 else {}),
         "epochs": {rule: [kept[rule].number for kept in members] for rule in RULES},
         "accuracy_per_class": [None if None in values else fmean(values) for values in zip(*per_class, strict=True)],
         "selected_histogram": torch.bincount(pool.labels[newest.to(pool.device)], minlength=classes).tolist(),
@@ -262,17 +265,26 @@ class Keeper:
         weights: of the epoch that `select` keeps.
     """
 
-    def __init__(self, test: Split, validation: Split, select: str, batch_size: int):
+    def __init__(self, test: Split, validation: Split, select: str, batch_size: int, top5: bool = False):
         self.test, self.validation, self.select, self.batch_size = test, validation, select, batch_size
+        self.top5 = top5
         self.kept: dict[str, Epoch] = {}
         self.weights: dict[str, Tensor] = {}
 
     def __call__(self, number: int, model: nn.Module) -> None:
         """Score the network after epoch `number`. Its modes are as before afterwards."""
-        said = predict(model, self.test, self.batch_size)
-        wrong = int((predict(model, self.validation, self.batch_size) != self.validation.labels).sum())
-        on_validation = 100 * (1 - wrong / len(self.validation))
-        epoch = Epoch(number, accuracy(said, self.test.labels), on_validation, said, wrong)
+        top5 = None
+        if self.top5:
+            likeliest = ranking(model, self.test, self.batch_size, 5)
+            said, truth = likeliest[:, 0], self.test.labels
+            top5 = 100 * float((likeliest == truth.unsqueeze(1)).any(1).double().mean())
+        else:
+            said = predict(model, self.test, self.batch_size)
+        again = self.validation is not self.test
+        on_validation = predict(model, self.validation, self.batch_size) if again else said
+        wrong = int((on_validation != self.validation.labels).sum())
+        share = 100 * (1 - wrong / len(self.validation))
+        epoch = Epoch(number, accuracy(said, self.test.labels), share, said, wrong, top5)
         better = {
             "test": "test" not in self.kept or epoch.test > self.kept["test"].test,
             "val": "val" not in self.kept or epoch.validation > self.kept["val"].validation,
@@ -288,7 +300,7 @@ def _train(
 ) -> tuple[dict[str, Epoch], dict[str, Tensor]]:
     """Fit; the epoch that each rule keeps (the first of equals), and the weights of the selected one."""
     experiment = work.experiment
-    keeper = Keeper(work.test, validation, work.select, experiment.descriptor_batch)
+    keeper = Keeper(work.test, validation, work.select, experiment.descriptor_batch, experiment.top5)
 
     def after_epoch(number: int) -> None:
         keeper(number, model)

@@ -40,7 +40,7 @@ def contact_sheets(experiment: Experiment, results: Results, datadir: Path, out:
             rows.append(_row(record, train, torch.from_numpy(chosen)))
         path = out / f"{experiment.name}_selected_run{run}_{trial.name}"
         title = f"{experiment.name}, {trial.ir:g}x class imbalance, run {run}: what {name_of(trial)} chose"
-        draw.contact_sheet(path, title, rows, experiment.minority)
+        draw.contact_sheet(path, title, rows, experiment.minority or ())
         yield path
 
 

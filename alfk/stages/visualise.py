@@ -68,9 +68,10 @@ def _workspace(experiment: Experiment, options: argparse.Namespace) -> Workspace
         raise UserError(f"there is no run {options.run} in {folder.path.parent}: run.py makes it")
     made = read_json(manifest).get("settings", {})
     experiment = flags.replace(experiment, query_size=made.get("query_size", experiment.query_size))
-    train, test = cli.data(experiment, options)
-    experiment = experiment.for_part(len(train))
-    return Workspace(experiment, folder, train, test, made.get("seed", 0), made.get("select", "test"), train.device)
+    train, test, apart = cli.data(experiment, options)
+    experiment = experiment.for_data(train)
+    seed, select = made.get("seed", 0), made.get("select", "test")
+    return Workspace(experiment, folder, train, test, seed, select, train.device, apart=apart)
 
 
 def _trial(name: str, ir: float, experiment: Experiment, options: argparse.Namespace) -> Trial:
@@ -88,7 +89,7 @@ def _panel(work: Workspace, trial: Trial, b: int, taps: Sequence[int]) -> draw.P
         found = describe(model, work.test, taps, batch_size=work.experiment.descriptor_batch)
     said, truth = found.predictions.cpu(), work.test.labels.cpu()
     per_class = accuracy_per_class(said, truth, work.experiment.classes)
-    groups = rare_groups(work.experiment.minority)
+    groups = rare_groups(work.experiment.minority or ())
     parts = [f"{name} {np.mean([per_class[c] for c in classes]):.0f} %" for name, classes in groups.items()]
     text = ", ".join([f"{accuracy(said, truth):.1f} %", *parts])
     print(f"{series(trial)}: {text}", flush=True)

@@ -21,7 +21,7 @@ Report = Callable[..., None]  # report(event, **information)
 
 
 # Settings of active learning alone, on which initial models do not depend.
-LATER = ("retraining.", "query_size", "samples", "strategy", "descriptor_batch", "descriptor_dtype")
+LATER = ("retraining.", "query_size", "samples", "strategy", "descriptor_batch", "descriptor_dtype", "holdout", "top5")
 
 
 def silent(event: str, **information: Any) -> None:
@@ -34,6 +34,7 @@ class Workspace:
 
     Attributes:
         train, test: the data set as it is, on `device`.
+        apart: the validation images, where they are not drawn from the training images.
         seed: of the whole experiment; the run's draws derive from it and the run's number.
         select: which epoch's weights an iteration keeps: "test", "val" or "last".
     """
@@ -46,6 +47,7 @@ class Workspace:
     select: str
     device: torch.device
     report: Report = silent
+    apart: Split | None = None
 
     def settings(self, initial: bool = False) -> dict[str, Any]:
         """Everything on which this run's results depend, or, `initial`, its initial models alone."""
@@ -78,7 +80,15 @@ class Workspace:
         return self._drawn("validation", self._draw_validation)
 
     def validation(self) -> Split:
-        return self.train.subset(self.validation_indices())
+        return self.train.subset(self.validation_indices()) if self.apart is None else self.apart
+
+    def hold_out(self, share: float) -> None:
+        """Divide validation images that have been test images too: `share` of them, drawn at random, for test alone."""
+        rows = torch.randperm(len(self.apart), generator=self.generator("holdout"))
+        rows = self._drawn("test", lambda: rows[: round(share * len(rows))].sort().values)
+        rest = torch.ones(len(self.apart), dtype=torch.bool)
+        rest[rows] = False
+        self.test, self.apart = self.apart.subset(rows), self.apart.subset(rest.nonzero().flatten())
 
     def undistorted_pool_size(self) -> int:
         """Pool images at imbalance ratio 1: the whole of which the figures' x axis shows a share."""
@@ -113,10 +123,14 @@ class Workspace:
 
     def _draw_pool(self, ir: float, distortion: str) -> Tensor:
         taken = torch.zeros(len(self.train), dtype=torch.bool)
-        taken[self.validation_indices()] = True
+        if self.apart is None:
+            taken[self.validation_indices()] = True
         rows = (~taken).nonzero().flatten()
         labels = self.train.labels.cpu()[rows]
-        return rows[bias.thin_minority(labels, self.experiment.minority, ir, self.generator("bias", distortion))]
+        draws, minority = self.generator("bias", distortion), self.experiment.minority
+        if minority is None:
+            return rows[bias.thin_half_of_classes(labels, self.experiment.classes, ir, draws)]
+        return rows[bias.thin_minority(labels, minority, ir, draws)]
 
     def _draw_labels(self, rows: Tensor, nr: float, distortion: str) -> Tensor:
         labels = self.train.labels.cpu()[rows]

@@ -1,0 +1,207 @@
+"""Images that stay in their files: decoded, cropped and scaled batch by batch, for splits larger than memory.
+
+`ImageFiles` takes the place of the tensor inside a `Split`. Who decodes is either NVIDIA DALI (`alfk.dali`) or Pillow
+in the workers of a DataLoader; both are told the same crops, so that they show a network the same images.
+"""
+
+import math
+import os
+from collections.abc import Iterable, Iterator, Sequence
+from pathlib import Path
+from typing import Protocol
+
+import numpy as np
+import torch
+from PIL import Image
+from torch import Tensor
+from torch.utils.data import DataLoader
+from torchvision.transforms.v2 import functional as transforms
+
+from alfk.errors import UserError
+
+LOADERS = ("dali", "torchvision")
+AREA = (0.1, 1.0)  # of a random crop, share of the image (METHOD: train augmentation)
+ASPECT = (0.8, 1.25)  # of a random crop, width over height
+
+Request = tuple[list[str], np.ndarray | None]  # paths, and the random crop of each (see `draw_crops`), or none
+
+
+class Decoder(Protocol):
+    """Turns requests into (B, size, size, 3) uint8 on its device, one after the other, working ahead."""
+
+    def __call__(self, requests: Iterable[Request], largest: int, augmented: bool) -> Iterator[Tensor]:
+        """`largest`: images in the largest request; `augmented`: whether requests come with crops."""
+
+
+class ImageFiles:
+    """(N, 3, size, size) images in files, as a `Split` holds them.
+
+    As they are evaluated: the shorter side scaled to size * 256 / 224, the central crop. Augmented: a random crop of
+    10 to 100 % of the area, scaled to size x size, half of them mirrored. Greyscale and CMYK become RGB.
+
+    Args:
+        root: folder that the paths start from.
+        paths: (N,) bytes.
+        size: pixels, 224 in the paper.
+        loader: "dali" or "torchvision".
+        workers: threads (DALI) or processes (torchvision) that decode.
+    """
+
+    ndim = 4
+
+    def __init__(
+        self,
+        root: Path,
+        paths: np.ndarray,
+        size: int,
+        loader: str,
+        workers: int,
+        device: torch.device | str = "cpu",
+    ):
+        self.root, self.paths, self.size, self.loader, self.workers = root, paths, size, loader, workers
+        self.device = torch.device(device)
+        self.decode = _decoder(loader)(size, workers, self.device)
+
+    def __len__(self) -> int:
+        return len(self.paths)
+
+    def to(self, device: torch.device) -> "ImageFiles":
+        """The same files, decoded on or for `device`."""
+        return ImageFiles(self.root, self.paths, self.size, self.loader, self.workers, device)
+
+    def fetch(self, chunks: Sequence[Tensor], seed: int | None = None) -> Iterator[Tensor]:
+        """(B, 3, size, size) uint8, channels last in memory, for each chunk of rows (B,).
+
+        Args:
+            seed: of random crops; one seed gives an image one crop, whoever decodes it and beside whatever others.
+        Raises:
+            UserError: a file cannot be decoded; it is named.
+        """
+        if not chunks:
+            return
+        crops = None if seed is None else draw_crops(len(self), torch.Generator().manual_seed(seed)).numpy()
+
+        def request(rows: np.ndarray) -> Request:
+            paths = [f"{self.root}/{path.decode()}" for path in self.paths[rows]]
+            return paths, None if crops is None else crops[rows]
+
+        requests = (request(rows.cpu().numpy()) for rows in chunks)
+        for pixels in self.decode(requests, max(map(len, chunks)), crops is not None):
+            yield pixels.permute(0, 3, 1, 2)
+
+
+def draw_crops(count: int, generator: torch.Generator) -> Tensor:
+    """(count, 5) float32: area (share of the image's), width over height (evenly on a logarithmic scale), place of the
+    crop down and across (0 to 1, of the room that is left), and what mirrors the image where it is under 1/2.
+    """
+    drawn = torch.rand(count, 5, generator=generator)
+    low, high = torch.tensor(ASPECT).log()
+    drawn[:, 0] = AREA[0] + (AREA[1] - AREA[0]) * drawn[:, 0]
+    drawn[:, 1] = (low + (high - low) * drawn[:, 1]).exp()
+    return drawn
+
+
+def evaluation_side(size: int) -> int:
+    """What the shorter side is scaled to before the central crop: 256 for 224."""
+    return round(size * 256 / 224)
+
+
+def usual_workers() -> int:
+    """CPUs this process may use, shared with the processes that torchrun started beside it."""
+    return max(1, len(os.sched_getaffinity(0)) // int(os.environ.get("LOCAL_WORLD_SIZE", "1")))
+
+
+def has_dali() -> bool:
+    """Whether NVIDIA DALI can be used here."""
+    try:
+        import nvidia.dali  # noqa: F401
+    except ImportError:
+        return False
+    return True
+
+
+def _decoder(loader: str) -> type:
+    if loader == "torchvision":
+        return PillowDecoder
+    if not has_dali():
+        raise UserError(
+            "NVIDIA DALI is not installed: pip install -r imagenet/requirements.txt, or --loader torchvision"
+        )
+    from alfk.dali import DaliDecoder  # slow to import, and not installed everywhere
+
+    return DaliDecoder
+
+
+class PillowDecoder:
+    """Decoding by Pillow, scaling by torchvision.transforms.v2, in the worker processes of a DataLoader."""
+
+    def __init__(self, size: int, workers: int, device: torch.device):
+        self.size, self.workers, self.device = size, workers, device
+
+    def __call__(self, requests: Iterable[Request], largest: int, augmented: bool) -> Iterator[Tensor]:
+        on_gpu = self.device.type == "cuda"
+        batches = _Batches(list(requests), self.size)
+        loader = DataLoader(
+            batches,
+            batch_size=None,
+            num_workers=min(self.workers, len(batches)),
+            pin_memory=on_gpu,
+            generator=torch.Generator(),  # of its workers, which draw nothing; else it takes from the global one
+        )
+        for pixels in loader:
+            if isinstance(pixels, str):  # a worker's exception would come with its traceback as text
+                raise UserError(pixels)
+            yield pixels.to(self.device, non_blocking=True)
+
+
+class _Batches(torch.utils.data.Dataset):
+    """Request number i, decoded: (B, size, size, 3) uint8, or what is wrong with it."""
+
+    def __init__(self, requests: Sequence[Request], size: int):
+        self.requests, self.size = requests, size
+
+    def __len__(self) -> int:
+        return len(self.requests)
+
+    def __getitem__(self, i: int) -> Tensor | str:
+        paths, crops = self.requests[i]
+        crops = [None] * len(paths) if crops is None else crops
+        try:
+            return torch.stack([_decode(path, self.size, crop) for path, crop in zip(paths, crops, strict=True)])
+        except UserError as problem:
+            return str(problem)
+
+
+def _decode(path: str, size: int, crop: np.ndarray | None) -> Tensor:
+    image = open_image(path)
+    if crop is None:
+        scale = evaluation_side(size) / min(image.size)
+        height, width = (math.floor(side * scale + 0.5) for side in (image.height, image.width))
+        image = transforms.resize(image, [height, width])
+        image = transforms.crop(image, (height - size) // 2, (width - size) // 2, size, size)
+    else:
+        image = transforms.resized_crop(image, *window(image.height, image.width, crop), [size, size])
+        if crop[4] < 0.5:
+            image = transforms.horizontal_flip(image)
+    return torch.from_numpy(np.array(image))
+
+
+def window(height: int, width: int, crop: np.ndarray) -> tuple[int, int, int, int]:
+    """A drawn crop (see `draw_crops`) in pixels: top, left, height, width. What would not fit is cut to the image."""
+    area, aspect, down, across, _ = crop.astype(np.float64)
+    across_side = min(width, max(1, math.floor((area * height * width * aspect) ** 0.5 + 0.5)))
+    down_side = min(height, max(1, math.floor((area * height * width / aspect) ** 0.5 + 0.5)))
+    return int(down * (height - down_side + 1)), int(across * (width - across_side + 1)), down_side, across_side
+
+
+def open_image(path: str) -> Image.Image:
+    """The image in RGB, as its pixels are stored (a camera's orientation tag is not followed).
+
+    Raises:
+        UserError: it cannot be read or decoded.
+    """
+    try:
+        with Image.open(path) as image:
+            return image.convert("RGB")
+    except (OSError, SyntaxError, ValueError) as problem:  # Pillow's ways of saying that a file is damaged
+        raise UserError(f"{path} cannot be decoded: {problem}; replace or remove it") from None

@@ -1,0 +1,102 @@
+"""ImageNet, or any tree train/<class>/*.JPEG, val/<class>/*.JPEG: its files are listed once and stay where they are."""
+
+import hashlib
+import os
+from pathlib import Path
+
+import numpy as np
+import torch
+
+from alfk.data import UNOFFICIAL, Sources, Split
+from alfk.errors import UserError
+from alfk.image_files import ImageFiles
+from alfk.runs import has_array, locked, open_array, read_json, save_array
+
+MEAN, STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
+SUFFIXES = (".jpeg", ".jpg", ".png")
+OFFICIAL = {"train": 1_281_167, "val": 50_000}  # images of ILSVRC-2012
+
+
+def load_folder(folder: Path, root: Path | None, size: int, loader: str, workers: int) -> Sources:
+    """Pool images from train/, validation and test images both from val/: the paper's protocol.
+
+    Args:
+        folder: local_data/ImageNet; the lists of files are kept in its processed/.
+        root: the folder with train/ and val/; ILSVRC2012_pytorch beside `folder` where it is None.
+        size, loader, workers: see `ImageFiles`.
+    Raises:
+        UserError: a folder is missing or empty, or val/ has a class that train/ has not.
+    """
+    root = (root or folder.parent / "ILSVRC2012_pytorch").absolute()
+    train, val = (_split(folder, root, part, size, loader, workers) for part in OFFICIAL)
+    return Sources(train, val, val)
+
+
+def _split(folder: Path, root: Path, part: str, size: int, loader: str, workers: int) -> Split:
+    names, stamps = _classes(root, "train"), _stamps(root, part)
+    unknown = set(stamps) - set(names)
+    if unknown:
+        raise UserError(f"{root / part} has a class that train/ has not: {min(unknown)}")
+    processed = folder / "processed"
+    paths_file, labels_file = (processed / f"{part}_{what}.npy" for what in ("paths", "labels"))
+    about = {"root": str(root), "classes": names, "folders": stamps}
+    try:
+        processed.mkdir(parents=True, exist_ok=True)
+        with locked(processed / ".lock"):
+            if not (has_array(labels_file) and has_array(paths_file) and _listed(labels_file, about)):
+                paths, labels = _scan(root, part, names)
+                save_array(paths_file, paths, {"kind": "paths"})
+                digest = hashlib.md5(paths.tobytes() + labels.tobytes()).hexdigest()
+                save_array(labels_file, labels, {"kind": "labels", "md5": digest, **about})
+    except OSError as problem:
+        raise UserError(f"cannot write to {processed}: {problem.strerror}; give --datadir another folder") from None
+    paths, _ = open_array(paths_file, {"kind": "paths"})
+    labels, header = open_array(labels_file, {"kind": "labels"})
+    prefix = "" if len(labels) == OFFICIAL[part] else f"{UNOFFICIAL} "
+    files = ImageFiles(root, paths, size, loader, workers)
+    return Split(files, torch.from_numpy(np.array(labels)), MEAN, STD, source=prefix + header["md5"])
+
+
+def _listed(labels_file: Path, about: dict[str, object]) -> bool:
+    """Whether the list was made of the same folders in their present state."""
+    header = read_json(labels_file.with_suffix(".json"))
+    return all(header.get(key) == value for key, value in about.items())
+
+
+def _classes(root: Path, part: str) -> list[str]:
+    """Names of the class folders, sorted: a class's number is its place."""
+    try:
+        names = sorted(entry.name for entry in os.scandir(root / part) if entry.is_dir() and entry.name[0] != ".")
+    except OSError:
+        names = []
+    if not names:
+        raise UserError(
+            f"there are no images in {root}: it has to hold train/<class>/*.JPEG and val/<class>/*.JPEG, your own or "
+            "ILSVRC-2012's (image-net.org, after registration; its val images sorted into class folders); "
+            "name another folder with --imagenetdir"
+        )
+    return names
+
+
+def _stamps(root: Path, part: str) -> dict[str, int]:
+    """When a file was last added to or removed from each class folder."""
+    return {name: os.stat(root / part / name).st_mtime_ns for name in _classes(root, part)}
+
+
+def _scan(root: Path, part: str, names: list[str]) -> tuple[np.ndarray, np.ndarray]:
+    """Paths below `root` (N,) bytes and labels (N,) int64, class by class, sorted. Raises UserError."""
+    paths, labels = [], []
+    for label, name in enumerate(names):
+        folder = root / part / name
+        files = (
+            sorted(entry.name for entry in os.scandir(folder) if entry.name.lower().endswith(SUFFIXES))
+            if folder.is_dir()
+            else []
+        )
+        if not files and part == "train":
+            raise UserError(f"{folder} has no image ({', '.join(SUFFIXES)}); remove it, or put images into it")
+        paths += [f"{part}/{name}/{file}".encode() for file in files]
+        labels += [label] * len(files)
+    if not paths:
+        raise UserError(f"there is no image in {root / part}")
+    return np.array(paths), np.array(labels, np.int64)

@@ -1,0 +1,37 @@
+"""The ImageNet experiment: all methods, all AL iterations; what is complete is skipped.
+
+    python3 run.py DIR --initial            # initial models; DIR holds train/<class>/*.JPEG and val/<class>/*.JPEG
+    python3 run.py DIR --unsupervised 1     # active learning from the rotation-pretrained model: figures (c) and (d)
+    python3 run.py DIR --baseline           # the line "all train"
+    torchrun --nproc-per-node 8 run.py DIR --amp    # the same on eight GPUs
+
+Without DIR it is ../local_data/ILSVRC2012_pytorch. Any tree of that form will do, with a query size it has room for:
+DIR -as 100 --image-size 64 -e 5.
+"""
+
+import sys
+from pathlib import Path
+
+sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
+
+from alfk.stages import cli
+from imagenet.config import EXPERIMENTS
+
+# (imbalance ratio, method, descriptor length L, ensemble size E)
+cfg = [
+    (ir, *row)
+    for ir in (1, 100)
+    for row in (
+        ("random", 0, 1),
+        ("varR", 0, 1),
+        ("varR", 0, 4),
+        ("Rz", 512, 1),
+        ("Rzg_true", 512, 1),
+        ("Rzg_pred", 768, 1),
+        ("Rzg_pz", 512, 1),
+        ("Rzg_pz", 768, 1),
+    )
+]
+
+if __name__ == "__main__":
+    sys.exit(cli.run(EXPERIMENTS, {"ImageNet": cfg}, __doc__))
