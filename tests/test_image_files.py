@@ -1,0 +1,227 @@
+"""Images in files: both loaders, against each other and against a plain reading of the same files."""
+
+import math
+import os
+
+import numpy as np
+import pytest
+import torch
+from hypothesis import given
+from hypothesis import strategies as st
+from PIL import Image
+
+from alfk.data import Split
+from alfk.errors import UserError
+from alfk.image_files import ImageFiles, draw_crops, has_dali, window
+from imagenet.custom_datasets.image_folder import MEAN, STD, load_folder
+from tests.conftest import SHARED
+
+LOADERS = ["torchvision", pytest.param("dali", marks=pytest.mark.skipif(not has_dali(), reason="no DALI here"))]
+SIZE = 32
+
+
+def picture(seed, height=80, width=100):
+    """A smooth colourful image, as photos are smooth."""
+    rng = np.random.default_rng(seed)
+    coarse = Image.fromarray(rng.integers(0, 256, (5, 6, 3), dtype=np.uint8))
+    return coarse.resize((width, height), Image.Resampling.BICUBIC)
+
+
+def write_tree(root, classes=4, train=5, val=3):
+    for part, count in (("train", train), ("val", val)):
+        for c in range(classes):
+            (root / part / f"n{c:02}").mkdir(parents=True)
+            for i in range(count):
+                seed = 1000 * (part == "val") + 100 * c + i
+                picture(seed, 50 + seed % 37, 50 + seed % 53).save(root / part / f"n{c:02}" / f"{i}.JPEG", quality=95)
+    return root
+
+
+@pytest.fixture(scope="module")
+def tree(tmp_path_factory):
+    return write_tree(tmp_path_factory.mktemp("tree"))
+
+
+def load(tree, folder, loader="torchvision", size=SIZE):
+    return load_folder(folder / "ImageNet", tree, size, loader, workers=2)
+
+
+@pytest.mark.parametrize("loader", LOADERS)
+@pytest.mark.parametrize("seed", [None, 5])
+def test_every_image_comes_once_with_its_position_and_label(tree, tmp_path, loader, seed):
+    train = load(tree, tmp_path, loader).train
+    assert len(train) == 20
+    assert train.labels.tolist() == sorted(list(range(4)) * 5)
+    order = torch.randperm(20, generator=torch.Generator().manual_seed(1))
+    batches = list(train.batches(6, order, seed))
+    assert [len(positions) for _, positions in batches] == [6, 6, 6, 2]
+    assert torch.cat([positions for _, positions in batches]).tolist() == order.tolist()
+    for images, positions in batches:
+        assert images.shape == (len(positions), 3, SIZE, SIZE)
+        assert images.dtype == torch.float32
+        assert images.is_contiguous(memory_format=torch.channels_last)
+    # Whatever batch an image comes in, and with whatever order, it is the same image.
+    alone = {int(p): image for images, positions in batches for image, p in zip(images, positions, strict=True)}
+    for images, positions in train.subset(torch.arange(20)).batches(20, None, seed):
+        for image, p in zip(images, positions.tolist(), strict=True):
+            assert torch.equal(image, alone[p])
+
+
+@pytest.mark.parametrize("loader", LOADERS)
+def test_evaluation_is_scaled_and_cropped_in_the_middle(tree, tmp_path, loader):
+    """Against Pillow: the shorter side to 37, the central 32 x 32 pixels."""
+    test = load(tree, tmp_path, loader).test
+    ((images, positions),) = test.batches(50)
+    paths = sorted((tree / "val").glob("*/*.JPEG"))
+    for image, position in zip(images, positions.tolist(), strict=True):
+        with Image.open(paths[position]) as stored:
+            scale = 37 / min(stored.size)
+            width, height = (round(side * scale) for side in stored.size)
+            left, top = (width - SIZE) // 2, (height - SIZE) // 2
+            small = stored.resize((width, height), Image.Resampling.BILINEAR)
+        wanted = np.array(small.crop((left, top, left + SIZE, top + SIZE))) / 255
+        wanted = (wanted - np.array(MEAN)) / np.array(STD)
+        assert np.abs(image.permute(1, 2, 0).numpy() - wanted).mean() < 0.05
+
+
+@pytest.mark.skipif(not has_dali(), reason="no DALI here")
+@pytest.mark.parametrize("seed", [None, 7])
+def test_loaders_agree_on_grey_cmyk_and_oblong_images(tmp_path, seed):
+    names = []
+    for i in range(12):
+        image = picture(i, 40 + 29 * i, 380 - 25 * i)
+        mode = ("RGB", "L", "CMYK")[i % 3]
+        image.convert(mode).save(tmp_path / f"{i}.JPEG", quality=95)
+        names.append(f"{i}.JPEG".encode())
+    one, other = (ImageFiles(tmp_path, np.array(names), 64, loader, 2) for loader in ("torchvision", "dali"))
+    ((a,), (b,)) = (files.fetch([torch.arange(12)], seed) for files in (one, other))
+    apart = (a.float() - b.float()).abs().mean((1, 2, 3)) / 255 / 0.226
+    assert apart.max() < 0.05
+    assert (a.float() - a.float().mean()).abs().mean() / 255 / 0.226 > 0.3  # the images are not all alike
+
+
+@pytest.mark.skipif(not has_dali(), reason="no DALI here")
+@pytest.mark.parametrize("seed", [None, 7])
+def test_loaders_agree_on_photos(tmp_path, seed):
+    photos = SHARED / "data" / "ImageNet-mini"
+    if not photos.exists():
+        pytest.skip("no photos here")
+    one, other = (load(photos, tmp_path, loader, 64).test for loader in ("torchvision", "dali"))
+    assert torch.equal(one.labels, other.labels)
+    for (a, p), (b, q) in zip(one.batches(128, None, seed), other.batches(128, None, seed), strict=True):
+        assert torch.equal(p, q)
+        assert (a - b).abs().mean() < 0.05
+
+
+@pytest.mark.parametrize("loader", LOADERS)
+@pytest.mark.parametrize("damage", ["text", "truncated", "missing"])
+@pytest.mark.parametrize("seed", [None, 1])
+def test_an_undecodable_file_is_named(tmp_path, loader, damage, seed):
+    tree = write_tree(tmp_path / "tree")
+    train = load(tree, tmp_path, loader).train
+    bad = tree / "train" / "n02" / "3.JPEG"
+    content = bad.read_bytes()
+    bad.unlink()
+    if damage != "missing":
+        bad.write_bytes(b"not an image" if damage == "text" else content[: len(content) // 2])
+    with pytest.raises(UserError, match=r"n02/3\.JPEG cannot be decoded"):
+        list(train.batches(4, None, seed))
+    bad.write_bytes(content)
+    assert sum(len(positions) for _, positions in train.batches(4, None, seed)) == 20
+
+
+@pytest.mark.parametrize("loader", LOADERS)
+def test_two_readings_at_once_and_one_left_early(tree, tmp_path, loader):
+    train = load(tree, tmp_path, loader).train
+    next(train.batches(3))
+    first, second = train.batches(3), train.batches(3, torch.arange(20).flip(0))
+    seen = [torch.cat([positions for _, positions in pair]).tolist() for pair in zip(first, second, strict=True)]
+    assert [p for pair in seen for p in pair[: len(pair) // 2]] == list(range(20))
+    whole = torch.cat([images for images, _ in train.batches(20)])
+    assert torch.equal(torch.cat([images for images, _ in train.batches(3)]), whole)
+
+
+@given(
+    height=st.integers(1, 3000),
+    width=st.integers(1, 3000),
+    drawn=st.lists(st.floats(0, 1, exclude_max=True, width=32), min_size=5, max_size=5),
+)
+def test_a_crop_lies_within_the_image(height, width, drawn):
+    crop = np.array([0.1 + 0.9 * drawn[0], math.exp((2 * drawn[1] - 1) * math.log(1.25)), *drawn[2:]], np.float32)
+    top, left, down, across = window(height, width, crop)
+    assert down >= 1
+    assert across >= 1
+    assert 0 <= top <= height - down
+    assert 0 <= left <= width - across
+
+
+def test_crops_have_the_protocols_areas_and_aspects():
+    crops = draw_crops(20_000, torch.Generator().manual_seed(0)).double()
+    area, aspect = crops[:, 0], crops[:, 1].log()
+    assert area.min() >= 0.1
+    assert area.max() <= 1
+    assert area.mean() == pytest.approx(0.55, abs=0.01)
+    assert aspect.abs().max() <= math.log(1.25) + 1e-6
+    assert aspect.mean() == pytest.approx(0, abs=0.01)
+    for height, width in ((240, 240), (200, 300)):
+        windows = np.array([window(height, width, crop)[2:] for crop in crops[:500].numpy()])
+        share = windows.prod(1) / (height * width)
+        fits = (windows < (height, width)).all(1)
+        assert fits.mean() > 0.6
+        assert np.abs(share - area[:500].numpy())[fits].max() < 0.01
+        assert (share <= area[:500].numpy() + 0.01).all()
+        ratio = windows[:, 1] / windows[:, 0]
+        assert np.abs(np.log(ratio) - aspect[:500].numpy())[fits].max() < 0.02
+
+
+def test_augmented_images_are_half_mirrored_and_change_with_the_seed(tree, tmp_path):
+    train = load(tree, tmp_path).train
+    (one, _), (same, _), (other, _) = (next(train.batches(20, None, seed)) for seed in (1, 1, 2))
+    assert torch.equal(one, same)
+    assert (one - other).abs().mean() > 0.2
+    assert draw_crops(1000, torch.Generator().manual_seed(3))[:, 4].lt(0.5).double().mean() == pytest.approx(
+        0.5, abs=0.05
+    )
+
+
+def test_lists_are_made_once_and_again_when_files_come_or_go(tmp_path):
+    tree = write_tree(tmp_path / "tree")
+    first = load(tree, tmp_path)
+    listed = tmp_path / "ImageNet" / "processed" / "train_paths.npy"
+    made = listed.stat().st_mtime_ns
+    again = load(tree, tmp_path)
+    assert listed.stat().st_mtime_ns == made
+    assert again.train.source == first.train.source
+    os.remove(tree / "train" / "n01" / "0.JPEG")
+    fewer = load(tree, tmp_path)
+    assert len(fewer.train) == 19
+    assert fewer.train.source != first.train.source
+    assert fewer.test.source == first.test.source
+    tree.rename(tmp_path / "elsewhere")
+    moved = load(tmp_path / "elsewhere", tmp_path)
+    assert moved.train.source == fewer.train.source
+    assert next(moved.train.batches(2))[0].shape == (2, 3, SIZE, SIZE)
+
+
+def test_what_is_wrong_with_a_folder_is_said(tmp_path):
+    with pytest.raises(UserError, match=r"train/<class>/\*\.JPEG"):
+        load(tmp_path / "nowhere", tmp_path)
+    tree = write_tree(tmp_path / "tree")
+    (tree / "val" / "n99").mkdir()
+    with pytest.raises(UserError, match="n99"):
+        load(tree, tmp_path)
+    (tree / "val" / "n99").rmdir()
+    (tree / "train" / "n05").mkdir()
+    with pytest.raises(UserError, match=r"n05 has no image"):
+        load(tree, tmp_path)
+
+
+def test_images_of_a_subset_are_those_of_its_rows(tree, tmp_path):
+    train = load(tree, tmp_path).train
+    some = train.subset(torch.tensor([3, 17, 4])).subset(torch.tensor([2, 0]))
+    assert some.labels.tolist() == [0, 0]
+    whole, part = train.images, some.images
+    assert part.dtype == torch.uint8
+    assert torch.equal(part, whole[[4, 3]])
+    plain = Split(whole, train.labels, MEAN, STD)
+    assert torch.equal(next(plain.batches(20))[0], next(train.batches(20))[0])

@@ -1,0 +1,251 @@
+"""ImageNet's constants, network and scripts, on small trees of images."""
+
+import json
+import shutil
+import signal
+import subprocess
+import sys
+import time
+
+import numpy as np
+import pytest
+import torch
+
+from alfk.bias import thin_half_of_classes
+from alfk.config import Recipe, WarmUpAndDecay
+from alfk.data import Split
+from alfk.stages.retrain import Keeper
+from alfk.training import fit
+from imagenet.config import ARCHITECTURES, IMAGENET, descriptors
+from tests.conftest import ROOT
+from tests.test_image_files import write_tree
+from tests.test_scripts import outcome
+
+
+def test_learning_rates_are_the_protocols():
+    """Every step of the 60 and the 15 epochs against METHOD's words."""
+    for recipe, warm, falls in ((IMAGENET.retraining, 5, (30, 50, 57)), (IMAGENET.pretraining, 2, (6, 10, 14))):
+        steps = 7
+        for epoch in range(recipe.epochs):  # METHOD counts from 0
+            for step in range(steps):
+                if epoch < warm:
+                    wanted = 0.1 * (1 + step + epoch * steps) / (5 * steps)
+                else:
+                    wanted = next((0.1 * 0.1**i for i, fall in enumerate(falls) if epoch < fall), 0.0001)
+                rate = recipe.lr * recipe.schedule(epoch + 1, (step + 1) / steps)
+                assert rate == pytest.approx(wanted), (epoch, step)
+
+
+def test_a_rate_is_set_at_every_step():
+    rates, recipe = [], Recipe(2, 4, 0.1, 0.0, 0.0, WarmUpAndDecay(rise=5, warm=1, falls=(30,)))
+    images = torch.randint(256, (10, 1, 8, 8), dtype=torch.uint8)
+    model = Flat()
+    original = torch.optim.SGD.step
+
+    def step(self, *arguments):
+        rates.append(self.param_groups[0]["lr"])
+        return original(self, *arguments)
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(torch.optim.SGD, "step", step)
+        fit(model, Split(images, torch.arange(10) % 2, (0.5,), (0.5,)), recipe, torch.Generator().manual_seed(0))
+    assert rates == pytest.approx([0.1 / 15, 0.2 / 15, 0.3 / 15, 0.1, 0.1, 0.1])
+
+
+class Flat(torch.nn.Module):
+    def __init__(self, classes=2):
+        super().__init__()
+        self.layer = torch.nn.Linear(64, classes)
+
+    def forward(self, images):
+        logits = self.layer(images.flatten(1))
+        return logits, [logits]
+
+
+@pytest.mark.parametrize("options", [{"amp": True}, {"compiled": True}])
+def test_mixed_precision_and_compilation_learn_the_same(options, monkeypatch):
+    compile_ = torch.compile
+    monkeypatch.setattr(
+        torch, "compile", lambda model: compile_(model, backend="eager")
+    )  # the usual one takes a minute
+    images = torch.randint(256, (64, 1, 8, 8), dtype=torch.uint8, generator=torch.Generator().manual_seed(0))
+    labels = (images[:, 0, 0, 0] > 127).long()
+    data = Split(images, labels, (0.5,), (0.5,))
+    weights = []
+    for more in ({}, options):
+        torch.manual_seed(0)
+        model = Flat()
+        recipe = Recipe(3, 16, 0.05, 0.9, 0.0, WarmUpAndDecay(5, 1, (2,)), **more)
+        fit(model, data, recipe, torch.Generator().manual_seed(1))
+        weights.append(model.layer.weight.detach())
+    assert (weights[0] - weights[1]).abs().max() < (0.01 if "amp" in options else 1e-5)
+    if "amp" in options:
+        assert not torch.equal(*weights)
+
+
+@pytest.mark.parametrize("ratio", [1, 2, 10, 100])
+def test_half_of_the_classes_lose_their_share(ratio):
+    labels = torch.arange(9).repeat_interleave(torch.tensor([100, 37, 250, 4, 61, 99, 130, 8, 73]))
+    labels = labels[torch.randperm(len(labels), generator=torch.Generator().manual_seed(4))]
+    stays = thin_half_of_classes(labels, 9, ratio, torch.Generator().manual_seed(2))
+    assert torch.equal(stays, stays.unique())
+    before, after = torch.bincount(labels, minlength=9).tolist(), torch.bincount(labels[stays], minlength=9).tolist()
+    thinned = [a - round(a * (ratio - 1) / ratio) for a in before]
+    changed = [c for c in range(9) if after[c] != before[c]]
+    assert len(changed) == (0 if ratio == 1 else 4)
+    assert all(after[c] == thinned[c] for c in changed)
+    other = thin_half_of_classes(labels, 9, ratio, torch.Generator().manual_seed(3))
+    assert torch.equal(stays, other) == (ratio == 1)
+
+
+def test_the_official_pool_at_100_is_about_as_large_as_the_papers():
+    """1,000 classes of 732 to 1,300 images, 1,281,167 in all: 895 of them with 1,300, as in ILSVRC-2012."""
+    counts = torch.full((1000,), 1300)
+    rest = 1_281_167 - 895 * 1300
+    counts[895:] = rest // 105
+    counts[-1] += 1_281_167 - int(counts.sum())
+    labels = torch.arange(1000).repeat_interleave(counts)
+    stays = thin_half_of_classes(labels, 1000, 100, torch.Generator().manual_seed(0))
+    assert len(stays) == pytest.approx(645_770, rel=0.01)
+
+
+@pytest.mark.parametrize("arch", ARCHITECTURES)
+def test_descriptors_have_their_lengths(arch):
+    model = ARCHITECTURES[arch](7).eval()
+    _, taps = model(torch.randn(2, 3, 64, 64))
+    widths = [tap.shape[1] for tap in taps]
+    for length, which in descriptors(4 if arch == "resnet50" else 1).items():
+        assert sum(widths[i] for i in which) == length
+    assert set(descriptors(1)) == {448, 512, 768}
+
+
+def test_top5_counts_images_whose_class_is_among_the_five_likeliest():
+    images = torch.zeros(6, 1, 8, 8, dtype=torch.uint8)
+    model = Flat(classes=8)
+    with torch.no_grad():
+        model.layer.weight.zero_()
+        model.layer.bias.copy_(torch.tensor([8.0, 7, 6, 5, 4, 3, 2, 1]))
+    test = Split(images, torch.tensor([0, 0, 4, 5, 7, 1]), (0.5,), (0.5,))
+    keeper = Keeper(test, test, "test", 4, top5=True)
+    keeper(1, model)
+    assert keeper.kept["test"].test == pytest.approx(100 * 2 / 6)
+    assert keeper.kept["test"].top5 == pytest.approx(100 * 4 / 6)
+    assert keeper.kept["test"].misclassified == 4
+
+
+@pytest.fixture(scope="module")
+def tree(tmp_path_factory):
+    return write_tree(tmp_path_factory.mktemp("tree"), classes=6, train=12, val=5)
+
+
+SMALL = ["--device", "cpu", "--image-size", 32, "-as", 5, "-e", 1, "--unsup-epochs", 1, "-smp", 2, "-ir", 2]
+SMALL += ["--batch-size", 16, "--workers", 1]
+
+
+def command(script, tree, datadir, *arguments):
+    where = [str(tree), "--datadir", str(datadir)]
+    return [sys.executable, str(ROOT / "imagenet" / script), *where, *map(str, [*SMALL, *arguments])]
+
+
+def call(script, tree, datadir, *arguments, status=0):
+    done = subprocess.run(command(script, tree, datadir, *arguments), capture_output=True, text=True, timeout=1200)
+    assert done.returncode == status, f"{arguments}\n{done.stdout}\n{done.stderr}"
+    return done
+
+
+@pytest.fixture(scope="module")
+def started(tree, tmp_path_factory):
+    """A folder with initial models, with the loader that is used where none is named."""
+    datadir = tmp_path_factory.mktemp("started")
+    call("run.py", tree, datadir, "--initial", "--methods", "varR", "-ens", 1)
+    return datadir
+
+
+def lines_of(datadir):
+    return [json.loads(line) for line in (datadir / "ImageNet" / "run0" / "results.jsonl").read_text().splitlines()]
+
+
+def test_methods_of_every_kind_run(tree, started, tmp_path):
+    """One of each way to choose and to label; SVHN's tests run all of them on the same kind of network."""
+    shutil.copytree(started, tmp_path, dirs_exist_ok=True)
+    matching = ["Rz", "Rzg_true", "Rzg_pred", "Rzg_pz", "Rzg_mi"]
+    call("run.py", tree, tmp_path, "--iterations", 1, "--methods", "random", *matching, "-dl", 768)
+    call("run.py", tree, tmp_path, "--iterations", 2, "--methods", "varR", "-ens", 1)
+    lines = lines_of(tmp_path)
+    assert [(line["method"], line["b"]) for line in lines[-2:]] == [("varR", 0), ("varR", 1)]
+    assert {line["method"] for line in lines} == {"random", *matching, "varR"}
+    for line in lines:
+        assert sum(line["selected_histogram"]) == 5
+        assert len(line["accuracy_per_class"]) == 6
+        assert line["accuracy_top5"] >= line["accuracy"]
+        assert line["labelled_share"] == pytest.approx(100 * line["labelled"] / 72)
+    manifest = json.loads((tmp_path / "ImageNet" / "run0" / "manifest.json").read_text())
+    assert manifest["settings"]["image_size"] == 32
+    assert manifest["settings"]["classes"] == 6
+    plot = [sys.executable, str(ROOT / "run_plot.py"), "--datadir", str(tmp_path), "--out", str(tmp_path / "figures")]
+    drawn = subprocess.run(plot, capture_output=True, text=True, check=True).stdout
+    assert "ImageNet, 2x class imbalance (not the official files)" in drawn
+
+
+def test_killed_and_by_hand_and_uninterrupted_give_the_same(tree, started, tmp_path):
+    one = ["--methods", "Rzg_pz", "-dl", 512, "--iterations", 2]
+    whole, killed, by_hand = (tmp_path / name for name in ("whole", "killed", "by_hand"))
+    for folder in (whole, killed, by_hand):
+        shutil.copytree(started, folder)
+    call("run.py", tree, whole, *one)
+    process = subprocess.Popen(
+        command("run.py", tree, killed, *one), stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL
+    )
+    second, deadline = "ImageNet/run0/index_list*batch_1_*.json", time.monotonic() + 300
+    while not list(killed.glob(second)) and process.poll() is None and time.monotonic() < deadline:
+        time.sleep(0.02)
+    process.send_signal(signal.SIGKILL)
+    assert process.wait() == -signal.SIGKILL
+    assert not list(killed.glob("ImageNet/run0/checkpoint/best*batch_1*"))
+    call("run.py", tree, killed, *one)
+    for b in (0, 1):
+        here = ["-r", 0, "-sub", "gradFmap", "-dl", 512, "-b", b]
+        told = call("gen_descr.py", tree, by_hand, *here).stdout.splitlines()
+        assert [np.load(path, mmap_mode="r")["descriptor"].dtype for path in told] == [np.float16] * 2
+        call("main_descr.py", tree, by_hand, *here)
+    assert outcome(killed) == outcome(whole) == outcome(by_hand)
+
+
+def test_held_out_images_are_for_test_alone(tree, tmp_path):
+    more = ["--loader", "torchvision", "--holdout-val", 0.4]
+    call("run.py", tree, tmp_path, *more, "--initial", "--methods", "Rz")
+    call("run.py", tree, tmp_path, *more, "--iterations", 1, "--methods", "Rz", "-dl", 512)
+    run = tmp_path / "ImageNet" / "run0"
+    held = np.load(run / "data" / "test.npy")
+    assert len(set(held.tolist())) == 12
+    (line,) = lines_of(tmp_path)
+    assert line["misclassified"] <= 18
+    assert 100 * round(line["accuracy"] * 12 / 100) == pytest.approx(12 * line["accuracy"])
+    refused = call("run.py", tree, tmp_path, "--loader", "torchvision", "--iterations", 1, "--methods", "Rz", status=2)
+    assert "holdout = 0.4" in refused.stderr
+
+
+def test_wrong_use_takes_one_line(tree, started, tmp_path):
+    cases = {
+        ("--holdout-val", "1"): "--holdout-val is a share",
+        ("--image-size", "8"): "--image-size is at least 32",
+        ("-a", "vgg"): "invalid choice",
+        ("--methods", "Rz", "-dl", "20"): "there are 448, 512, 768",
+        ("-a", "resnet34", "--methods", "random"): "was made with network = resnet18",
+    }
+    for arguments, text in cases.items():
+        refused = call("run.py", tree, started, *arguments, status=2).stderr
+        assert text in refused
+        assert refused.count("\n") == 1
+    refused = call("run.py", tmp_path / "nowhere", tmp_path, "--initial", "--methods", "Rz", status=2).stderr
+    assert "val/<class>/*.JPEG" in refused
+    assert refused.count("\n") == 1
+
+
+def test_a_damaged_image_stops_the_run_with_its_name(tree, started, tmp_path):
+    copy = tmp_path / "tree"
+    shutil.copytree(tree, copy)
+    (copy / "val" / "n03" / "2.JPEG").write_bytes(b"no image")
+    shutil.copytree(started, tmp_path / "data")
+    refused = call("run.py", copy, tmp_path / "data", "--iterations", 1, "--methods", "random", status=2)
+    assert "n03/2.JPEG cannot be decoded" in refused.stderr
