@@ -1,7 +1,8 @@
-"""Acquisition at SVHN's full size on random descriptors: seconds and peak memory, pool mapped from a file.
+"""Acquisition at full size on random descriptors: seconds and peak memory, pool mapped from a file.
 
     python3 bench/bench_scale.py                       # 500,000 x 768 pool, 20,000 x 768 misclassified, n=1250
     python3 bench/bench_scale.py -L 1536 --errors 40000    # [z, g] of L=768, and twice the misclassified images
+    python3 bench/bench_scale.py --imagenet --part 10      # a tenth of 1,281,167 x 1536, 50,000 misclassified, n=64,000
 
 k-centre chooses the centres, then the matching streams over the pool. The pool's file (4 bytes an entry, 2 with
 --half) is written to --folder first and removed at the end.
@@ -33,6 +34,8 @@ def main() -> int:
     options = parse()
     device = device_of(options)
     print(machine(device))
+    if options.part > 1:
+        print(f"1/{options.part} of pool, misclassified images and n: the whole takes {options.part**2} times as long")
     print(f"pool {options.pool:,} x {options.length}, {options.errors:,} misclassified, n={options.query_size:,}")
     draws = generator(0, "bench_scale")
     with tempfile.TemporaryDirectory(dir=options.folder) as folder:
@@ -64,10 +67,18 @@ def parse() -> argparse.Namespace:
     add("-L", "--length", type=positive, default=768, help="entries of a descriptor (768)")
     add("-n", "--query-size", type=positive, default=1250, help="images to choose (1,250)")
     add("--half", action="store_true", help="the pool's file in half precision")
+    add("--imagenet", action="store_true", help="ImageNet's sizes at L=768 with g, in half precision")
+    add("--part", type=positive, default=1, metavar="F", help="divide pool, misclassified images and n by F (1)")
     add("--folder", type=Path, help="where the pool's file is written (the system's temporary folder)")
     add("--gpu", type=int, metavar="N", help="CUDA device N")
     add("--device", help="torch device (default: a GPU where there is one, else the CPU)")
-    return parser.parse_args()
+    options = parser.parse_args()
+    if options.imagenet:
+        options.pool, options.errors, options.length, options.query_size = 1_281_167, 50_000, 1536, 64_000
+        options.half = True
+    for size in ("pool", "errors", "query_size"):
+        setattr(options, size, max(1, getattr(options, size) // options.part))
+    return options
 
 
 def write_pool(path: Path, options: argparse.Namespace, draws: torch.Generator) -> np.ndarray:
