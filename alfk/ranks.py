@@ -146,10 +146,11 @@ def own(device: torch.device) -> torch.device:
 
 
 def joined(body: Callable[[], int]) -> int:
-    """Call `body`, together with the other ranks where torchrun started this process, and return its exit status.
+    """Call `body`, which returns the exit status: as one of several where torchrun started this process.
 
-    After a failure the process ends here and now: others may be waiting for it, so that it could not take leave of
-    them; torchrun sees it end and ends them too.
+    Such a process ends here and now. After a failure others may be waiting for it, so that it can take no leave of
+    them; torchrun sees it end and ends them. After a success the interpreter's own end has been seen to abort, once in
+    a dozen times, on threads that gloo leaves behind.
     """
     global _store
     if not dist.is_torchelastic_launched():
@@ -164,16 +165,15 @@ def joined(body: Callable[[], int]) -> int:
         try:
             status = body()
         except SystemExit as end:
-            status = end.code
+            status = end.code or 0
         except BaseException:
             complain(traceback.format_exc().rstrip())
             status = 1
-    if status:
-        sys.stdout.flush()
-        sys.stderr.flush()
-        os._exit(status)
-    dist.destroy_process_group()
-    return 0
+    if not status:
+        dist.destroy_process_group()
+    sys.stdout.flush()
+    sys.stderr.flush()
+    os._exit(status)
 
 
 def complain(text: str) -> None:
