@@ -13,6 +13,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from alfk import ranks
 from alfk.data import Split
 from alfk.network import evaluation_mode
 
@@ -112,7 +113,7 @@ class Descriptors:
         predictions: (N,) int64, the model's arg max.
     """
 
-    vectors: Tensor | np.ndarray
+    vectors: Tensor | np.ndarray | None  # None in a process that needs none but the labels
     pseudo_labels: Tensor | np.ndarray
     predictions: Tensor | np.ndarray
 
@@ -134,7 +135,7 @@ def describe(
     batch_size: int = 1000,
     allocate: Callable[[int, int], Descriptors] | None = None,
 ) -> Descriptors:
-    """Descriptors of every image of `split`, each image going through the network once.
+    """Descriptors of every image of `split`, each image going through the network once. Ranks share the batches.
 
     Args:
         model: returns (logits (B, C), list of taps), each tap (B, c, h, w) or (B, c).
@@ -144,26 +145,29 @@ def describe(
     """
     if len(split) == 0:
         raise ValueError("there is no image to describe")
+
+    def work(images: Tensor, positions: Tensor) -> tuple[Tensor, ...]:
+        probe = Probe(model, images, positions, taps, grad=label is not None)
+        if label is None:
+            return probe.z, probe.predictions
+        labels = label(probe)
+        return torch.cat([probe.z, probe.g(labels)], dim=1), probe.predictions, labels
+
     out = None
     with evaluation_mode(model):
-        for images, positions in split.batches(batch_size):
-            probe = Probe(model, images, positions, taps, grad=label is not None)
-            rows, labels = probe.z, None
-            if label is not None:
-                labels = label(probe)
-                rows = torch.cat([probe.z, probe.g(labels)], dim=1)
+        for positions, (rows, predictions, *labels) in ranks.by_batches(work, split, batch_size):
             if out is None:
                 width = rows.shape[1]
                 out = allocate(len(split), width) if allocate else Descriptors.empty(len(split), width, split.device)
             _put(out.vectors, positions, rows)
-            _put(out.predictions, positions, probe.predictions)
-            if labels is not None:
-                _put(out.pseudo_labels, positions, labels)
+            _put(out.predictions, positions, predictions)
+            if labels:
+                _put(out.pseudo_labels, positions, labels[0])
     return out
 
 
-def _put(target: Tensor | np.ndarray, positions: Tensor, rows: Tensor) -> None:
+def _put(target: Tensor | np.ndarray | None, positions: Tensor, rows: Tensor) -> None:
     if isinstance(target, Tensor):
         target[positions] = rows
-    else:
+    elif target is not None:
         target[positions.cpu().numpy()] = rows.cpu().numpy()

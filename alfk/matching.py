@@ -6,10 +6,13 @@ larger than `budget`, whatever the sizes of both sides.
 """
 
 import dataclasses
+import functools
 
 import numpy as np
 import torch
 from torch import Tensor
+
+from alfk import ranks
 
 TILE = 2**22  # similarities held at once: 16 MiB in float32, which is fastest on a CPU
 BUDGET = 2**30  # bytes that the largest tensor may take on a CPU
@@ -44,6 +47,7 @@ def top_matches(
     available: Tensor | None = None,
     tile: int | None = None,
     room: int | None = None,
+    shared: bool = False,
 ) -> tuple[Tensor, Tensor]:
     """The k most similar rows of `database` for every query, best first.
 
@@ -57,6 +61,7 @@ def top_matches(
         available: (N,) bool, rows that may be chosen; all where it is None.
         tile: similarities held at once; TILE on a CPU, more on a GPU, where it is None.
         room: bytes that the largest tensor may take; the device's `budget` where it is None.
+        shared: whether all processes of a group (alfk.ranks) ask for the same; each then takes part of the tiles.
     Returns:
         similarity (m, k) float32 and index (m, k) int64.
     """
@@ -68,7 +73,8 @@ def top_matches(
     height = max(1, tile // width)
     similarity = torch.full((m, k), -torch.inf, device=device)
     index = torch.zeros(m, k, dtype=torch.int64, device=device)
-    for start in range(0, len(database), width):
+    number, count = (ranks.rank(), ranks.world()) if shared else (0, 1)
+    for start in range(number * width, len(database), count * width):
         part = load_rows(database, slice(start, start + width), device).T
         hidden = None if available is None else ~available[start : start + width].to(device)
         for first in range(0, m, height):
@@ -81,6 +87,9 @@ def top_matches(
             value = torch.cat([similarity[block], value], 1)
             similarity[block], order = _top(value, k)
             index[block] = torch.cat([index[block], column + start], 1).gather(1, order)
+    if count > 1:
+        similarity, order = _top(torch.cat(ranks.gathered(similarity), 1), k)
+        index = torch.cat(ranks.gathered(index), 1).gather(1, order)
     return similarity, index
 
 
@@ -166,7 +175,8 @@ def match(
 ) -> Selection:
     """Choose n pool images by density matching against the misclassified validation images.
 
-    Ranks are deepened until n distinct images are reached. Without a misclassified image the choice is random.
+    Ranks are deepened until n distinct images are reached. Without a misclassified image the choice is random. Several
+    processes share the search; the first alone decides.
 
     Args:
         errors: (M, D) descriptors of the misclassified validation images, on the device that shall do the work.
@@ -180,11 +190,12 @@ def match(
     centres = errors
     if n < count:
         start = int(torch.randint(count, (1,), generator=generator)) if first is None else first
-        centres = errors[k_centre(errors, n, start)]
+        centres = errors[ranks.agreed(lambda: k_centre(errors, n, start).cpu())]
     left = int(available.sum())
     depth = min(left, 8 + 4 * -(-n // len(centres)))
     while True:
-        chosen = walk_ranks(*top_matches(centres, pool, depth, available), n)
+        found = top_matches(centres, pool, depth, available, shared=True)
+        chosen = ranks.agreed(functools.partial(walk_ranks, *found, n))
         if len(chosen) == n:
             return Selection(chosen, count, len(centres))
         depth = min(left, 2 * depth)

@@ -1,4 +1,7 @@
-"""The folder of one run: names, atomic writing, checked reading, manifest and results."""
+"""The folder of one run: names, atomic writing, checked reading, manifest and results.
+
+Of several ranks the first writes, while the others wait (see `ranks.by_first`).
+"""
 
 import contextlib
 import dataclasses
@@ -13,6 +16,7 @@ from typing import IO, Any
 import numpy as np
 import torch
 
+from alfk import ranks
 from alfk.errors import UserError
 
 Record = dict[str, Any]
@@ -75,6 +79,7 @@ class RunFolder:
     def __init__(self, root: Path, number: int):
         self.path, self.number = root / f"run{number}", number
 
+    @ranks.by_first
     def create(self) -> None:
         """Make the folders. Raises UserError if they cannot be written."""
         try:
@@ -103,6 +108,12 @@ class RunFolder:
     @contextlib.contextmanager
     def exclusively(self, name: str) -> Iterator[None]:
         """Hold `name` against other processes, which are told so. Released when the process ends, however it ends."""
+        with contextlib.ExitStack() as held:
+            ranks.by_first(held.enter_context)(self._held(name))
+            yield
+
+    @contextlib.contextmanager
+    def _held(self, name: str) -> Iterator[None]:
         with open(self.path / f".{name}.lock", "w") as lock:
             try:
                 fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
@@ -125,6 +136,7 @@ class RunFolder:
                 )
         return manifest
 
+    @ranks.by_first
     def record_session(self, settings: Mapping[str, Any], session: Mapping[str, Any]) -> None:
         """Write into the manifest what the run is made with, and by whom: settings must not change, sessions may."""
         with locked(self.path / ".lock"):
@@ -137,6 +149,7 @@ class RunFolder:
         """The finished iterations, one record each. A last line cut short by a crash is not one."""
         return read_results(self.path / "results.jsonl")
 
+    @ranks.by_first
     def add_result(self, record: Record) -> None:
         """Append a record, replacing one of the same trial and iteration."""
         key = ("method", "L", "ir", "nr", "init", "ensemble", "b")
@@ -208,6 +221,7 @@ def read_json(path: Path) -> dict[str, Any]:
     return content
 
 
+@ranks.by_first
 def save_checkpoint(path: Path, state: Mapping[str, Any], about: Mapping[str, Any]) -> None:
     """Weights and what they are, for `load_checkpoint`."""
     buffer = io.BytesIO()  # torch.save answers a full disk with an error of its own
@@ -237,6 +251,7 @@ def load_checkpoint(path: Path, expected: Mapping[str, Any]) -> tuple[dict[str, 
     return state, about
 
 
+@ranks.by_first
 def save_array(path: Path, array: np.ndarray, header: Mapping[str, Any]) -> None:
     """An array as .npy and, beside it, its header as .json, which is written last and so marks it complete."""
     path.with_suffix(".json").unlink(missing_ok=True)
@@ -245,6 +260,7 @@ def save_array(path: Path, array: np.ndarray, header: Mapping[str, Any]) -> None
     write_json(path.with_suffix(".json"), {**_layout(array), **header})
 
 
+@ranks.by_first
 def create_array(path: Path, shape: tuple[int, ...], dtype: np.dtype) -> np.memmap:
     """A memory-mapped array under a temporary name, which `complete_array` ends. Raises UserError.
 
@@ -261,6 +277,7 @@ def create_array(path: Path, shape: tuple[int, ...], dtype: np.dtype) -> np.memm
         raise UserError(f"cannot write {temporary}: {problem.strerror or problem}") from None
 
 
+@ranks.by_first
 def complete_array(path: Path, array: np.memmap, header: Mapping[str, Any]) -> None:
     """Give the array its name and its header."""
     array.flush()
@@ -297,6 +314,7 @@ def has_array(path: Path) -> bool:
     return path.exists() and path.with_suffix(".json").exists()
 
 
+@ranks.by_first
 def delete_array(path: Path) -> None:
     path.with_suffix(".json").unlink(missing_ok=True)
     path.unlink(missing_ok=True)

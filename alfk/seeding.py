@@ -18,13 +18,23 @@ def generator(seed: int, *purpose: object) -> torch.Generator:
     return torch.Generator().manual_seed(int.from_bytes(digest[:4], "little"))
 
 
+def draw_seed(generator: torch.Generator) -> int:
+    """A seed for `seeded_globally`."""
+    return int(torch.randint(2**31, (1,), generator=generator))
+
+
 @contextlib.contextmanager
-def global_randomness(generator: torch.Generator, device: torch.device) -> Iterator[None]:
-    """Inside the block torch's global generators are seeded from `generator`; after it they are as before.
+def seeded_globally(seed: int, device: torch.device) -> Iterator[None]:
+    """Inside the block torch's global generators are seeded with `seed`; after it they are as before.
 
     For what draws from them and cannot be told otherwise: dropout layers.
     """
     devices = [device] if device.type == "cuda" else []
     with torch.random.fork_rng(devices):
-        torch.manual_seed(int(torch.randint(2**31, (1,), generator=generator)))
+        torch.manual_seed(seed)
         yield
+
+
+def global_randomness(generator: torch.Generator, device: torch.device) -> contextlib.AbstractContextManager[None]:
+    """The same with a seed drawn from `generator`."""
+    return seeded_globally(draw_seed(generator), device)

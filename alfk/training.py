@@ -6,11 +6,14 @@ from collections.abc import Callable, Iterator
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
+from torch.nn.parallel import DistributedDataParallel
 
+from alfk import ranks
 from alfk.config import Recipe
 from alfk.data import Split
 from alfk.errors import UserError
 from alfk.network import evaluation_mode, has_batch_norm
+from alfk.seeding import draw_seed
 
 Task = Callable[[Tensor, Tensor | None], tuple[Tensor, Tensor]]
 
@@ -37,34 +40,65 @@ def fit(
 ) -> None:
     """Train `model` in place by SGD on cross-entropy, shuffled by `generator` in every epoch.
 
+    Several processes share every batch of the recipe's size; the gradient is that of the whole batch. Batch norm then
+    looks at the whole batch on GPUs (its layers become SyncBatchNorm), but at each process's own images on a CPU.
+
     Args:
         task: turns a batch of images and labels into inputs and targets.
         after_epoch: called with the number of the epoch, from 1.
         threads: CPU threads of the training steps, as many as elsewhere where it is None.
+    Raises:
+        UserError: too few images to train on.
     """
+    rank, world = ranks.rank(), ranks.world()
+    least = (2 if has_batch_norm(model) else 1) * world  # one image has no variance
+    if recipe.batch_size < least and world > 1:
+        raise UserError(f"a batch of {recipe.batch_size} images is too small for {world} processes: start fewer")
+    network = _together(model, data.device)
     optimiser = torch.optim.SGD(model.parameters(), recipe.lr, recipe.momentum, weight_decay=recipe.weight_decay)
-    forward = torch.compile(model) if recipe.compiled else model
+    forward = torch.compile(network) if recipe.compiled else network
     for epoch in range(1, recipe.epochs + 1):
         model.train()
-        order = torch.randperm(len(data), generator=generator)
-        if len(order) % recipe.batch_size == 1 and has_batch_norm(model):
-            order = order[:-1]  # one image has no variance; which one it is changes with every epoch
-            if not len(order):
-                raise UserError("a network with batch norm cannot be trained on a single image: raise -as")
-        steps = -(-len(order) // recipe.batch_size)
-        seed = int(torch.randint(2**31, (1,), generator=generator)) if data.in_files else None
+        batches = _shuffled(len(data), recipe.batch_size, least, generator)
+        own, size = torch.cat([batch[rank::world] for batch in batches]), len(range(rank, recipe.batch_size, world))
+        seed = draw_seed(generator) if data.in_files else None
         with cpu_threads(threads):
-            for step, (images, positions) in enumerate(data.batches(recipe.batch_size, order, seed), 1):
-                optimiser.param_groups[0]["lr"] = recipe.lr * recipe.schedule(epoch, step / steps)
+            for step, (images, positions) in enumerate(data.batches(size, own, seed)):
+                optimiser.param_groups[0]["lr"] = recipe.lr * recipe.schedule(epoch, (step + 1) / len(batches))
                 labels = None if data.labels is None else data.labels[positions]
                 inputs, targets = task(images, labels)
                 with torch.autocast(images.device.type, torch.bfloat16, enabled=recipe.amp):
                     loss = F.cross_entropy(forward(inputs)[0], targets)
+                # The mean over the whole batch is the mean over processes of this; the factor is 1 for equal parts.
+                loss = loss * (world * len(images) / len(batches[step]))
                 optimiser.zero_grad()
                 loss.backward()
                 optimiser.step()
+        ranks.follow_first(model.buffers())
         if after_epoch is not None:
             after_epoch(epoch)
+
+
+def _shuffled(images: int, batch_size: int, least: int, generator: torch.Generator) -> tuple[Tensor, ...]:
+    """All positions in random order, in batches; a last batch of fewer than `least` is left out."""
+    order = torch.randperm(images, generator=generator)
+    if 0 < images % batch_size < least:
+        order = order[: -(images % batch_size)]  # which images those are changes with every epoch
+    if images and not len(order):
+        if ranks.world() == 1:
+            raise UserError("a network with batch norm cannot be trained on a single image: raise -as")
+        raise UserError(f"{images} images are too few for {ranks.world()} processes: raise -as or start fewer")
+    return order.split(batch_size)
+
+
+def _together(model: nn.Module, device: torch.device) -> nn.Module:
+    """The network as several processes train it: with the mean of their gradients."""
+    if ranks.world() == 1:
+        return model
+    on_gpu = device.type == "cuda"
+    if on_gpu:
+        nn.SyncBatchNorm.convert_sync_batchnorm(model)  # of the layers inside: in place
+    return DistributedDataParallel(model, [device] if on_gpu else None, broadcast_buffers=False)
 
 
 @contextlib.contextmanager
@@ -82,28 +116,32 @@ def cpu_threads(count: int | None) -> Iterator[None]:
 def predict(model: nn.Module, data: Split, batch_size: int) -> Tensor:
     """(N,) int64, the arg max for every image."""
     with evaluation_mode(model):
-        return torch.cat([model(images)[0].argmax(1) for images, _ in data.batches(batch_size)])
+        said = ranks.by_batches(lambda images, _: (model(images)[0].argmax(1),), data, batch_size)
+        return torch.cat([labels for _, (labels,) in said])
 
 
 @torch.inference_mode()
 def ranking(model: nn.Module, data: Split, batch_size: int, k: int) -> Tensor:
     """(N, k) int64, the k likeliest classes of every image, the likeliest first; fewer where there are fewer."""
-    found = []
+
+    def likeliest(images: Tensor, _: Tensor) -> tuple[Tensor]:
+        logits = model(images)[0]
+        return (logits.topk(min(k, logits.shape[1]), dim=1).indices,)
+
     with evaluation_mode(model):
-        for images, _ in data.batches(batch_size):
-            logits = model(images)[0]
-            found.append(logits.topk(min(k, logits.shape[1]), dim=1).indices)
-    return torch.cat(found)
+        return torch.cat([found for _, (found,) in ranks.by_batches(likeliest, data, batch_size)])
 
 
 @torch.inference_mode()
 def rotation_accuracy(model: nn.Module, data: Split, batch_size: int) -> float:
     """How many of the images, each turned four ways, are told their rotation; in percent."""
-    right = 0
+
+    def told(images: Tensor, _: Tensor) -> tuple[Tensor]:
+        turned, quarter = rotate(images)
+        return ((model(turned)[0].argmax(1) == quarter).sum(),)
+
     with evaluation_mode(model):
-        for images, _ in data.batches(batch_size):
-            turned, quarter = rotate(images)
-            right += int((model(turned)[0].argmax(1) == quarter).sum())
+        right = sum(int(count) for _, (count,) in ranks.by_batches(told, data, batch_size))
     return 100 * right / (4 * len(data))
 
 

@@ -8,9 +8,10 @@ from collections.abc import Callable, Sequence
 import torch
 from torch import Tensor, nn
 
+from alfk import ranks
 from alfk.data import Split
 from alfk.network import dropout_mode
-from alfk.seeding import global_randomness
+from alfk.seeding import draw_seed, seeded_globally
 
 
 class Samples:
@@ -73,7 +74,7 @@ def entropy_bits(p: Tensor) -> Tensor:
 def uncertainty(
     measure: str, models: Sequence[nn.Module], split: Split, samples: int, generator: torch.Generator, batch_size: int
 ) -> Tensor:
-    """How uncertain an ensemble of dropout networks is about every image of `split`.
+    """How uncertain an ensemble of dropout networks is about every image of `split`. Ranks share the batches.
 
     Args:
         measure: a key of MEASURES.
@@ -88,20 +89,22 @@ def uncertainty(
     each, rest = divmod(samples, len(models))
     if rest or not each:
         raise ValueError(f"{samples} samples cannot be shared by {len(models)} models")
-    scores = []
+    # Of every batch its own stream, so that it does not matter who works on the batches before.
+    seeds = [draw_seed(generator) for _ in range(0, len(split), batch_size)]
+
+    def score(images: Tensor, positions: Tensor) -> tuple[Tensor]:
+        found = None
+        with seeded_globally(seeds[int(positions[0]) // batch_size], split.device):
+            for model in models:
+                sample = sampler(model, images)
+                for _ in range(each):
+                    logits = sample()
+                    found = found or Samples(*logits.shape, device=split.device)
+                    found.add(logits)
+        return (MEASURES[measure](found),)
+
     with dropout_mode(models):
-        for images, _ in split.batches(batch_size):
-            # Of every batch its own stream, so that it does not matter who works on the batches before.
-            with global_randomness(generator, split.device):
-                found = None
-                for model in models:
-                    sample = sampler(model, images)
-                    for _ in range(each):
-                        logits = sample()
-                        found = found or Samples(*logits.shape, device=split.device)
-                        found.add(logits)
-            scores.append(MEASURES[measure](found))
-    return torch.cat(scores)
+        return torch.cat([scores for _, (scores,) in ranks.by_batches(score, split, batch_size)])
 
 
 def sampler(model: nn.Module, images: Tensor) -> Callable[[], Tensor]:

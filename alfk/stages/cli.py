@@ -16,6 +16,7 @@ from typing import Any
 import numpy as np
 import torch
 
+from alfk import ranks
 from alfk.config import Experiment, Load
 from alfk.data import Sources, Split
 from alfk.errors import UnofficialFiles, UserError
@@ -45,7 +46,11 @@ def run(experiments: Experiments, cfgs: Mapping[str, flags.Cfg], about: str) -> 
     parser = flags.common_parser(experiments, about)
     flags.add_init(parser)
     flags.add_loop(parser)
-    return guarded(parser, lambda options: _run(flags.experiment_of(experiments, options), cfgs, options))
+
+    def body(options: Options) -> int:
+        return _run(flags.experiment_of(experiments, options), cfgs, options)
+
+    return guarded(parser, body, together=True)
 
 
 def unsup(experiments: Experiments, about: str) -> int:
@@ -60,7 +65,7 @@ def unsup(experiments: Experiments, about: str) -> int:
             initial_models(work, options.ir or experiment.default_ir, options.nr, options.ensemble)
         return 0
 
-    return guarded(parser, body)
+    return guarded(parser, body, together=True)
 
 
 def gen_descr(experiments: Experiments, about: str) -> int:
@@ -109,7 +114,7 @@ def _one_iteration(
                 stage(work, trial, options.b, pool, work.validation())
         return 0
 
-    return guarded(parser, body)
+    return guarded(parser, body, together=True)
 
 
 def _run(experiment: Experiment, cfgs: Mapping[str, flags.Cfg], options: Options) -> int:
@@ -143,6 +148,8 @@ def over_runs(
         each: pieces of work in a run, for the progress bar.
         trials: whose results the tables show.
     """
+    if options.jobs > 1 and ranks.world() > 1:
+        raise UserError("--jobs is for runs side by side; under torchrun all processes work on one: leave it out")
     jobs = min(options.jobs, len(runs))
     data(experiment, options)  # what is missing or has to be downloaded shows here, once
     with Progress(total=len(runs) * each) as progress:
@@ -152,10 +159,11 @@ def over_runs(
         records = [record for folder in folders for record in folder.results()]
         print("\n" + "\n\n".join(filter(None, (table(records, trials), cost_table(records, trials)))))
     for failure in failures:
-        print(f"{failure.details}{Path(sys.argv[0]).name}: run {failure.run}: {failure.cause}", file=sys.stderr)
+        ranks.complain(f"{failure.details}{Path(sys.argv[0]).name}: run {failure.run}: {failure.cause}")
     return 0 if not failures else 2 if all(failure.user for failure in failures) else 1
 
 
+@ranks.by_first
 def check_initial_models(
     experiment: Experiment, options: Options, runs: Sequence[int], trials: Sequence[Trial], remedy: str
 ) -> None:
@@ -205,6 +213,8 @@ def open_workspace(
     """
     torch.backends.cudnn.deterministic = True
     train, test, apart = data(experiment, options)
+    if train.device.type == "cuda" and ranks.world() > 1:
+        torch.cuda.set_device(train.device)
     experiment = experiment.for_data(train)
     folder = RunFolder(root(experiment, options), number)
     folder.create()
@@ -231,13 +241,13 @@ def data(experiment: Experiment, options: Options) -> Sources:
 @functools.cache
 def _load(load: Load, load_part: Load | None, path: Path, device: torch.device) -> Sources:
     try:
-        found = Sources(*load(path))
+        found = Sources(*ranks.in_turn(lambda: load(path)))
     except UnofficialFiles as problem:
         if load_part is None:
             raise
-        if multiprocessing.parent_process() is None:
+        if multiprocessing.parent_process() is None and ranks.first():
             print(f"warning: {str(problem).partition(';')[0]}", file=sys.stderr)
-        found = Sources(*load_part(path))
+        found = Sources(*ranks.in_turn(lambda: load_part(path)))
     train, test = found.train.to(device), found.test.to(device)
     if found.validation is None:
         return Sources(train, test)
@@ -251,6 +261,7 @@ def _session(device: torch.device) -> dict[str, Any]:
         "time": datetime.datetime.now().astimezone().isoformat(timespec="seconds"),
         "command": [Path(sys.argv[0]).name, *sys.argv[1:]],
         "device": f"{device.type}: {name}, {torch.get_num_threads()} threads",
+        "processes": ranks.world(),
         "versions": {"python": platform.python_version(), "torch": torch.__version__, "numpy": np.__version__},
         "commit": _commit(),
     }
@@ -278,18 +289,28 @@ def _commit() -> str | None:
         return None
 
 
-def guarded(parser: argparse.ArgumentParser, body: Callable[[Options], int]) -> int:
-    """Parse, run, and turn what the user can mend into one line and exit status 2."""
-    options = parser.parse_args()
-    try:
-        return body(options)
-    except UserError as problem:
-        print(f"{parser.prog}: {problem}", file=sys.stderr)
-    except OSError as problem:
-        if problem.errno not in (errno.ENOSPC, errno.EDQUOT, errno.EACCES, errno.EROFS):
-            raise
-        print(f"{parser.prog}: {problem}", file=sys.stderr)
-    except KeyboardInterrupt:
-        print(f"{parser.prog}: interrupted; the same command goes on from here", file=sys.stderr)
-        return 130
-    return 2
+def guarded(parser: argparse.ArgumentParser, body: Callable[[Options], int], together: bool = False) -> int:
+    """Parse, run, and turn what the user can mend into one line and exit status 2.
+
+    Args:
+        together: whether several processes, started by torchrun, can share the work.
+    """
+
+    def attempt() -> int:
+        options = parser.parse_args()
+        try:
+            if ranks.world() > 1 and not together:
+                raise UserError("this works as one process: start it without torchrun")
+            return body(options)
+        except UserError as problem:
+            ranks.complain(f"{parser.prog}: {problem}")
+        except OSError as problem:
+            if problem.errno not in (errno.ENOSPC, errno.EDQUOT, errno.EACCES, errno.EROFS):
+                raise
+            ranks.complain(f"{parser.prog}: {problem}")
+        except KeyboardInterrupt:
+            ranks.complain(f"{parser.prog}: interrupted; the same command goes on from here")
+            return 130
+        return 2
+
+    return ranks.joined(attempt)

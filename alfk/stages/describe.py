@@ -1,5 +1,6 @@
 """Stage 2: what the current model says of the pool, in databases (paper, Section 4.1): descriptors, or uncertainty."""
 
+import dataclasses
 import time
 from pathlib import Path
 from typing import Any
@@ -7,6 +8,7 @@ from typing import Any
 import numpy as np
 import torch
 
+from alfk import ranks
 from alfk.acquisition import Measurement, Method, Sampling, get_method, measure
 from alfk.data import Split
 from alfk.descriptors import Descriptors
@@ -39,17 +41,21 @@ def write_databases(work: Workspace, trial: Trial, b: int, pool: Split, validati
     method = get_method(trial.method)
     taps = work.experiment.taps(trial.length) if method.matches else None
     models, model_is = work.models_before(trial, b)
-    if all(_up_to_date(work, trial, b, name, model_is) for name in wanted):
+    if ranks.agreed(lambda: all(_up_to_date(work, trial, b, name, model_is) for name in wanted)):
         return
     work.report("stage", run=work.folder.number, trial=trial, b=b, doing="descriptors" if taps else "uncertainty")
     start = time.perf_counter()
-    arrays: dict[str, np.memmap] = {}
+    arrays: dict[str, np.memmap | None] = {}
 
     def allocate(side: str, images: int, width: int) -> Descriptors:
         vector = ("descriptor", np.dtype(work.experiment.descriptor_dtype).newbyteorder("<"), (width,))
         dtype = np.dtype([vector, ("pseudo_label", "<i8"), ("prediction", "<i8")])
         arrays[side] = create_array(database_path(work, trial, b, side), (images,), dtype)
-        return _fields(arrays[side])
+        if ranks.first():
+            return _fields(arrays[side])
+        if side == "validation":  # where every rank looks for the nearest
+            return _fields(np.zeros(images, dtype))
+        return dataclasses.replace(Descriptors.empty(images, 0), vectors=None)
 
     sampling = Sampling(work.generator("sample", b), work.experiment.samples, work.experiment.strategy)
     batch_size = work.experiment.descriptor_batch
@@ -93,7 +99,7 @@ def delete_databases(work: Workspace, trial: Trial, b: int) -> None:
 
 def have_databases(work: Workspace, trial: Trial, b: int) -> bool:
     """Whether the databases of AL iteration b are there, of whatever model."""
-    return all(has_array(database_path(work, trial, b, name)) for name in databases(trial, b))
+    return ranks.agreed(lambda: all(has_array(database_path(work, trial, b, name)) for name in databases(trial, b)))
 
 
 def database_path(work: Workspace, trial: Trial, b: int, name: str) -> Path:

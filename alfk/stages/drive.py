@@ -11,6 +11,7 @@ from typing import Any
 
 import torch
 
+from alfk import ranks
 from alfk.data import Split
 from alfk.errors import UserError
 from alfk.runs import Record, Trial, has_array
@@ -29,7 +30,7 @@ def active_learning(work: Workspace, trials: Sequence[Trial], keep_descriptors: 
     """Every AL iteration of every trial, skipping what is complete. The loop of the paper's Algorithm 1."""
 
     def advance(trial: Trial, b: int, pool: Split, validation: Split) -> Record:
-        if not has_array(work.folder.index_list(trial, b, work.size(b))):
+        if not ranks.agreed(lambda: has_array(work.folder.index_list(trial, b, work.size(b)))):
             write_databases(work, trial, b, pool, validation)
         return retrain(work, trial, b, pool, validation)
 
@@ -50,10 +51,10 @@ def every_iteration(work: Workspace, trial: Trial, advance: Advance, tidy: Calla
             may have come before it.
     """
     with work.folder.exclusively(trial.name):
-        done = {r["b"]: r for r in work.folder.results() if trial.describes(r)}
+        done = ranks.agreed(lambda: _done(work, trial))
         pool = validation = None
         for b in range(work.experiment.iterations):
-            if b in done and work.folder.checkpoint(trial, b, work.size(b)).exists():
+            if b in done:
                 tidy(trial, b)
                 work.report("iteration", record=done[b], skipped=True)
                 continue
@@ -65,12 +66,18 @@ def every_iteration(work: Workspace, trial: Trial, advance: Advance, tidy: Calla
             work.report("iteration", record=record)
 
 
+def _done(work: Workspace, trial: Trial) -> dict[int, Record]:
+    """The records of the trial's complete iterations, by iteration."""
+    records = {r["b"]: r for r in work.folder.results() if trial.describes(r)}
+    return {b: r for b, r in records.items() if work.folder.checkpoint(trial, b, work.size(b)).exists()}
+
+
 def baselines(work: Workspace, trials: Sequence[Trial]) -> None:
     """The line "all train" of every distortion that the trials name."""
     for trial in trials:
         with work.folder.exclusively(trial.name):
             pool, validation = work.pool(trial.ir, trial.nr, trial.distortion), work.validation()
-            done = work.folder.checkpoint(trial, 0, len(pool)).exists()
+            done = ranks.agreed(work.folder.checkpoint(trial, 0, len(pool)).exists)
             reset_peak(work.device)
             work.report("iteration", record=all_train(work, trial, pool, validation), skipped=done)
 

@@ -8,6 +8,7 @@ from typing import NoReturn
 
 import torch
 
+from alfk import ranks
 from alfk.acquisition import METHODS, get_method
 from alfk.config import Experiment
 from alfk.curves import BASELINE
@@ -44,7 +45,8 @@ class Parser(argparse.ArgumentParser):
     """An argument parser whose complaints take one line."""
 
     def error(self, message: str) -> NoReturn:
-        self.exit(2, f"{self.prog}: {message} (see --help)\n")
+        ranks.complain(f"{self.prog}: {message} (see --help)")
+        self.exit(2)
 
 
 def places_parser(experiments: Mapping[str, Experiment], about: str) -> Parser:
@@ -206,15 +208,14 @@ def experiment_of(experiments: Mapping[str, Experiment], options: argparse.Names
 
 
 def device_of(options: argparse.Namespace) -> torch.device:
-    """The device that --gpu or --device names. Raises UserError where there is none such."""
-    if options.gpu is None and options.device is None:
-        return torch.device("cuda" if torch.cuda.is_available() else "cpu")
-    wanted = options.device or f"cuda:{options.gpu}"
+    """The device that --gpu or --device names, under torchrun this process's own. Raises UserError if there is none."""
+    usual = "cuda" if torch.cuda.is_available() else "cpu"
+    wanted = options.device or (usual if options.gpu is None else f"cuda:{options.gpu}")
     try:
-        device = torch.device(wanted)
+        device = ranks.own(torch.device(wanted))
         if device.type == "cuda" and (device.index or 0) not in range(torch.cuda.device_count()):
             there = torch.cuda.device_count()
-            raise UserError(f"there is no {wanted}: {there} CUDA devices here; without --gpu the CPU is used")
+            raise UserError(f"there is no {device}: {there} CUDA devices here; without --gpu the CPU is used")
         torch.empty(1, device=device)
     except RuntimeError as problem:
         raise UserError(f"there is no device {wanted!r}: {str(problem).splitlines()[0]}") from None

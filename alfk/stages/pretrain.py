@@ -4,6 +4,7 @@ import time
 
 from torch import Tensor
 
+from alfk import ranks
 from alfk.network import snapshot
 from alfk.runs import save_checkpoint
 from alfk.stages.workspace import Workspace
@@ -22,7 +23,7 @@ def initial_models(work: Workspace, ir: float, nr: float, members: int = 1) -> N
             for init, make in (("random", _random), ("rotation", _rotation)):
                 facts = {"init": init, "ir": ir, "member": member}
                 path = work.folder.initial(distortion, init == "rotation", member)
-                if path.exists():
+                if ranks.agreed(path.exists):
                     work.report("initial", run=work.folder.number, **facts, skipped=True)
                     continue
                 start = time.perf_counter()

@@ -7,6 +7,7 @@ from typing import Any
 from tabulate import tabulate
 from tqdm import tqdm
 
+from alfk import ranks
 from alfk.runs import Record, Trial
 
 COLUMNS = "run  method            ir  init       b  labelled      %   test %  errors   s"
@@ -19,7 +20,9 @@ class Progress:
     """
 
     def __init__(self, total: int):
-        self.bar = tqdm(total=total, disable=None, unit="iteration", dynamic_ncols=True, smoothing=0.05)
+        self.bar = tqdm(
+            total=total, disable=None if ranks.first() else True, unit="iteration", dynamic_ncols=True, smoothing=0.05
+        )
         self.doing: dict[int, str] = {}
         self.header_shown = False
 

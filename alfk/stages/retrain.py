@@ -10,6 +10,7 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
+from alfk import ranks
 from alfk.acquisition import choose, get_method
 from alfk.data import Split
 from alfk.errors import UserError
@@ -31,7 +32,7 @@ def acquire(work: Workspace, trial: Trial, b: int, pool: Split, validation: Spli
     Raises:
         UserError: a missing or damaged file, or too few unlabelled images.
     """
-    if has_array(work.folder.index_list(trial, b, work.size(b))):
+    if ranks.agreed(lambda: has_array(work.folder.index_list(trial, b, work.size(b)))):
         return read_labelled(work, trial, b)
     before, measurement, facts = labelled_before(work, trial, b), None, {}
     if databases(trial, b):
@@ -153,7 +154,7 @@ NOTHING_MEASURED = {
 def finished(work: Workspace, trial: Trial, b: int, size: int) -> Record | None:
     """The record in a checkpoint that is there already, put into the results where a crash kept it from them."""
     path = work.folder.checkpoint(trial, b, size)
-    if not path.exists():
+    if not ranks.agreed(path.exists):
         return None
     record = load_checkpoint(path, {"kind": "best", **work.identity(trial, b)})[1]["record"]
     work.folder.add_result(record)
@@ -308,7 +309,8 @@ def _train(
         work.report("epoch", run=work.folder.number, doing=doing, epoch=number, of=experiment.retraining.epochs)
 
     shuffles = work.generator("train", b, member=member)
-    with global_randomness(work.generator("dropout", b, member=member), work.device):
+    masks = work.generator("dropout", b, *([] if ranks.first() else [f"rank {ranks.rank()}"]), member=member)
+    with global_randomness(masks, work.device):
         threads = experiment.training_threads
         fit(model, labelled, experiment.retraining, shuffles, after_epoch=after_epoch, threads=threads)
     return keeper.kept, keeper.weights

@@ -8,7 +8,7 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from alfk import bias
+from alfk import bias, ranks
 from alfk.config import Experiment
 from alfk.data import Split
 from alfk.errors import UserError
@@ -138,7 +138,7 @@ class Workspace:
 
     def _drawn(self, name: str, draw: Callable[[], Tensor]) -> Tensor:
         path, about = self.folder.data(name), {"kind": name, **self.identity()}
-        if not has_array(path):
+        if not ranks.agreed(lambda: has_array(path)):
             save_array(path, draw().numpy(), about)
         array, _ = open_array(path, about)
         return torch.from_numpy(np.array(array))
