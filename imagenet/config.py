@@ -102,7 +102,7 @@ IMAGENET = Experiment(
     default_length=768,
     default_ir=100,
     descriptor_batch=512,
-    training_threads=2,
+    training_threads=1,
     samples=32,  # an ensemble of four takes 8 each
     strategy=RotationAndNoise(angle_std=5.0, noise_std=0.01),
     network=resnet18,

@@ -1,6 +1,7 @@
 """ImageNet's constants, network and scripts, on small trees of images."""
 
 import json
+import os
 import shutil
 import signal
 import subprocess
@@ -147,8 +148,12 @@ def command(script, tree, datadir, *arguments):
     return [sys.executable, str(ROOT / "imagenet" / script), *where, *map(str, [*SMALL, *arguments])]
 
 
+ONE_THREAD = {**os.environ, "OMP_NUM_THREADS": "1"}  # the images are small, and other tests may run beside these
+
+
 def call(script, tree, datadir, *arguments, status=0):
-    done = subprocess.run(command(script, tree, datadir, *arguments), capture_output=True, text=True, timeout=1200)
+    line = command(script, tree, datadir, *arguments)
+    done = subprocess.run(line, capture_output=True, text=True, timeout=1200, env=ONE_THREAD)
     assert done.returncode == status, f"{arguments}\n{done.stdout}\n{done.stderr}"
     return done
 
@@ -194,7 +199,7 @@ def test_killed_and_by_hand_and_uninterrupted_give_the_same(tree, started, tmp_p
         shutil.copytree(started, folder)
     call("run.py", tree, whole, *one)
     process = subprocess.Popen(
-        command("run.py", tree, killed, *one), stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL
+        command("run.py", tree, killed, *one), stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL, env=ONE_THREAD
     )
     second, deadline = "ImageNet/run0/index_list*batch_1_*.json", time.monotonic() + 300
     while not list(killed.glob(second)) and process.poll() is None and time.monotonic() < deadline:
