@@ -107,8 +107,8 @@ def by_batches(
             yield positions, work(images, positions)
         return
     batches = torch.arange(len(data)).split(batch_size)
-    own = batches[rank() :: world()]
-    todo = iter(data.batches(batch_size, torch.cat(own)) if own else ())
+    mine = batches[rank() :: world()]
+    todo = iter(data.batches(batch_size, torch.cat(mine)) if mine else ())
     for start in range(0, len(batches), world()):
         batch, told = next(todo, None), [None] * world()
         dist.all_gather_object(told, batch and tuple(part.cpu() for part in work(*batch)))
@@ -149,8 +149,8 @@ def joined(body: Callable[[], int]) -> int:
     """Call `body`, which returns the exit status: as one of several where torchrun started this process.
 
     Such a process ends here and now. After a failure others may be waiting for it, so that it can take no leave of
-    them; torchrun sees it end and ends them. After a success the interpreter's own end has been seen to abort, once in
-    a dozen times, on threads that gloo leaves behind.
+    them; torchrun sees it end and ends them. After a success the interpreter's own end has been seen to abort, one time
+    in a dozen, in some thread that is not Python's.
     """
     global _store
     if not dist.is_torchelastic_launched():
