@@ -7,6 +7,7 @@ import signal
 import subprocess
 import sys
 import time
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -254,3 +255,35 @@ def test_a_damaged_image_stops_the_run_with_its_name(tree, started, tmp_path):
     shutil.copytree(started, tmp_path / "data")
     refused = call("run.py", copy, tmp_path / "data", "--iterations", 1, "--methods", "random", status=2)
     assert "n03/2.JPEG cannot be decoded" in refused.stderr
+
+
+def torchrun(script, tree, datadir, *arguments):
+    launch = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2"]
+    return [*launch, *command(script, tree, datadir, *arguments)[1:]]
+
+
+def test_two_processes_choose_what_one_chooses_and_outlive_a_kill(tree, started, tmp_path):
+    """From the same initial models; then one of the two is killed while it trains, and the same command goes on."""
+    methods = ["--methods", "Rz", "Rzg_pz", "-dl", 768]
+    one, two = tmp_path / "one", tmp_path / "two"
+    for folder in (one, two):
+        shutil.copytree(started, folder)
+    call("run.py", tree, one, *methods, "--iterations", 1)
+    line = torchrun("run.py", tree, two, *methods, "--iterations", 2, "-e", 3)
+    process = subprocess.Popen(line, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True, env=ONE_THREAD)
+    chosen, deadline = "ImageNet/run0/index_list*batch_1_*Rzg_pz_L_768.json", time.monotonic() + 300
+    while not list(two.glob(chosen)) and process.poll() is None and time.monotonic() < deadline:
+        time.sleep(0.02)
+    children = Path(f"/proc/{process.pid}/task/{process.pid}/children").read_text().split()
+    ranks = [int(pid) for pid in children if "run.py" in Path(f"/proc/{pid}/cmdline").read_text()]
+    assert len(ranks) == 2
+    os.kill(ranks[1], signal.SIGKILL)
+    told, _ = process.communicate(timeout=300)
+    assert process.returncode != 0
+    assert not list(two.glob("ImageNet/run0/checkpoint/best*batch_1*")), told
+    done = subprocess.run(line, capture_output=True, text=True, timeout=600, env=ONE_THREAD)
+    assert done.returncode == 0, done.stderr
+    assert [(r["method"], r["b"]) for r in lines_of(two)] == [("Rzg_pz", 0), ("Rzg_pz", 1), ("Rz", 0), ("Rz", 1)]
+    for method in ("Rz", "Rzg_pz"):
+        name = f"ImageNet/run0/index_list_unsup_batch_0_size_5_ir_2_nr_0_sub_{method}_L_768.npy"
+        assert np.array_equal(np.load(one / name), np.load(two / name)), method
