@@ -263,6 +263,9 @@ def select(
 ) -> Tensor:
     """Which n pool images to label next: one acquisition step for your own active-learning loop.
 
+    In a process group of torch.distributed every rank has to call it, with equal arguments: they share the work. One
+    that shall choose for itself calls it inside `alfk.ranks.alone()`.
+
     Args:
         method: a key of METHODS; "Rzg_pz" is the paper's.
         model: any module that returns (logits (B, C), list of taps), each tap (B, c, h, w) or (B, c), c at least 2;

@@ -22,6 +22,7 @@ class DaliDecoder:
 
     def __init__(self, size: int, workers: int, device: torch.device):
         self.size, self.workers, self.device = size, workers, device
+        self.copying = torch.cuda.Stream(device) if device.type == "cuda" else None
         self.idle: dict[tuple[int, bool], list[tuple[Pipeline, _Source]]] = {}
 
     def __call__(self, requests: Iterable[Request], largest: int, augmented: bool) -> Iterator[Tensor]:
@@ -60,9 +61,14 @@ class DaliDecoder:
     def _tensor(self, pixels: object) -> Tensor:
         """A copy that outlives the pipeline's next run."""
         batch = pixels.as_tensor()
-        out = torch.empty(batch.shape(), dtype=torch.uint8, device=self.device)
-        stream = torch.cuda.current_stream(self.device) if self.device.type == "cuda" else None
-        return feed_ndarray(batch, out, cuda_stream=stream)
+        if self.copying is None:
+            return feed_ndarray(batch, torch.empty(batch.shape(), dtype=torch.uint8))
+        with torch.cuda.stream(self.copying):
+            out = torch.empty(batch.shape(), dtype=torch.uint8, device=self.device)
+            feed_ndarray(batch, out, cuda_stream=self.copying)
+        self.copying.synchronize()  # DALI's buffer is free then; what the network computes need not be done
+        out.record_stream(torch.cuda.current_stream(self.device))
+        return out
 
 
 class _Source:

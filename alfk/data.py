@@ -40,7 +40,9 @@ class Split:
             raise ValueError(f"images must be (N, C, H, W), got shape {tuple(images.shape)}")
         self.in_files = isinstance(images, ImageFiles)
         self.store, self.mean, self.std, self.source = images, tuple(mean), tuple(std), source
-        self.rows = None if rows is None else rows.to(images.device, torch.int64)
+        # Of files the CPU reads the numbers; taking them from a GPU would wait for all that it has to do.
+        self._numbers = torch.device("cpu") if self.in_files else images.device
+        self.rows = None if rows is None else rows.to(self._numbers, torch.int64)
         if labels is not None and len(labels) != len(self):
             raise ValueError(f"{len(self)} images but {len(labels)} labels")
         self.labels = None if labels is None else labels.to(images.device, torch.int64)
@@ -69,9 +71,9 @@ class Split:
 
     def subset(self, rows: Tensor, labels: Tensor | None = None) -> "Split":
         """A view of the images at `rows` (k,) int64, in that order; `labels` (k,) replaces their labels if given."""
-        rows = rows.to(self.device)
         if labels is None and self.labels is not None:
-            labels = self.labels[rows]
+            labels = self.labels[rows.to(self.device)]
+        rows = rows.to(self._numbers)
         rows = rows if self.rows is None else self.rows[rows]
         return Split(self.store, labels, self.mean, self.std, rows, self.source)
 
@@ -86,9 +88,9 @@ class Split:
         """
         if order is None:
             order = torch.arange(len(self))
-        chunks = order.to(self.device).split(batch_size)
+        chunks = order.to(self._numbers).split(batch_size)
         for positions, stored in zip(chunks, self._stored(chunks, seed), strict=True):
-            yield stored.float().mul_(self._gain).add_(self._offset), positions
+            yield stored.float().mul_(self._gain).add_(self._offset), positions.to(self.device, non_blocking=True)
 
     def _stored(self, chunks: Sequence[Tensor], seed: int | None) -> Iterator[Tensor]:
         rows = chunks if self.rows is None else [self.rows[positions] for positions in chunks]

@@ -161,13 +161,12 @@ def describe(
                 out = allocate(len(split), width) if allocate else Descriptors.empty(len(split), width, split.device)
             _put(out.vectors, positions, rows)
             _put(out.predictions, positions, predictions)
-            if labels:
-                _put(out.pseudo_labels, positions, labels[0])
+            _put(out.pseudo_labels, positions, labels[0] if labels else torch.full_like(predictions, -1))
     return out
 
 
 def _put(target: Tensor | np.ndarray | None, positions: Tensor, rows: Tensor) -> None:
     if isinstance(target, Tensor):
-        target[positions] = rows
+        target[positions.to(target.device)] = rows.to(target.device, target.dtype)
     elif target is not None:
         target[positions.cpu().numpy()] = rows.cpu().numpy()

@@ -5,6 +5,7 @@ in the workers of a DataLoader; both are told the same crops, so that they show 
 """
 
 import math
+import multiprocessing
 import os
 from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
@@ -70,7 +71,7 @@ class ImageFiles:
         return ImageFiles(self.root, self.paths, self.size, self.loader, self.workers, device)
 
     def fetch(self, chunks: Sequence[Tensor], seed: int | None = None) -> Iterator[Tensor]:
-        """(B, 3, size, size) uint8, channels last in memory, for each chunk of rows (B,).
+        """(B, 3, size, size) uint8, channels last in memory, for each chunk of rows (B,), which are on the CPU.
 
         Args:
             seed: of random crops; one seed gives an image one crop, whoever decodes it and beside whatever others.
@@ -85,7 +86,7 @@ class ImageFiles:
             paths = [f"{self.root}/{path.decode()}" for path in self.paths[rows]]
             return paths, None if crops is None else crops[rows]
 
-        requests = (request(rows.cpu().numpy()) for rows in chunks)
+        requests = (request(rows.numpy()) for rows in chunks)
         for pixels in self.decode(requests, max(map(len, chunks)), crops is not None):
             yield pixels.permute(0, 3, 1, 2)
 
@@ -141,10 +142,11 @@ class PillowDecoder:
     def __call__(self, requests: Iterable[Request], largest: int, augmented: bool) -> Iterator[Tensor]:
         on_gpu = self.device.type == "cuda"
         batches = _Batches(list(requests), self.size)
+        lonely = multiprocessing.current_process().daemon  # a run of --jobs, which may not start processes
         loader = DataLoader(
             batches,
             batch_size=None,
-            num_workers=min(self.workers, len(batches)),
+            num_workers=0 if lonely else min(self.workers, len(batches)),
             pin_memory=on_gpu,
             generator=torch.Generator(),  # of its workers, which draw nothing; else it takes from the global one
         )

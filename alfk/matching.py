@@ -70,6 +70,8 @@ def top_matches(
     on_cpu = device.type == "cpu"
     tile = min(tile or (TILE if on_cpu else room // 64), room // 8)  # top-k needs as much again for its indices
     width = max(1, min(len(database), max(k, 2**13 if on_cpu else 2**16), room // (4 * dimensions)))
+    if shared:
+        width = ranks.agreed(lambda: width)  # GPUs of one group may differ
     height = max(1, tile // width)
     similarity = torch.full((m, k), -torch.inf, device=device)
     index = torch.zeros(m, k, dtype=torch.int64, device=device)

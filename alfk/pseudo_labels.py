@@ -85,6 +85,8 @@ def from_copies(
         length, classes = probe.z.shape[1], probe.logits.shape[1]
         samples = len(copies)
         chunk = max(1, STATISTICS // (classes * (length * samples + 4 * min(length, samples) ** 2)))
+        if estimator is trace:  # which keeps nothing of a copy
+            chunk = len(probe.images)
         return torch.cat([estimator(model, taps, images, copies).argmax(1) for images in probe.images.split(chunk)])
 
     return rule

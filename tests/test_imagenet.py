@@ -191,6 +191,8 @@ def test_methods_of_every_kind_run(tree, started, tmp_path):
     plot = [sys.executable, str(ROOT / "run_plot.py"), "--datadir", str(tmp_path), "--out", str(tmp_path / "figures")]
     drawn = subprocess.run(plot, capture_output=True, text=True, check=True).stdout
     assert "ImageNet, 2x class imbalance (not the official files)" in drawn
+    subprocess.run([*plot, "--show-selected", "--methods", "Rz"], capture_output=True, text=True, check=True)
+    assert list((tmp_path / "figures").glob("ImageNet_selected_run0_*Rz_*.png"))
 
 
 def test_killed_and_by_hand_and_uninterrupted_give_the_same(tree, started, tmp_path):
@@ -222,13 +224,18 @@ def test_held_out_images_are_for_test_alone(tree, tmp_path):
     call("run.py", tree, tmp_path, *more, "--initial", "--methods", "Rz")
     call("run.py", tree, tmp_path, *more, "--iterations", 1, "--methods", "Rz", "-dl", 512)
     run = tmp_path / "ImageNet" / "run0"
-    held = np.load(run / "data" / "test.npy")
+    held = np.load(run / "data" / "test_0.4.npy")
     assert len(set(held.tolist())) == 12
     (line,) = lines_of(tmp_path)
     assert line["misclassified"] <= 18
     assert 100 * round(line["accuracy"] * 12 / 100) == pytest.approx(12 * line["accuracy"])
-    refused = call("run.py", tree, tmp_path, "--loader", "torchvision", "--iterations", 1, "--methods", "Rz", status=2)
-    assert "holdout = 0.4" in refused.stderr
+    again = ["--loader", "torchvision", "--iterations", 1, "--methods", "Rz"]
+    assert "holdout = 0.4" in call("run.py", tree, tmp_path, *again, status=2).stderr
+    empty = call("run.py", tree, tmp_path / "new", *again, "--initial", "--holdout-val", 0.01, status=2)
+    assert "leaves none for one side" in empty.stderr
+    # With --jobs a run is a process that may not start others to decode images.
+    two = ["--loader", "torchvision", "--run-start", 1, "--run-stop", 3, "--jobs", 2]
+    call("run.py", tree, tmp_path, *two, "--initial", "--methods", "Rz")
 
 
 def test_wrong_use_takes_one_line(tree, started, tmp_path):

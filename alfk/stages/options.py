@@ -215,7 +215,10 @@ def device_of(options: argparse.Namespace) -> torch.device:
         device = ranks.own(torch.device(wanted))
         if device.type == "cuda" and (device.index or 0) not in range(torch.cuda.device_count()):
             there = torch.cuda.device_count()
-            raise UserError(f"there is no {device}: {there} CUDA devices here; without --gpu the CPU is used")
+            remedy = "name none and the CPU is used" if not there else f"there are cuda:0 to cuda:{there - 1}"
+            if ranks.world() > 1:
+                remedy = f"start {there} processes on this machine, or work on the CPU: --device cpu"
+            raise UserError(f"there is no {device}: {there} CUDA devices here; {remedy}")
         torch.empty(1, device=device)
     except RuntimeError as problem:
         raise UserError(f"there is no device {wanted!r}: {str(problem).splitlines()[0]}") from None

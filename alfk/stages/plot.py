@@ -43,6 +43,7 @@ class Results:
     records: list[Record]
     minority: tuple[int, ...]
     remark: str = ""
+    sources: tuple[str | None, ...] = ()  # of training and test images, where the data set names them
 
     @property
     def runs(self) -> list[int]:
@@ -80,7 +81,7 @@ def read_runs(folder: Path, start: int, stop: int | None, warn: Say) -> Results:
             warn(f"warning: {folder / name} was made with other settings than the first run: {', '.join(differing)}")
     sources = [source or "" for other in settings.values() for source in other.get("data", ())]
     remark = " (not the official files)" if any(source.startswith(UNOFFICIAL) for source in sources) else ""
-    return Results(folder, records, tuple(first.get("minority") or ()), remark)
+    return Results(folder, records, tuple(first.get("minority") or ()), remark, tuple(first.get("data", ())))
 
 
 @dataclasses.dataclass

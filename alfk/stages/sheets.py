@@ -30,6 +30,8 @@ def contact_sheets(experiment: Experiment, results: Results, datadir: Path, out:
             groups.setdefault((record["run"], Trial.of(record)), []).append(record)
     load = experiment.load_part or experiment.load
     train = load(datadir / experiment.name)[0] if groups else None
+    if groups and (results.sources or [train.source])[0] != train.source:
+        raise UserError(f"the images in {datadir / experiment.name} are not those that the runs were made with")
     for (run, trial), records in groups.items():
         folder = RunFolder(results.folder, run)
         pool = _read(folder.data(f"pool_{trial.distortion}"))

@@ -50,14 +50,15 @@ class Workspace:
     apart: Split | None = None
 
     def settings(self, initial: bool = False) -> dict[str, Any]:
-        """Everything on which this run's results depend, or, `initial`, its initial models alone."""
+        """What active learning from the initial models depends on, or, `initial`, what those depend on."""
         common = {"dataset": self.experiment.name, "seed": self.seed, "device": self.device.type}
         if self.train.source or self.test.source:
             common["data"] = [self.train.source, self.test.source]
         constants = self.experiment.settings()
         if initial:
             return common | {key: value for key, value in constants.items() if not key.startswith(LATER)}
-        return common | {"select": self.select} | constants
+        later = {key: value for key, value in constants.items() if not key.startswith("pretraining.")}
+        return common | {"select": self.select} | later
 
     def generator(self, *purpose: object, member: int = 0) -> torch.Generator:
         """The source of one purpose's draws, for one member of an ensemble; the first is as one that stands alone."""
@@ -85,7 +86,9 @@ class Workspace:
     def hold_out(self, share: float) -> None:
         """Divide validation images that have been test images too: `share` of them, drawn at random, for test alone."""
         rows = torch.randperm(len(self.apart), generator=self.generator("holdout"))
-        rows = self._drawn("test", lambda: rows[: round(share * len(rows))].sort().values)
+        rows = self._drawn(f"test_{share:g}", lambda: rows[: round(share * len(rows))].sort().values)
+        if not 0 < len(rows) < len(self.apart):
+            raise UserError(f"of {len(self.apart)} validation images --holdout-val {share:g} leaves none for one side")
         rest = torch.ones(len(self.apart), dtype=torch.bool)
         rest[rows] = False
         self.test, self.apart = self.apart.subset(rows), self.apart.subset(rest.nonzero().flatten())

@@ -22,12 +22,13 @@ def load_folder(folder: Path, root: Path | None, size: int, loader: str, workers
 
     Args:
         folder: local_data/ImageNet; the lists of files are kept in its processed/.
-        root: the folder with train/ and val/; ILSVRC2012_pytorch beside `folder` where it is None.
+        root: the folder with train/ and val/; where it is None, ILSVRC2012_pytorch beside `folder`, or if there is
+            none the one that was listed last.
         size, loader, workers: see `ImageFiles`.
     Raises:
         UserError: a folder is missing or empty, or val/ has a class that train/ has not.
     """
-    root = (root or folder.parent / "ILSVRC2012_pytorch").absolute()
+    root = (root or _usual(folder)).absolute()
     train, val = (_split(folder, root, part, size, loader, workers) for part in OFFICIAL)
     return Sources(train, val, val)
 
@@ -44,17 +45,24 @@ def _split(folder: Path, root: Path, part: str, size: int, loader: str, workers:
         processed.mkdir(parents=True, exist_ok=True)
         with locked(processed / ".lock"):
             if not (has_array(labels_file) and has_array(paths_file) and _listed(labels_file, about)):
-                paths, labels = _scan(root, part, names)
-                save_array(paths_file, paths, {"kind": "paths"})
-                digest = hashlib.md5(paths.tobytes() + labels.tobytes()).hexdigest()
+                paths, labels, sizes = _scan(root, part, names)
+                digest = hashlib.md5(paths.tobytes() + labels.tobytes() + sizes.tobytes()).hexdigest()
+                labels_file.with_suffix(".json").unlink(missing_ok=True)  # written last, it marks both complete
+                save_array(paths_file, paths, {"kind": "paths", "md5": digest})
                 save_array(labels_file, labels, {"kind": "labels", "md5": digest, **about})
+            labels, header = open_array(labels_file, {"kind": "labels"})
+            paths, _ = open_array(paths_file, {"kind": "paths", "md5": header["md5"]})
     except OSError as problem:
         raise UserError(f"cannot write to {processed}: {problem.strerror}; give --datadir another folder") from None
-    paths, _ = open_array(paths_file, {"kind": "paths"})
-    labels, header = open_array(labels_file, {"kind": "labels"})
     prefix = "" if len(labels) == OFFICIAL[part] else f"{UNOFFICIAL} "
     files = ImageFiles(root, paths, size, loader, workers)
     return Split(files, torch.from_numpy(np.array(labels)), MEAN, STD, source=prefix + header["md5"])
+
+
+def _usual(folder: Path) -> Path:
+    """Where images are looked for when no folder is named."""
+    usual, header = folder.parent / "ILSVRC2012_pytorch", folder / "processed" / "train_labels.json"
+    return Path(read_json(header)["root"]) if header.exists() and not usual.exists() else usual
 
 
 def _listed(labels_file: Path, about: dict[str, object]) -> bool:
@@ -83,20 +91,18 @@ def _stamps(root: Path, part: str) -> dict[str, int]:
     return {name: os.stat(root / part / name).st_mtime_ns for name in _classes(root, part)}
 
 
-def _scan(root: Path, part: str, names: list[str]) -> tuple[np.ndarray, np.ndarray]:
-    """Paths below `root` (N,) bytes and labels (N,) int64, class by class, sorted. Raises UserError."""
-    paths, labels = [], []
+def _scan(root: Path, part: str, names: list[str]) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+    """Paths below `root` (N,) bytes, labels and sizes in bytes (N,) int64, class by class, sorted. Raises UserError."""
+    paths, labels, sizes = [], [], []
     for label, name in enumerate(names):
         folder = root / part / name
-        files = (
-            sorted(entry.name for entry in os.scandir(folder) if entry.name.lower().endswith(SUFFIXES))
-            if folder.is_dir()
-            else []
-        )
+        found = os.scandir(folder) if folder.is_dir() else ()
+        files = sorted((entry.name, entry.stat().st_size) for entry in found if entry.name.lower().endswith(SUFFIXES))
         if not files and part == "train":
             raise UserError(f"{folder} has no image ({', '.join(SUFFIXES)}); remove it, or put images into it")
-        paths += [f"{part}/{name}/{file}".encode() for file in files]
+        paths += [f"{part}/{name}/{file}".encode() for file, _ in files]
+        sizes += [size for _, size in files]
         labels += [label] * len(files)
     if not paths:
         raise UserError(f"there is no image in {root / part}")
-    return np.array(paths), np.array(labels, np.int64)
+    return np.array(paths), np.array(labels, np.int64), np.array(sizes, np.int64)
