@@ -6,7 +6,7 @@
     torchrun --nproc-per-node 8 run.py DIR --amp    # the same on eight GPUs
 
 Without DIR it is ../local_data/ILSVRC2012_pytorch. Any tree of that form will do, with a query size it has room for:
-DIR -as 100 --image-size 64 -e 5.
+DIR -as 100 --image-size 64.
 """
 
 import sys

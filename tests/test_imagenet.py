@@ -255,12 +255,11 @@ def test_wrong_use_takes_one_line(tree, started, tmp_path):
     assert refused.count("\n") == 1
 
 
-def test_a_damaged_image_stops_the_run_with_its_name(tree, started, tmp_path):
+def test_a_damaged_image_stops_the_run_with_its_name(tree, tmp_path):
     copy = tmp_path / "tree"
     shutil.copytree(tree, copy)
     (copy / "val" / "n03" / "2.JPEG").write_bytes(b"no image")
-    shutil.copytree(started, tmp_path / "data")
-    refused = call("run.py", copy, tmp_path / "data", "--iterations", 1, "--methods", "random", status=2)
+    refused = call("run.py", copy, tmp_path / "data", "--initial", "--methods", "random", status=2)
     assert "n03/2.JPEG cannot be decoded" in refused.stderr
 
 
