@@ -4,8 +4,11 @@
 in the workers of a DataLoader; both are told the same crops, so that they show a network the same images.
 """
 
+import functools
+import importlib.util
 import math
 import multiprocessing
+import multiprocessing.context
 import os
 from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
@@ -114,11 +117,7 @@ def usual_workers() -> int:
 
 def has_dali() -> bool:
     """Whether NVIDIA DALI can be used here."""
-    try:
-        import nvidia.dali  # noqa: F401
-    except ImportError:
-        return False
-    return True
+    return bool(importlib.util.find_spec("nvidia") and importlib.util.find_spec("nvidia.dali"))
 
 
 def _decoder(loader: str) -> type:
@@ -147,6 +146,7 @@ class PillowDecoder:
             batches,
             batch_size=None,
             num_workers=0 if lonely else min(self.workers, len(batches)),
+            multiprocessing_context=None if lonely else _workshop(),
             pin_memory=on_gpu,
             generator=torch.Generator(),  # of its workers, which draw nothing; else it takes from the global one
         )
@@ -154,6 +154,16 @@ class PillowDecoder:
             if isinstance(pixels, str):  # a worker's exception would come with its traceback as text
                 raise UserError(pixels)
             yield pixels.to(self.device, non_blocking=True)
+
+
+@functools.cache
+def _workshop() -> multiprocessing.context.BaseContext:
+    """Where workers come from: a process without threads. One forked off a process with threads, such as DALI's or
+    CUDA's, has been seen to hang.
+    """
+    context = multiprocessing.get_context("forkserver")
+    context.set_forkserver_preload(["__main__", __name__])
+    return context
 
 
 class _Batches(torch.utils.data.Dataset):
