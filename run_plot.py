@@ -78,7 +78,9 @@ def run(options: argparse.Namespace) -> int:
                 drawn += 1
     if not drawn:
         place = options.datadir or "local_data/ or results/"
-        raise UserError(f"there are no such results under {place}: bash demo.sh or {{dataset}}/run.py makes some")
+        raise UserError(
+            f"there are no such results under {place}: bash demo.sh makes some, or the run.py of a data set's folder"
+        )
     return 0
 
 

@@ -129,6 +129,11 @@ class RunFolder:
             raise UserError(f"{path} is damaged: delete the run's folder and start again")
         for key, now in settings.items():
             was = manifest["settings"].get(key, now)
+            if was != now and key == "data":
+                raise UserError(
+                    f"{self.path} was made with other image files: bring those back, or delete it, or give another "
+                    f"--save-folder (made with {was}, now {now})"
+                )
             if was != now:
                 raise UserError(
                     f"{self.path} was made with {key} = {was}, this command says {now}: "

@@ -30,9 +30,11 @@ def descriptors(expansion: int) -> dict[int, tuple[int, ...]]:
 def add_flags(parser: argparse.ArgumentParser) -> None:
     """What ImageNet's scripts understand beyond those of other data sets."""
     add = parser.add_argument
-    where = "folder with train/<class>/*.JPEG and val/<class>/*.JPEG (<datadir>/ILSVRC2012_pytorch)"
-    add("folder", nargs="?", type=Path, metavar="IMAGENETDIR", help=f"{where}; or")
-    add("--imagenetdir", type=Path, metavar="DIR", help="the same by name")
+    where = (
+        "folder with train/<class>/*.JPEG and val/<class>/*.JPEG (<datadir>/ILSVRC2012_pytorch, or the one used last)"
+    )
+    add("folder", nargs="?", type=Path, metavar="DIR", help=where)
+    add("--imagenetdir", type=Path, metavar="DIR", help="the same folder, given by name")
     add("-a", "--arch", choices=ARCHITECTURES, default="resnet18", help="network (resnet18)")
     add("--loader", choices=LOADERS, help="who decodes images (dali where it is installed, else torchvision)")
     add("--workers", type=int, metavar="N", help="threads or processes that decode (as many as there are CPUs)")

@@ -212,6 +212,9 @@ def test_what_is_wrong_with_a_folder_is_said(tmp_path):
         load(tree, tmp_path)
     (tree / "val" / "n99").rmdir()
     (tree / "train" / "n05").mkdir()
+    with pytest.raises(UserError, match=r"n05 in one of train/ and val/ alone"):
+        load(tree, tmp_path)
+    (tree / "val" / "n05").mkdir()
     with pytest.raises(UserError, match=r"n05 has no image"):
         load(tree, tmp_path)
 

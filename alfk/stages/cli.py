@@ -154,7 +154,7 @@ def over_runs(
     data(experiment, options)  # what is missing or has to be downloaded shows here, once
     with Progress(total=len(runs) * each) as progress:
         failures = run_in_turn(runs, work, progress) if jobs == 1 else run_side_by_side(runs, work, progress, jobs)
-    if trials:
+    if trials and len(failures) < len(runs):
         folders = [RunFolder(root(experiment, options), number) for number in runs]
         records = [record for folder in folders for record in folder.results()]
         print("\n" + "\n\n".join(filter(None, (table(records, trials), cost_table(records, trials)))))

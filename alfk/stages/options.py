@@ -77,7 +77,7 @@ def protocol_parser(experiments: Mapping[str, Experiment], about: str) -> Parser
     add("--seed", type=int, default=0, help="of all random draws; every run derives its own from it (0)")
     kept = "epoch kept and scored: best on test (the paper's protocol, default), best on validation, or the last"
     add("--select", choices=("test", "val", "last"), default="test", help=kept)
-    add("--unsup-epochs", type=positive, metavar="E", help="epochs of rotation pretraining")
+    add("--unsup-epochs", type=positive, metavar="E", help="epochs of rotation pretraining, with --initial")
     add("-as", "--query-size", type=positive, metavar="N", help="images labelled in each AL iteration")
     return parser
 
@@ -98,7 +98,11 @@ def common_parser(experiments: Mapping[str, Experiment], about: str) -> Parser:
     add("-smp", "--samples", type=positive, metavar="K", help="dropout samples or perturbed copies of an image")
     add("-gbs", "--descr-batch", type=positive, metavar="N", help="images a batch outside training")
     kinds = ("float32", "float16")
-    add("--descr-dtype", choices=kinds, help="of descriptor databases on disk (float32); float16 takes half the room")
+    add(
+        "--descr-dtype",
+        choices=kinds,
+        help="of descriptor databases on disk (the data set's); float16 takes half the room",
+    )
     return parser
 
 

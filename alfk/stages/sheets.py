@@ -31,7 +31,9 @@ def contact_sheets(experiment: Experiment, results: Results, datadir: Path, out:
     load = experiment.load_part or experiment.load
     train = load(datadir / experiment.name)[0] if groups else None
     if groups and (results.sources or [train.source])[0] != train.source:
-        raise UserError(f"the images in {datadir / experiment.name} are not those that the runs were made with")
+        raise UserError(
+            f"{experiment.name}'s images as last used are not those of these runs: give their folder to run.py again"
+        )
     for (run, trial), records in groups.items():
         folder = RunFolder(results.folder, run)
         pool = _read(folder.data(f"pool_{trial.distortion}"))

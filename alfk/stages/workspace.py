@@ -114,7 +114,7 @@ class Workspace:
             if wanted > there:
                 raise UserError(
                     f"{iterations} AL iterations of {self.experiment.query_size} images need {wanted} pool images, "
-                    f"the pool at ir={trial.ir:g} has {there}: lower -as or the number of iterations"
+                    f"the pool at ir={trial.ir:g} has {there}: lower -as or --iterations"
                 )
 
     def _draw_validation(self) -> Tensor:

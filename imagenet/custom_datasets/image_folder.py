@@ -26,7 +26,7 @@ def load_folder(folder: Path, root: Path | None, size: int, loader: str, workers
             none the one that was listed last.
         size, loader, workers: see `ImageFiles`.
     Raises:
-        UserError: a folder is missing or empty, or val/ has a class that train/ has not.
+        UserError: a folder is missing or empty, or train/ and val/ have different classes.
     """
     root = (root or _usual(folder)).absolute()
     train, val = (_split(folder, root, part, size, loader, workers) for part in OFFICIAL)
@@ -35,9 +35,8 @@ def load_folder(folder: Path, root: Path | None, size: int, loader: str, workers
 
 def _split(folder: Path, root: Path, part: str, size: int, loader: str, workers: int) -> Split:
     names, stamps = _classes(root, "train"), _stamps(root, part)
-    unknown = set(stamps) - set(names)
-    if unknown:
-        raise UserError(f"{root / part} has a class that train/ has not: {min(unknown)}")
+    for name in sorted(set(stamps) ^ set(names)):
+        raise UserError(f"{root} has the class {name} in one of train/ and val/ alone")
     processed = folder / "processed"
     paths_file, labels_file = (processed / f"{part}_{what}.npy" for what in ("paths", "labels"))
     about = {"root": str(root), "classes": names, "folders": stamps}
@@ -81,7 +80,7 @@ def _classes(root: Path, part: str) -> list[str]:
         raise UserError(
             f"there are no images in {root}: it has to hold train/<class>/*.JPEG and val/<class>/*.JPEG, your own or "
             "ILSVRC-2012's (image-net.org, after registration; its val images sorted into class folders); "
-            "name another folder with --imagenetdir"
+            "name another folder, first or after --imagenetdir"
         )
     return names
 
@@ -96,13 +95,11 @@ def _scan(root: Path, part: str, names: list[str]) -> tuple[np.ndarray, np.ndarr
     paths, labels, sizes = [], [], []
     for label, name in enumerate(names):
         folder = root / part / name
-        found = os.scandir(folder) if folder.is_dir() else ()
+        found = os.scandir(folder)
         files = sorted((entry.name, entry.stat().st_size) for entry in found if entry.name.lower().endswith(SUFFIXES))
-        if not files and part == "train":
+        if not files:
             raise UserError(f"{folder} has no image ({', '.join(SUFFIXES)}); remove it, or put images into it")
         paths += [f"{part}/{name}/{file}".encode() for file, _ in files]
         sizes += [size for _, size in files]
         labels += [label] * len(files)
-    if not paths:
-        raise UserError(f"there is no image in {root / part}")
     return np.array(paths), np.array(labels, np.int64), np.array(sizes, np.int64)
