@@ -5,8 +5,8 @@
     python3 run.py DIR --baseline           # the line "all train"
     torchrun --nproc-per-node 8 run.py DIR --amp    # the same on eight GPUs
 
-Without DIR it is ../local_data/ILSVRC2012_pytorch, or else the one used last. Any tree of that form will do, with a query size it has room for:
-DIR -as 100 --image-size 64.
+Without DIR it is ../local_data/ILSVRC2012_pytorch, or else the one used last. Any tree of that form will do, with a
+query size and a number of iterations that it has room for: DIR -as 100 --iterations 2 --image-size 64.
 """
 
 import sys

@@ -29,14 +29,14 @@ def load_folder(folder: Path, root: Path | None, size: int, loader: str, workers
         UserError: a folder is missing or empty, or train/ and val/ have different classes.
     """
     root = (root or _usual(folder)).absolute()
+    for name in sorted(set(_classes(root, "train")) ^ set(_classes(root, "val"))):
+        raise UserError(f"{root} has the class {name} in one of train/ and val/ alone")
     train, val = (_split(folder, root, part, size, loader, workers) for part in OFFICIAL)
     return Sources(train, val, val)
 
 
 def _split(folder: Path, root: Path, part: str, size: int, loader: str, workers: int) -> Split:
     names, stamps = _classes(root, "train"), _stamps(root, part)
-    for name in sorted(set(stamps) ^ set(names)):
-        raise UserError(f"{root} has the class {name} in one of train/ and val/ alone")
     processed = folder / "processed"
     paths_file, labels_file = (processed / f"{part}_{what}.npy" for what in ("paths", "labels"))
     about = {"root": str(root), "classes": names, "folders": stamps}
