@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 import torch
 import torch.nn.functional as F
-from hypothesis import given
+from hypothesis import assume, given
 from hypothesis import strategies as st
 from torch import nn
 
@@ -42,6 +42,7 @@ def split():
 @given(st.integers(2, 30), st.integers(0, 10**6))
 def test_inner_product_is_the_correlation_times_a_constant(length, seed):
     a, b = torch.randn(2, length, dtype=torch.float64, generator=torch.Generator().manual_seed(seed))
+    assume(min(a.std(), b.std()) > 1e-3)  # else the 1e-10 beside the deviation shows
     similarity = standardise([a[None]])[0] @ standardise([b[None]])[0]
     assert float(similarity) == pytest.approx((length - 1) * np.corrcoef(a, b)[0, 1], abs=1e-6)
 
