@@ -1,5 +1,6 @@
 """Decoding by NVIDIA DALI: on the GPU where there is one, else in CPU threads."""
 
+import os
 from collections.abc import Iterable, Iterator
 
 import numpy as np
@@ -80,7 +81,7 @@ class _Source:
     def __call__(self) -> tuple[list[np.ndarray], ...]:
         paths, crops = next(self.requests)
         self.asked.append(paths)
-        names = [np.frombuffer(path.encode(), np.uint8) for path in paths]
+        names = [np.frombuffer(os.fsencode(path), np.uint8) for path in paths]
         return (names, list(crops)) if self.augmented else (names,)
 
 

@@ -86,7 +86,7 @@ class ImageFiles:
         crops = None if seed is None else draw_crops(len(self), torch.Generator().manual_seed(seed)).numpy()
 
         def request(rows: np.ndarray) -> Request:
-            paths = [f"{self.root}/{path.decode()}" for path in self.paths[rows]]
+            paths = [f"{self.root}/{os.fsdecode(path)}" for path in self.paths[rows]]
             return paths, None if crops is None else crops[rows]
 
         requests = (request(rows.numpy()) for rows in chunks)

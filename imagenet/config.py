@@ -14,6 +14,7 @@ from alfk.errors import UserError
 from alfk.image_files import LOADERS, has_dali, usual_workers
 from alfk.network import kaiming_fan_out
 from alfk.perturbation import RotationAndNoise
+from alfk.stages.options import positive
 from imagenet.custom_datasets import image_folder
 from imagenet.custom_models.resnet import resnet18, resnet34, resnet50
 
@@ -37,8 +38,8 @@ def add_flags(parser: argparse.ArgumentParser) -> None:
     add("--imagenetdir", type=Path, metavar="DIR", help="the same folder, given by name")
     add("-a", "--arch", choices=ARCHITECTURES, default="resnet18", help="network (resnet18)")
     add("--loader", choices=LOADERS, help="who decodes images (dali where it is installed, else torchvision)")
-    add("--workers", type=int, metavar="N", help="threads or processes that decode (as many as there are CPUs)")
-    add("--image-size", type=int, metavar="PIXELS", help="side of the crops (224)")
+    add("--workers", type=positive, metavar="N", help="threads or processes that decode (as many as there are CPUs)")
+    add("--image-size", type=positive, metavar="PIXELS", help="side of the crops (224)")
     add("--holdout-val", type=float, default=0.0, metavar="F", help="share of val kept for test alone (0: all is both)")
     add("--amp", action="store_true", help="train in mixed precision, bfloat16")
     add("--compile", action="store_true", help="train with torch.compile")
@@ -49,8 +50,8 @@ def with_flags(experiment: Experiment, options: argparse.Namespace) -> Experimen
     if not 0 <= options.holdout_val < 1:
         raise UserError(f"--holdout-val is a share of val, from 0 to under 1, not {options.holdout_val:g}")
     size = options.image_size or experiment.image_size
-    if size < 32 or (options.workers or 1) < 1:
-        raise UserError("--image-size is at least 32, --workers at least 1")
+    if size < 32:
+        raise UserError(f"--image-size is at least 32, not {size}")
     loader = options.loader or ("dali" if has_dali() else "torchvision")
     expansion = 4 if options.arch == "resnet50" else 1
     precision = {"amp": options.amp, "compiled": options.compile}

@@ -203,6 +203,14 @@ def test_lists_are_made_once_and_again_when_files_come_or_go(tmp_path):
     assert next(moved.train.batches(2))[0].shape == (2, 3, SIZE, SIZE)
 
 
+@pytest.mark.parametrize("loader", LOADERS)
+def test_names_need_not_be_ascii_or_utf8(tmp_path, loader):
+    tree = write_tree(tmp_path / "tree")
+    for name in ("grün.JPEG", os.fsdecode(b"b\xff.JPEG")):
+        picture(1).save(tree / "val" / "n01" / name, format="JPEG")
+    assert sum(len(positions) for _, positions in load(tree, tmp_path, loader).test.batches(5)) == 14
+
+
 def test_what_is_wrong_with_a_folder_is_said(tmp_path):
     with pytest.raises(UserError, match=r"train/<class>/\*\.JPEG"):
         load(tmp_path / "nowhere", tmp_path)

@@ -52,7 +52,9 @@ def _split(folder: Path, root: Path, part: str, size: int, loader: str, workers:
             labels, header = open_array(labels_file, {"kind": "labels"})
             paths, _ = open_array(paths_file, {"kind": "paths", "md5": header["md5"]})
     except OSError as problem:
-        raise UserError(f"cannot write to {processed}: {problem.strerror}; give --datadir another folder") from None
+        where = problem.filename or processed  # an image folder that cannot be read, or one that cannot be written
+        remedy = f"; if that is in {folder}, give --datadir another folder"
+        raise UserError(f"{where}: {problem.strerror}{remedy}") from None
     prefix = "" if len(labels) == OFFICIAL[part] else f"{UNOFFICIAL} "
     files = ImageFiles(root, paths, size, loader, workers)
     return Split(files, torch.from_numpy(np.array(labels)), MEAN, STD, source=prefix + header["md5"])
@@ -99,7 +101,7 @@ def _scan(root: Path, part: str, names: list[str]) -> tuple[np.ndarray, np.ndarr
         files = sorted((entry.name, entry.stat().st_size) for entry in found if entry.name.lower().endswith(SUFFIXES))
         if not files:
             raise UserError(f"{folder} has no image ({', '.join(SUFFIXES)}); remove it, or put images into it")
-        paths += [f"{part}/{name}/{file}".encode() for file, _ in files]
+        paths += [os.fsencode(f"{part}/{name}/{file}") for file, _ in files]
         sizes += [size for _, size in files]
         labels += [label] * len(files)
     return np.array(paths), np.array(labels, np.int64), np.array(sizes, np.int64)
