@@ -21,7 +21,7 @@ from alfk.training import fit
 from imagenet.config import ARCHITECTURES, IMAGENET, descriptors
 from tests.conftest import ROOT
 from tests.test_image_files import write_tree
-from tests.test_scripts import outcome
+from tests.test_scripts import is_child, outcome
 
 
 def test_learning_rates_are_the_protocols():
@@ -280,8 +280,7 @@ def test_two_processes_choose_what_one_chooses_and_outlive_a_kill(tree, started,
     chosen, deadline = "ImageNet/run0/index_list*batch_1_*Rzg_pz_L_768.json", time.monotonic() + 300
     while not list(two.glob(chosen)) and process.poll() is None and time.monotonic() < deadline:
         time.sleep(0.02)
-    children = Path(f"/proc/{process.pid}/task/{process.pid}/children").read_text().split()
-    ranks = [int(pid) for pid in children if "run.py" in Path(f"/proc/{pid}/cmdline").read_text()]
+    ranks = sorted(int(p.name) for p in Path("/proc").glob("[0-9]*") if is_child(p, process.pid, b"run.py"))
     assert len(ranks) == 2
     os.kill(ranks[1], signal.SIGKILL)
     told, _ = process.communicate(timeout=300)

@@ -172,10 +172,12 @@ def test_side_by_side_killed_and_started_again(tmp_path):
     call("run.py", *SMALL, *again)
 
 
-def is_child(entry, parent):
+def is_child(entry, parent, saying=b""):
+    """Whether the process of a folder in /proc is a child of `parent` and `saying` is in its command line."""
     try:
-        return f"PPid:\t{parent}\n" in (entry / "status").read_text()
-    except OSError:
+        mine = f"PPid:\t{parent}\n" in (entry / "status").read_text()
+        return mine and saying in (entry / "cmdline").read_bytes()
+    except OSError:  # it ended meanwhile
         return False
 
 
@@ -427,7 +429,7 @@ def test_a_killed_child_is_reported(tmp_path):
     deadline = time.monotonic() + 60
     while victim is None and time.monotonic() < deadline:
         for entry in Path("/proc").glob("[0-9]*"):
-            if is_child(entry, process.pid) and b"spawn_main" in (entry / "cmdline").read_bytes():
+            if is_child(entry, process.pid, b"spawn_main"):
                 victim = int(entry.name)
     assert victim is not None
     os.kill(victim, signal.SIGKILL)

@@ -22,6 +22,7 @@ from alfk.stages.describe import databases, have_databases, read_databases
 from alfk.stages.memory import peak_mib
 from alfk.stages.workspace import Workspace, join_states
 from alfk.training import accuracy, accuracy_per_class, fit, predict, ranking
+from alfk.uncertainty import MEASURES
 
 
 def acquire(work: Workspace, trial: Trial, b: int, pool: Split, validation: Split) -> tuple[Tensor, dict[str, Any]]:
@@ -184,8 +185,23 @@ def _learn(
         states.append(weights)
     seconds = time.perf_counter() - start
     record = make_record(work, trial, b, pool, labelled, newest, header, members, seconds)
+    if trial.method in MEASURES:
+        record["accuracy_without_dropout"] = accuracy_without_dropout(work, states)
     conclude(work, trial, b, record, states, work.settings())
     return record
+
+
+def accuracy_without_dropout(work: Workspace, states: Sequence[dict[str, Tensor]]) -> float:
+    """Mean test accuracy, in percent, of the members' weights in networks without the dropout they were trained with.
+
+    The protocol's accuracy of these methods is taken with dropout on (METHOD: models). It costs some points.
+    """
+    plain, found = work.network(work.experiment.classes), []
+    for state in states:
+        plain.load_state_dict(state)
+        said = predict(plain, work.test, work.experiment.descriptor_batch)
+        found.append(accuracy(said, work.test.labels))
+    return fmean(found)
 
 
 def make_record(
