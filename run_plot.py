@@ -23,7 +23,7 @@ from pathlib import Path
 from alfk.config import Experiment
 from alfk.curves import ranges
 from alfk.errors import UserError
-from alfk.runs import atomic
+from alfk.runs import INITS, atomic
 from alfk.stages import plot, sheets, tables
 from alfk.stages.options import Parser, count, imbalance_ratio, positive
 
@@ -46,7 +46,7 @@ def parse() -> argparse.Namespace:
     add("--dataset", help="one data set (all with results)")
     add("-ir", type=imbalance_ratio, nargs="+", default=[], metavar="IR", help="imbalance ratios (all)")
     add("--methods", nargs="+", default=[], metavar="KEY", help="methods, e.g. Rzg_pz, Rzg_pz_L80, varR_E4 (all)")
-    add("--init", choices=("rotation", "random"), help="one initial model (both)")
+    add("--init", choices=tuple(INITS), help="one initial model (all)")
     add("--run-start", type=count, default=0, metavar="R", help="first run (0)")
     add("--run-stop", type=positive, metavar="R", help="the run before which to stop (all there are)")
     add("--datadir", type=Path, help="folder of the data sets' results (local_data, else results)")

@@ -37,6 +37,11 @@ def has_batch_norm(model: nn.Module) -> bool:
     return any(isinstance(module, nn.modules.batchnorm._BatchNorm) for module in model.modules())
 
 
+def linear_layers(model: nn.Module) -> list[str]:
+    """The names of its linear layers."""
+    return [name for name, module in model.named_modules() if isinstance(module, nn.Linear)]
+
+
 Initialiser = Callable[[nn.Module, torch.Generator], None]
 
 

@@ -22,20 +22,31 @@ from alfk.errors import UserError
 Record = dict[str, Any]
 
 
+INITS = {  # how AL starts -> what file names begin with
+    "rotation": "unsup_",  # from the rotation model, its last linear layer new (METHOD: initial models)
+    "rotation_conv": "unsup_conv_",  # from the rotation model's convolutions, every linear layer new
+    "random": "",
+}
+
+
 @dataclasses.dataclass(frozen=True)
 class Trial:
-    """One curve of a figure within one run: a method on one distortion of the pool from one kind of initial model."""
+    """One curve of a figure within one run: a method on one distortion of the pool from one kind of initial model.
+
+    `init` is a key of INITS.
+    """
 
     ir: float
     method: str
     length: int
     ensemble: int = 1
     nr: float = 0.0
-    unsupervised: bool = True
+    init: str = "rotation"
 
     @property
-    def init(self) -> str:
-        return "rotation" if self.unsupervised else "random"
+    def unsupervised(self) -> bool:
+        """Whether it starts from a rotation model."""
+        return self.init != "random"
 
     @property
     def distortion(self) -> str:
@@ -44,8 +55,7 @@ class Trial:
     def stem(self, b: int, size: int) -> str:
         """The part that all file names of AL iteration b with `size` labelled images share."""
         members = f"_E_{self.ensemble}" if self.ensemble > 1 else ""
-        unsup = "unsup_" if self.unsupervised else ""
-        return f"{unsup}batch_{b}_size_{size}_{self.distortion}_sub_{self.method}_L_{self.length}{members}"
+        return f"{INITS[self.init]}batch_{b}_size_{size}_{self.distortion}_sub_{self.method}_L_{self.length}{members}"
 
     @property
     def name(self) -> str:
@@ -68,9 +78,9 @@ class Trial:
 
     @classmethod
     def of(cls, record: Record) -> "Trial":
-        """The trial that a results record belongs to."""
-        unsupervised = record["init"] == "rotation"
-        return cls(record["ir"], record["method"], record["L"], record["ensemble"], record["nr"], unsupervised)
+        """The trial that a results record belongs to. Raises KeyError if it is of none."""
+        INITS[record["init"]]
+        return cls(record["ir"], record["method"], record["L"], record["ensemble"], record["nr"], record["init"])
 
 
 class RunFolder:

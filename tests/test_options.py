@@ -6,14 +6,17 @@ import pytest
 import torch
 
 from alfk.errors import UserError
-from alfk.stages.options import device_of, method_key, trials_of
+from alfk.stages.options import device_of, init_of, method_key, trials_of
 from mnist.config import MNIST
+from svhn.config import SVHN
 
 CFG = [(ir, m, n, 1) for ir in (1, 100) for m, n in (("random", 0), ("Rz", 20), ("Rzg_pz", 20), ("Rzg_pz", 80))]
 
 
 def trials(ir=None, methods=None, lengths=None, sizes=None):
-    options = argparse.Namespace(ir=ir, methods=methods, descr_length=lengths, ensemble=sizes, nr=0.0, unsupervised=1)
+    options = argparse.Namespace(
+        ir=ir, methods=methods, descr_length=lengths, ensemble=sizes, nr=0.0, unsupervised=1, conv_only=False
+    )
     return [(t.ir, t.method, t.length) for t in trials_of(CFG, MNIST, options)]
 
 
@@ -72,7 +75,7 @@ def test_ensembles():
 
     def rows(sizes=None, methods=None):
         options = argparse.Namespace(
-            ir=None, methods=methods, descr_length=None, ensemble=sizes, nr=0.0, unsupervised=1
+            ir=None, methods=methods, descr_length=None, ensemble=sizes, nr=0.0, unsupervised=1, conv_only=False
         )
         return [(t.method, t.ensemble) for t in trials_of(cfg, MNIST, options)]
 
@@ -96,6 +99,17 @@ def test_what_cannot_be():
         trials(lengths=[30])
     with pytest.raises(UserError, match="no method 'what'"):
         trials(methods=["what"])
+
+
+def test_initial_models():
+    def init(unsupervised, conv_only, experiment=MNIST):
+        return init_of(experiment, argparse.Namespace(unsupervised=unsupervised, conv_only=conv_only))
+
+    assert [init(0, False), init(1, False), init(1, True)] == ["random", "rotation", "rotation_conv"]
+    with pytest.raises(UserError, match="does not go with --unsupervised 0"):
+        init(0, True)
+    with pytest.raises(UserError, match="changes nothing on SVHN"):
+        init(1, True, SVHN)
 
 
 def test_devices():

@@ -227,3 +227,19 @@ def test_tiles_in_reading_order():
     centres = sheet[16::32, 16::32]
     assert np.allclose(centres, [[0, 0.2, 0.4], [0.6, 0.8, 1]])
     assert draw.tiled(np.zeros((2, 3, 28, 28)), 2).shape == (32, 64, 3)
+
+
+def test_results_from_convolutions_alone_have_a_figure_of_their_own_beside_the_papers_curves(tmp_path):
+    lines = [line(0, b, "random", 40.0 + b, init="rotation_conv") for b in range(3)]
+    write(tmp_path / "data", 0, [*lines, *(line(0, b, "random", 50.0 + b) for b in range(3))])
+    done = plot(
+        "--datadir", tmp_path / "data", "--out", tmp_path / "out", "--dataset", "MNIST", "-ir", 100, "--reference"
+    )
+    assert "(b) MNIST, 100x class imbalance, rotation's convolutions: run 0" in done.stdout
+    for name, ours in (("MNIST_ir100", "50"), ("MNIST_ir100_rotation_conv", "40")):
+        first = rows(tmp_path / "out" / f"{name}_curves.csv")[0]
+        assert (first["accuracy_mean"], round(float(first["paper_mean"]), 2)) == (ours, 50.47)
+    only = plot(
+        "--datadir", tmp_path / "data", "--out", tmp_path / "only", "--init", "rotation_conv", "--dataset", "MNIST"
+    )
+    assert only.stdout.count("class imbalance") == 1

@@ -35,7 +35,8 @@ def test_names_are_those_of_the_release(folder):
         folder.index_list(TRIAL, 2, 375).name,
         folder.initial(TRIAL.distortion, True).name,
         folder.initial(TRIAL.distortion, False).name,
-        folder.checkpoint(Trial(1, "random", 0, nr=0.1, unsupervised=False), 0, 125).name,
+        folder.checkpoint(Trial(1, "random", 0, nr=0.1, init="random"), 0, 125).name,
+        folder.checkpoint(Trial(1, "random", 0, init="rotation_conv"), 0, 125).name,  # (the release has none)
     ]
     assert names == [
         "best_unsup_batch_2_size_375_ir_100_nr_0_sub_Rzg_pz_L_80.pt",
@@ -43,6 +44,7 @@ def test_names_are_those_of_the_release(folder):
         "init_unsup_batch_0_ir_100_nr_0.pt",
         "init_batch_0_ir_100_nr_0.pt",
         "best_batch_0_size_125_ir_1_nr_0.1_sub_random_L_0.pt",
+        "best_unsup_conv_batch_0_size_125_ir_1_nr_0_sub_random_L_0.pt",
     ]
 
 

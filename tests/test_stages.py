@@ -135,6 +135,10 @@ def test_a_rotation_model_gets_a_new_last_layer(data, tmp_path):
     assert 0 < saved["about"]["rotation_accuracy"] <= 100
     (again,), _ = work.models_before(TRIALS[0], 0)
     assert torch.equal(snapshot(again)["fc2.weight"], state["fc2.weight"])
+    (bare,), _ = work.models_before(dataclasses.replace(TRIALS[0], init="rotation_conv"), 0)
+    kept = {name for name, value in snapshot(bare).items() if torch.equal(value, state[name])}
+    assert kept == {"conv1.weight", "conv1.bias", "conv2.weight", "conv2.bias", "fc2.weight", "fc2.bias"}
+    assert abs(float(bare.fc1.weight.detach().abs().max()) - 320**-0.5) < 1e-3  # fresh: uniform in +-1/sqrt(fan-in)
 
 
 def test_initial_models_that_are_there_are_kept(data, tmp_path):

@@ -8,6 +8,7 @@ from torch import Tensor, nn
 
 from alfk.config import Experiment
 from alfk.errors import UserError
+from alfk.network import linear_layers
 from vaal.config import Recipe
 
 SIZE = 32  # pixels on a side of what the VAE sees
@@ -114,12 +115,12 @@ def task_model(
     make = recipe.network or (lambda classes: experiment.network(classes, False))
     model = make(experiment.classes).to(memory_format=torch.channels_last)
     experiment.initialise(model, generator)
-    linear = tuple(f"{name}." for name, module in model.named_modules() if isinstance(module, nn.Linear))
-    kept = {name: value for name, value in pretrained.items() if not name.startswith(linear)}
+    linear = linear_layers(model)
+    kept = {name: value for name, value in pretrained.items() if name.rpartition(".")[0] not in linear}
     try:
         found = model.load_state_dict(kept, strict=False)
     except RuntimeError:  # layers of another size
         found = None
-    if found is None or found.unexpected_keys or any(not name.startswith(linear) for name in found.missing_keys):
+    if found is None or found.unexpected_keys or {name.rpartition(".")[0] for name in found.missing_keys} - set(linear):
         raise UserError(f"the rotation model of {experiment.name} is of another network: make it anew")
     return model

@@ -13,6 +13,7 @@ from alfk.acquisition import METHODS, get_method
 from alfk.config import Experiment
 from alfk.curves import BASELINE
 from alfk.errors import UserError
+from alfk.network import linear_layers
 from alfk.runs import Trial
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -110,6 +111,10 @@ def add_init(parser: Parser) -> None:
     """--unsupervised 0|1, also as -unsup."""
     text = "start from the random (0) or the rotation-pretrained (1, default) initial model"
     parser.add_argument("-unsup", "--unsupervised", type=int, choices=(0, 1), default=1, help=text)
+    text = (
+        "keep only the convolutions of the rotation-pretrained model: all linear layers start anew, not just the last"
+    )
+    parser.add_argument("--conv-only", action="store_true", help=text)
 
 
 def add_run(parser: Parser, experiments: Mapping[str, Experiment]) -> None:
@@ -257,7 +262,18 @@ def trial_of(
         raise UserError(f"{method} works with one model, not with an ensemble of {ensemble}")
     if get_method(method).doubts and experiment.samples % ensemble:
         raise UserError(f"{experiment.samples} samples cannot be shared by {ensemble} models: choose another -smp")
-    return Trial(ir, method, length, ensemble, options.nr, bool(options.unsupervised))
+    return Trial(ir, method, length, ensemble, options.nr, init_of(experiment, options))
+
+
+def init_of(experiment: Experiment, options: argparse.Namespace) -> str:
+    """The initial model that --unsupervised and --conv-only name. Raises UserError."""
+    if not options.conv_only:
+        return "rotation" if options.unsupervised else "random"
+    if not options.unsupervised:
+        raise UserError("--conv-only keeps a part of the rotation model: it does not go with --unsupervised 0")
+    if len(linear_layers(experiment.network(experiment.classes, False))) == 1:
+        raise UserError(f"--conv-only changes nothing on {experiment.name}: the last layer is the only linear one")
+    return "rotation_conv"
 
 
 def trials_of(cfg: Cfg, experiment: Experiment, options: argparse.Namespace) -> list[Trial]:

@@ -106,8 +106,8 @@ class FigureOf:
         ours = [r["accuracy"] for trial, records in self.trials.items() if trial.method == BASELINE for r in records]
         if ours:
             return float(np.mean(ours)), f"all train ({len(ours)} run{'s' if len(ours) > 1 else ''})"
-        published = self.reference.get((BASELINE, "rotation"))
-        return (float(published.mean[-1]), "all train (paper)") if published else None
+        published = [curve for (name, _), curve in self.reference.items() if name == BASELINE]
+        return (float(published[0].mean[-1]), "all train (paper)") if published else None
 
     @property
     def all_train_said(self) -> str:
@@ -134,16 +134,17 @@ def figures(dataset: str, records: Sequence[Record], reference_folder: Path, pap
     made = []
     for (ir, nr, init), trials in sorted(groups.items()):
         plain = nr == 0 and init == "rotation"
-        main = _reference(reference_folder, dataset, f"{dataset.lower()}_ir{ir:g}") if plain else {}
+        compared = nr == 0 and init != "random"
+        main = _reference(reference_folder, dataset, f"{dataset.lower()}_ir{ir:g}") if compared else {}
+        main = {(name, init): curve for (name, _), curve in main.items()}  # the paper's are all from rotation
         ablation = _reference(reference_folder, dataset, f"{dataset.lower()}_ir{ir:g}_ablation") if nr == 0 else {}
         only_there = set(ablation) - set(main)
         where = f"{'no' if ir == 1 else f'{ir:g}x'} class imbalance{f', {nr:.0%} label noise' if nr else ''}"
         own = {t: r for t, r in trials.items() if (series(t), init) not in only_there}
         if any(t.method != BASELINE for t in own) or (main and paper_alone):
-            name = f"{dataset}_ir{ir:g}{f'_nr{nr:g}' if nr else ''}{'' if init == 'rotation' else '_random'}"
-            letter = PANELS.get((dataset, ir), "") if plain else ""
-            started = "" if init == "rotation" else ", random initial model"
-            made.append(FigureOf(name, f"{letter}{dataset}, {where}{started}", ir, own, main))
+            name = f"{dataset}_ir{ir:g}{f'_nr{nr:g}' if nr else ''}{'' if init == 'rotation' else f'_{init}'}"
+            letter = PANELS.get((dataset, ir), "") if compared else ""
+            made.append(FigureOf(name, f"{letter}{dataset}, {where}{started(init)}", ir, own, main))
         if plain and ablation:
             everything = {**groups.get((ir, nr, "random"), {}), **trials}
             shown = {t: r for t, r in everything.items() if (series(t), t.init) in ablation}
@@ -151,6 +152,11 @@ def figures(dataset: str, records: Sequence[Record], reference_folder: Path, pap
                 title = f"(c) {dataset}, {where}: pseudo-labels and initial models"
                 made.append(FigureOf(f"{dataset}_ir{ir:g}_ablation", title, ir, shown, ablation))
     return made
+
+
+def started(init: str) -> str:
+    """What a title or a name says of an initial model; nothing of the rotation model."""
+    return {"rotation": "", "rotation_conv": ", rotation's convolutions", "random": ", random init"}[init]
 
 
 def _reference(folder: Path, dataset: str, stem: str) -> Reference:
@@ -210,5 +216,4 @@ def say_missing(figure: FigureOf, runs: Sequence[int], say: Say) -> None:
             continue
         for gone, lacking in missing(records, runs, iterations).items():
             what = "all" if len(gone) == len(iterations) else f"b={ranges(gone)}"
-            init = "" if trial.init == "rotation" else ", random init"
-            say(f"  not there: {trial.column()}{init}: run {ranges(lacking)}, {what}")
+            say(f"  not there: {trial.column()}{started(trial.init)}: run {ranges(lacking)}, {what}")

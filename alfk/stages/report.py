@@ -10,7 +10,7 @@ from tqdm import tqdm
 from alfk import ranks
 from alfk.runs import Record, Trial
 
-COLUMNS = "run  method            ir  init       b  labelled      %   test %  errors   s"
+COLUMNS = "run  method            ir  init            b  labelled      %   test %  errors   s"
 
 
 class Progress:
@@ -82,7 +82,7 @@ def line(record: Record) -> str:
     """One finished iteration as a line under COLUMNS."""
     trial = Trial.of(record)
     return (
-        f"{record['run']:>3}  {trial.column():<15} {trial.ir:>4g}  {trial.init:<8} {record['b']:>3}  "
+        f"{record['run']:>3}  {trial.column():<15} {trial.ir:>4g}  {trial.init:<13} {record['b']:>3}  "
         f"{record['labelled']:>8} {record['labelled_share']:>6.2f}  {record['accuracy']:>7.2f} "
         f"{record['misclassified']:>7} {sum(record['seconds'].values()):>5.1f}"
     )

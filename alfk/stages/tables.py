@@ -18,7 +18,7 @@ from alfk.curves import (
     series,
 )
 from alfk.runs import Trial
-from alfk.stages.plot import FigureOf
+from alfk.stages.plot import FigureOf, started
 
 EARLY = 2  # the AL iteration after which the paper states accuracies of minority classes: 375 labels on MNIST
 
@@ -79,7 +79,7 @@ def _span(curves: Iterable[Curve]) -> tuple[float, float]:
 def hero(figure: FigureOf, wanted: str | None) -> Trial | None:
     """The trial whose claims are made: the one named, else the paper's method at its largest L, rotation first."""
     candidates = [t for t in figure.curves if (series(t) == wanted if wanted else t.method == "Rzg_pz")]
-    return max(candidates, key=lambda t: (t.unsupervised, t.length, t.ensemble), default=None)
+    return max(candidates, key=lambda t: (t.init == "rotation", t.length, t.ensemble), default=None)
 
 
 def claim_rows(figure: FigureOf, ours: Trial, accuracy: float | None) -> Rows:
@@ -201,7 +201,7 @@ def name_of(trial: Trial) -> str:
 
 def named(row: dict[str, object]) -> str:
     """What a row of a table is about."""
-    return f"{row['series']}{'' if row['init'] == 'rotation' else ', random init'}"
+    return f"{row['series']}{started(row['init'])}"
 
 
 def plain(value: object) -> object:

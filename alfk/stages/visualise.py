@@ -44,9 +44,10 @@ def visualise(experiments: Mapping[str, Experiment], about: str, taps: Sequence[
         for trial in trials:
             if not work.folder.checkpoint(trial, options.b - 1, work.size(options.b - 1)).exists():
                 length = f" -dl {trial.length}" if trial.length else ""
+                start = f"--unsupervised {options.unsupervised}{' --conv-only' if options.conv_only else ''}"
                 raise UserError(
                     f"run {options.run} has no model of {series(trial)} before b={options.b}: "
-                    f"run.py --unsupervised {options.unsupervised} -ir {ir:g} --run-start {options.run} "
+                    f"run.py {start} -ir {ir:g} --run-start {options.run} "
                     f"--run-stop {options.run + 1} --methods {trial.method}{length} makes it"
                 )
         panels = [_panel(work, trial, options.b, taps) for trial in trials]

@@ -12,7 +12,7 @@ from alfk import bias, ranks
 from alfk.config import Experiment
 from alfk.data import Split
 from alfk.errors import UserError
-from alfk.network import fingerprint, snapshot
+from alfk.network import fingerprint, linear_layers, snapshot
 from alfk.runs import RunFolder, Trial, has_array, load_checkpoint, open_array, save_array
 from alfk.seeding import generator
 from alfk.uncertainty import MEASURES
@@ -178,7 +178,9 @@ class Workspace:
         return models, fingerprint(state)
 
     def initial_state(self, trial: Trial, member: int = 0) -> dict[str, Tensor]:
-        """Weights that a trial starts from, with a new last linear layer where they come from the rotation task.
+        """Weights that a trial starts from; where they come from the rotation task, its last linear layer is new.
+
+        With the initial model "rotation_conv" every linear layer is.
 
         Raises:
             UserError: they have not been made.
@@ -186,12 +188,14 @@ class Workspace:
         path = self.folder.initial(trial.distortion, trial.unsupervised, member)
         if not path.exists():
             raise UserError(f"there is no initial model {path}: run with --initial first")
-        about = {"kind": "initial", "init": trial.init, "ir": trial.ir, "nr": trial.nr, **self.identity()}
+        made = "rotation" if trial.unsupervised else "random"
+        about = {"kind": "initial", "init": made, "ir": trial.ir, "nr": trial.nr, **self.identity()}
         state, _ = load_checkpoint(path, {**about, "member": member})
         if trial.unsupervised:
-            head = self.experiment.network(self.experiment.classes, False).head
+            network = self.experiment.network(self.experiment.classes, False)
+            new = linear_layers(network) if trial.init == "rotation_conv" else [network.head]
             fresh = self.random_state(self.experiment.classes, "head", member)
-            state |= {name: value for name, value in fresh.items() if name.startswith(f"{head}.")}
+            state |= {name: value for name, value in fresh.items() if name.rpartition(".")[0] in new}
         return state
 
 
