@@ -1,12 +1,18 @@
 """What the README shows works."""
 
+import json
 import re
 from pathlib import Path
 
+import numpy as np
 import torch
 from torch import nn
 
-README = (Path(__file__).resolve().parents[1] / "README.md").read_text()
+from alfk.curves import parse_series
+from alfk.runs import Trial
+
+ROOT = Path(__file__).resolve().parents[1]
+README = (ROOT / "README.md").read_text()
 
 
 class TwoTaps(nn.Module):
@@ -52,3 +58,33 @@ def test_every_file_it_names_is_there():
 
 def test_nothing_was_left_to_fill_in():
     assert not re.findall(r"\b[A-Z]{4,}(?:TABLE|TIME|INSTALL)\b|TODO", README)
+
+
+def test_its_tables_of_accuracy_say_what_the_results_say():
+    """Every row "ours" of the tables ir=100 and ir=1: mean ± standard deviation over runs of lines in results/."""
+    records = [
+        json.loads(line)
+        for path in ROOT.glob("results/MNIST/run*/results.jsonl")
+        for line in path.read_text().splitlines()
+    ]
+    checked = 0
+    for ir, shares, body in re.findall(r"^\| ir=(\d+) \|  \| runs \| (.*?) \|\n\|[ -|]+\n((?:\|.*\n)+)", README, re.M):
+        shares, name = [float(share.rstrip(" %")) for share in shares.split(" | ")], None
+        for row in body.splitlines():
+            linked, whose, runs, *cells = (cell.strip() for cell in row.strip("|").split(" | "))
+            name = linked[1:].partition("]")[0] or name
+            if not whose.startswith("ours"):
+                continue
+            init = (
+                "random" if "--unsupervised 0" in whose else "rotation_conv" if "--conv-only" in whose else "rotation"
+            )
+            figure = "accuracy_without_dropout" if "dropout off" in whose else "accuracy"
+            method, length, ensemble = parse_series(name.replace(" ", "_"))
+            trial = Trial(float(ir), method, length, ensemble, init=init)
+            for share, cell in zip(shares, cells, strict=True):
+                found = [r[figure] for r in records if trial.describes(r) and abs(r["labelled_share"] - share) < 1e-9]
+                assert len(found) == int(runs), row
+                said = f"{np.mean(found):.1f}" + (f" ± {np.std(found):.1f}" if len(found) > 1 else "")
+                assert cell == said, row
+                checked += 1
+    assert checked > 70
