@@ -60,7 +60,8 @@ class Drawn:
         parts = [NOTATION.get(self.method, self.method)]
         parts += [f"$L_{{{self.length}}}$"] if self.length else []
         parts += [f"$E={self.ensemble}$"] if self.method in MEASURES else []
-        parts += {"random": [r"$\theta_{rnd}$"], "rotation_conv": [r"$\theta_{conv}$"]}.get(self.init, [])
+        parts += [r"$\theta_{rnd}$"] if self.init == "random" else []
+        parts += [r"$\theta_{conv}$"] if self.init == "rotation_conv" and not self.paper else []  # the paper has none
         return ", ".join(parts)
 
 
