@@ -74,8 +74,10 @@ def run(options: argparse.Namespace) -> int:
         for figure in plot.figures(dataset, results.records, REFERENCE, options.reference):
             if not options.ir or figure.ir in options.ir:
                 figure = dataclasses.replace(figure, title=figure.title + results.remark)
-                show(plot.narrow(figure, options.methods, options.init), results, options)
-                drawn += 1
+                figure = plot.narrow(figure, options.methods, options.init)
+                if figure.has_curves:
+                    show(figure, results, options)
+                    drawn += 1
     if not drawn:
         place = options.datadir or "local_data/ or results/"
         raise UserError(

@@ -42,6 +42,11 @@ def linear_layers(model: nn.Module) -> list[str]:
     return [name for name, module in model.named_modules() if isinstance(module, nn.Linear)]
 
 
+def belongs(parameter: str, layers: Iterable[str]) -> bool:
+    """Whether an entry of a state is of one of the named layers, or of a layer inside one."""
+    return parameter.startswith(tuple(f"{layer}." for layer in layers))
+
+
 Initialiser = Callable[[nn.Module, torch.Generator], None]
 
 

@@ -3,6 +3,7 @@
     python3 run.py --initial            # initial models, random and rotation-pretrained
     python3 run.py --unsupervised 1     # active learning from the rotation-pretrained model
     python3 run.py --unsupervised 0     # the same from the random one
+    python3 run.py --conv-only          # the same from the convolutions alone of the rotation-pretrained one
     python3 run.py --dataset DIGITS --initial && python3 run.py --dataset DIGITS    # small, without any download
 
 The paper's figures (a) and (b) are the rows of cfg with --unsupervised 1 and ir 1 and 100; (c), the ablation, takes

@@ -175,19 +175,24 @@ def test_nothing_yet(tmp_path):
 
 
 def test_what_comes_with_the_repository(tmp_path):
-    """The committed results and all of the paper's figures, drawn from anywhere."""
+    """The committed results and the paper's figures, drawn from anywhere; the committed tables come out again."""
     plot("--datadir", ROOT / "results", "--out", tmp_path / "x", "--reference", cwd=tmp_path)
     drawn = {path.stem for path in (tmp_path / "x").glob("*.png")}
     paper = {
         "MNIST_ir1",
         "MNIST_ir100",
         "MNIST_ir100_ablation",
+        "MNIST_ir100_rotation_conv",
         "SVHN_ir1",
         "SVHN_ir100",
         "ImageNet_ir1",
         "ImageNet_ir100",
     }
     assert drawn == paper
+    tables = [path for path in (ROOT / "results" / "figures").iterdir() if path.suffix in (".csv", ".md")]
+    assert len(tables) > 10
+    for path in tables:
+        assert (tmp_path / "x" / path.name).read_text() == path.read_text(), path.name
 
 
 def test_a_folder_that_cannot_be_written(two_runs, tmp_path):
@@ -235,11 +240,20 @@ def test_results_from_convolutions_alone_have_a_figure_of_their_own_beside_the_p
     done = plot(
         "--datadir", tmp_path / "data", "--out", tmp_path / "out", "--dataset", "MNIST", "-ir", 100, "--reference"
     )
-    assert "(b) MNIST, 100x class imbalance, rotation's convolutions: run 0" in done.stdout
+    assert "(b) MNIST, 100x class imbalance, only convolutions kept: run 0" in done.stdout
     for name, ours in (("MNIST_ir100", "50"), ("MNIST_ir100_rotation_conv", "40")):
         first = rows(tmp_path / "out" / f"{name}_curves.csv")[0]
         assert (first["accuracy_mean"], round(float(first["paper_mean"]), 2)) == (ours, 50.47)
     only = plot(
-        "--datadir", tmp_path / "data", "--out", tmp_path / "only", "--init", "rotation_conv", "--dataset", "MNIST"
+        "--datadir",
+        tmp_path / "data",
+        "--out",
+        tmp_path / "only",
+        "--init",
+        "rotation_conv",
+        "--dataset",
+        "MNIST",
+        "--reference",
     )
-    assert only.stdout.count("class imbalance") == 1
+    assert only.stdout.count("class imbalance") == 1  # and no figure of the others' names, with nothing in it
+    assert {path.name.partition("_rotation_conv")[0] for path in (tmp_path / "only").iterdir()} == {"MNIST_ir100"}

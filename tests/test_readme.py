@@ -56,6 +56,15 @@ def test_every_file_it_names_is_there():
         assert (root / script).exists() or (root / "mnist" / script).exists(), script
 
 
+def test_every_link_inside_it_leads_somewhere():
+    headings = re.findall(r"^#+ (.*)$", README, re.M)
+    places = {re.sub(r"[^\w -]", "", heading.lower()).replace(" ", "-") for heading in headings}
+    places |= set(re.findall(r'<a id="([^"]+)">', README))
+    links = re.findall(r"\]\(#([^)]+)\)", README)
+    assert links
+    assert set(links) <= places
+
+
 def test_nothing_was_left_to_fill_in():
     assert not re.findall(r"\b[A-Z]{4,}(?:TABLE|TIME|INSTALL)\b|TODO", README)
 

@@ -307,6 +307,34 @@ def test_epochs_selected_without_the_test_set(tmp_path, select):
     assert line["epochs"]["last"] == [4]
 
 
+def test_two_initial_models_side_by_side_in_a_run(tmp_path):
+    """--conv-only has files and lines of its own, from the same rotation model; the other ones' stay as they are."""
+    one = [
+        *SMALL,
+        "--iterations",
+        "2",
+        "--methods",
+        "Rzg_pz",
+        "-dl",
+        "20",
+        "--run-stop",
+        "1",
+        "--save-folder",
+        tmp_path,
+    ]
+    call("run.py", *one, "--initial")
+    call("run.py", *one)
+    before = {path: path.read_bytes() for path in tmp_path.glob("run0/*/*.pt")}
+    done = call("run.py", *one, "--conv-only")
+    assert "rotation_conv initial model" in done.stdout
+    assert all(path.read_bytes() == content for path, content in before.items())
+    new = sorted(path.name[:24] for path in set(tmp_path.glob("run0/*/*.pt")) - set(before))
+    assert new == ["best_unsup_conv_batch_0_", "best_unsup_conv_batch_1_"]
+    lines = [json.loads(line) for line in (tmp_path / "run0" / "results.jsonl").read_text().splitlines()]
+    assert [(r["init"], r["b"]) for r in lines] == [(i, b) for i in ("rotation", "rotation_conv") for b in (0, 1)]
+    assert lines[0]["accuracy"] != lines[2]["accuracy"]
+
+
 def test_every_method_and_length_runs(tmp_path):
     few = [*SMALL, "-e", 1, "--run-stop", 1, "-smp", 4, "--save-folder", tmp_path]
     call("run.py", *few, "--initial", "-ens", 2, "--methods", "varR")

@@ -269,9 +269,10 @@ def _session(device: torch.device) -> dict[str, Any]:
 
 def _processor() -> str:
     """Model and instructions, for another processor rounds differently and training amplifies it."""
-    found = re.search(r"^model name\s*: (.*)", _text(Path("/proc/cpuinfo")), re.M)
-    model = found[1] if found else platform.processor() or platform.machine()
-    return f"{model}, {torch.backends.cpu.get_cpu_capability()}"
+    told = dict(re.findall(r"^(model name|cpu family|model|stepping)\s*: (.*)", _text(Path("/proc/cpuinfo")), re.M))
+    name = told.pop("model name", platform.processor() or platform.machine())
+    numbers = "".join(f" {key} {value}" for key, value in sorted(told.items()))
+    return f"{name}{numbers}, {torch.backends.cpu.get_cpu_capability()}"
 
 
 def _text(path: Path) -> str:

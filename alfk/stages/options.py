@@ -108,7 +108,7 @@ def common_parser(experiments: Mapping[str, Experiment], about: str) -> Parser:
 
 
 def add_init(parser: Parser) -> None:
-    """--unsupervised 0|1, also as -unsup."""
+    """--unsupervised 0|1, also as -unsup, and --conv-only."""
     text = "start from the random (0) or the rotation-pretrained (1, default) initial model"
     parser.add_argument("-unsup", "--unsupervised", type=int, choices=(0, 1), default=1, help=text)
     text = (

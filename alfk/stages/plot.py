@@ -101,6 +101,11 @@ class FigureOf:
         return {trial: Curve.of(self.trials[trial]) for trial in order}
 
     @property
+    def has_curves(self) -> bool:
+        """Whether there is a curve to draw, ours or the paper's, beside the line."""
+        return bool(self.curves) or any(name != BASELINE for name, _ in self.reference)
+
+    @property
     def all_train(self) -> tuple[float, str] | None:
         """The accuracy of training on the whole pool, ours or else the published one, and what to call it."""
         ours = [r["accuracy"] for trial, records in self.trials.items() if trial.method == BASELINE for r in records]
@@ -156,7 +161,7 @@ def figures(dataset: str, records: Sequence[Record], reference_folder: Path, pap
 
 def started(init: str) -> str:
     """What a title or a name says of an initial model; nothing of the rotation model."""
-    return {"rotation": "", "rotation_conv": ", rotation's convolutions", "random": ", random init"}[init]
+    return {"rotation": "", "rotation_conv": ", only convolutions kept", "random": ", random init"}[init]
 
 
 def _reference(folder: Path, dataset: str, stem: str) -> Reference:

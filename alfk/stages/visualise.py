@@ -16,6 +16,7 @@ from alfk.runs import RunFolder, Trial, has_array, open_array, read_json, save_a
 from alfk.seeding import global_randomness
 from alfk.stages import cli, draw
 from alfk.stages import options as flags
+from alfk.stages.plot import started
 from alfk.stages.workspace import Workspace
 from alfk.training import accuracy, accuracy_per_class
 
@@ -52,8 +53,11 @@ def visualise(experiments: Mapping[str, Experiment], about: str, taps: Sequence[
                 )
         panels = [_panel(work, trial, options.b, taps) for trial in trials]
         labels = work.size(options.b - 1)
+        init = trials[0].init
         title = f"{experiment.name} test images, {ir:g}x class imbalance, {labels} labels, run {options.run}"
-        path = options.out / f"{experiment.name}_tsne_ir{ir:g}_b{options.b}_run{options.run}"
+        title += started(init)
+        ending = "" if init == "rotation" else f"_{init}"
+        path = options.out / f"{experiment.name}_tsne_ir{ir:g}_b{options.b}_run{options.run}{ending}"
         draw.confusion_and_maps(path, title, panels, experiment.classes)
         print(f"{path}.png, .pdf")
         return 0

@@ -12,7 +12,7 @@ from alfk import bias, ranks
 from alfk.config import Experiment
 from alfk.data import Split
 from alfk.errors import UserError
-from alfk.network import fingerprint, linear_layers, snapshot
+from alfk.network import belongs, fingerprint, linear_layers, snapshot
 from alfk.runs import RunFolder, Trial, has_array, load_checkpoint, open_array, save_array
 from alfk.seeding import generator
 from alfk.uncertainty import MEASURES
@@ -195,7 +195,7 @@ class Workspace:
             network = self.experiment.network(self.experiment.classes, False)
             new = linear_layers(network) if trial.init == "rotation_conv" else [network.head]
             fresh = self.random_state(self.experiment.classes, "head", member)
-            state |= {name: value for name, value in fresh.items() if name.rpartition(".")[0] in new}
+            state |= {name: value for name, value in fresh.items() if belongs(name, new)}
         return state
 
 
