@@ -12,6 +12,7 @@ lines are read; what is missing is named, never drawn.
 """
 
 import argparse
+import os
 import csv
 import dataclasses
 import importlib
@@ -34,10 +35,16 @@ REFERENCE = ROOT / "reference"
 def main() -> int:
     options = parse()
     try:
-        return run(options)
+        status = run(options)
+        sys.stdout.flush()
+        return status
     except UserError as problem:
         print(f"run_plot.py: {problem}", file=sys.stderr)
         return 2
+    except BrokenPipeError:
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())  # or Python complains again on its way out
+        print("run_plot.py: stopped, because what reads its output has ended; not all was drawn", file=sys.stderr)
+        return 1
 
 
 def parse() -> argparse.Namespace:

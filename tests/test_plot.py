@@ -201,6 +201,18 @@ def test_a_folder_that_cannot_be_written(two_runs, tmp_path):
     assert "choose another --out" in done.stderr
 
 
+def test_its_reader_ends(two_runs, tmp_path):
+    """As `run_plot.py | head -1` does."""
+    reading, writing = os.pipe()
+    os.close(reading)
+    command = [sys.executable, ROOT / "run_plot.py", "--datadir", two_runs, "--out", tmp_path]
+    done = subprocess.run(command, stdout=writing, stderr=subprocess.PIPE, text=True)
+    os.close(writing)
+    assert done.returncode == 1
+    assert len(done.stderr.splitlines()) == 1
+    assert "not all was drawn" in done.stderr
+
+
 def test_one_run_has_no_error_bar():
     shares, mean = np.array([1.0, 2.0]), np.array([50.0, 60.0])
     one = draw.Drawn(Curve(shares, mean, np.full(2, np.nan), np.ones(2, int)), "random")
