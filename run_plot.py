@@ -12,11 +12,11 @@ lines are read; what is missing is named, never drawn.
 """
 
 import argparse
-import os
 import csv
 import dataclasses
 import importlib
 import io
+import os
 import sys
 from collections.abc import Sequence
 from pathlib import Path

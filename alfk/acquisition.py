@@ -46,6 +46,11 @@ class Method:
         return self.kind == "uncertainty"
 
     @property
+    def estimates_from_copies(self) -> bool:
+        """Whether its pseudo-labels come from perturbed copies of the images."""
+        return self.pool_label in pseudo_labels.ESTIMATORS
+
+    @property
     def estimates_labels(self) -> bool:
         """Whether it gives the pool pseudo-labels, whose accuracy can be reported."""
         return self.pool_label not in (None, "true")
@@ -156,13 +161,16 @@ class _Describer:
         self.forward = self.backward = 0
 
     def measure(self, method: Method) -> Measurement:
-        copies = None
-        if method.pool_label in pseudo_labels.ESTIMATORS:
+        copies = pool_copies = None
+        if method.estimates_from_copies:
             shape = next(self.validation.batches(1))[0].shape[1:]
-            copies = self.sampling.strategy.draw(self.sampling.samples, shape, self.sampling.generator)
+            strategy = self.sampling.strategy
+            copies = pool_copies = strategy.draw(self.sampling.samples, shape, self.sampling.generator)
+            if not strategy.shared:
+                pool_copies = strategy.draw(self.sampling.samples, shape, self.sampling.generator)
         validation_rule = self._rule(method.validation_label, self.validation, None, copies)
         reference = self._describe(self.validation, validation_rule, "validation")
-        pool_rule = self._rule(method.pool_label, self.pool, reference, copies)
+        pool_rule = self._rule(method.pool_label, self.pool, reference, pool_copies)
         described = self._describe(self.pool, pool_rule, "pool")
         self._count_extra(method)
         return Measurement(reference, described, forward=self.forward, backward=self.backward)

@@ -10,7 +10,6 @@ from torch import nn
 
 from alfk.errors import UserError
 from alfk.network import Initialiser
-from alfk.perturbation import Strategy
 
 if TYPE_CHECKING:
     from alfk.data import Sources, Split
@@ -82,8 +81,7 @@ class Experiment:
     descriptor_batch: int  # images a batch outside training; changes rounding, and the order of dropout masks
     training_threads: int  # CPU threads while training: fixed, so that results depend on neither --jobs nor the machine
     samples: int  # K, dropout samples or perturbed copies of an image, over all of an ensemble
-    strategy: Strategy  # how copies are perturbed
-    network: Callable[[int, bool], nn.Module]  # number of classes, whether with MC-dropout -> network
+    network: Callable[[int], nn.Module]  # number of classes -> network
     initialise: Initialiser  # draws its weights
     load: "Load"  # may raise UnofficialFiles
     load_part: "Load | None" = None  # the same from files that are not the official
@@ -118,11 +116,10 @@ class Experiment:
     def settings(self) -> dict[str, object]:
         """The constants on which results depend, as flat JSON-able values: what a run's manifest records."""
         neither = {"name", "runs", "iterations", "descriptors", "default_length", "default_ir", "load"}
-        neither |= {"network", "initialise", "strategy", "load_part", "train_images", "add_flags", "with_flags"}
+        neither |= {"network", "initialise", "load_part", "train_images", "add_flags", "with_flags"}
         flat: dict[str, object] = {
             "network": self.network.__name__,
             "initialise": self.initialise.__name__,
-            "strategy": str(self.strategy),
         }
         for field in dataclasses.fields(self):
             value = getattr(self, field.name)

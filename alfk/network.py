@@ -5,7 +5,25 @@ import hashlib
 from collections.abc import Callable, Iterable, Iterator, Mapping
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor, nn
+
+
+class MCDropout(nn.Module):
+    """Dropout that acts inside `dropout_mode` alone, where uncertainty is sampled (Gal and Ghahramani 2016).
+
+    Everywhere else, in training too, it returns its input.
+
+    Args:
+        p: probability of an entry to be zeroed.
+    """
+
+    def __init__(self, p: float):
+        super().__init__()
+        self.p, self.active = p, False
+
+    def forward(self, features: Tensor) -> Tensor:
+        return F.dropout(features, self.p, training=True) if self.active else features
 
 
 @contextlib.contextmanager
@@ -22,13 +40,19 @@ def evaluation_mode(model: nn.Module) -> Iterator[None]:
 
 @contextlib.contextmanager
 def dropout_mode(models: Iterable[nn.Module]) -> Iterator[None]:
-    """Evaluation mode inside the block, but for dropout layers, which stay random; modes are given back after it."""
+    """Evaluation mode inside the block with random dropout: MCDropout and torch's dropout layers act.
+
+    After the block every submodule has its own mode again and MCDropout is off.
+    """
     with contextlib.ExitStack() as stack:
         for model in models:
             stack.enter_context(evaluation_mode(model))
             for module in model.modules():
                 if isinstance(module, nn.modules.dropout._DropoutNd):
                     module.train()
+                elif isinstance(module, MCDropout):
+                    module.active = True
+                    stack.callback(setattr, module, "active", False)
         yield
 
 
@@ -50,9 +74,16 @@ def belongs(parameter: str, layers: Iterable[str]) -> bool:
 Initialiser = Callable[[nn.Module, torch.Generator], None]
 
 
+def uniform_fan_in(model: nn.Module, generator: torch.Generator) -> None:
+    """PyTorch's default: weights and biases of linear layers and convolutions uniform in +-1/sqrt(fan-in)."""
+    for module in model.modules():
+        if isinstance(module, nn.Linear | nn.Conv2d | nn.ConvTranspose2d):
+            _uniform_fan_in(module, generator)
+
+
 def kaiming_fan_out(model: nn.Module, generator: torch.Generator) -> None:
-    """Kaiming-normal, fan-out, weights for convolutions (He et al. 2015) and biases of 0; linear layers uniform in
-    +-1/sqrt(fan-in), PyTorch's default.
+    """Kaiming-normal, fan-out, weights for convolutions (He et al. 2015) and biases of 0; linear layers have PyTorch's
+    default.
     """
     for module in model.modules():
         if isinstance(module, nn.Conv2d):
@@ -60,9 +91,14 @@ def kaiming_fan_out(model: nn.Module, generator: torch.Generator) -> None:
             if module.bias is not None:
                 nn.init.zeros_(module.bias)
         elif isinstance(module, nn.Linear):
-            bound = module.in_features**-0.5
-            nn.init.uniform_(module.weight, -bound, bound, generator=generator)
-            nn.init.uniform_(module.bias, -bound, bound, generator=generator)
+            _uniform_fan_in(module, generator)
+
+
+def _uniform_fan_in(layer: nn.Linear | nn.Conv2d | nn.ConvTranspose2d, generator: torch.Generator) -> None:
+    bound = layer.weight[0].numel() ** -0.5  # torch counts a transposed convolution's fan-in like this too
+    nn.init.uniform_(layer.weight, -bound, bound, generator=generator)
+    if layer.bias is not None:
+        nn.init.uniform_(layer.bias, -bound, bound, generator=generator)
 
 
 def snapshot(model: nn.Module) -> dict[str, Tensor]:

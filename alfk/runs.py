@@ -33,7 +33,12 @@ INITS = {  # how AL starts -> what file names begin with
 class Trial:
     """One curve of a figure within one run: a method on one distortion of the pool from one kind of initial model.
 
-    `init` is a key of INITS.
+    Attributes:
+        init: a key of INITS.
+        select: which epoch an iteration keeps: the best on "test" (the paper's protocol), the best on "val" or the
+            "last".
+        copies: how images are perturbed (a key of perturbation.STRATEGIES), of methods whose pseudo-labels come from
+            perturbed copies; None of all others.
     """
 
     ir: float
@@ -42,6 +47,8 @@ class Trial:
     ensemble: int = 1
     nr: float = 0.0
     init: str = "rotation"
+    select: str = "test"
+    copies: str | None = None
 
     @property
     def unsupervised(self) -> bool:
@@ -54,8 +61,10 @@ class Trial:
 
     def stem(self, b: int, size: int) -> str:
         """The part that all file names of AL iteration b with `size` labelled images share."""
+        parts = f"{INITS[self.init]}batch_{b}_size_{size}_{self.distortion}_sub_{self.method}_L_{self.length}"
         members = f"_E_{self.ensemble}" if self.ensemble > 1 else ""
-        return f"{INITS[self.init]}batch_{b}_size_{size}_{self.distortion}_sub_{self.method}_L_{self.length}{members}"
+        copies = f"_copies_{self.copies}" if self.copies not in (None, "degrees") else ""
+        return f"{parts}{members}{copies}{selection_suffix(self.select)}"
 
     @property
     def name(self) -> str:
@@ -69,18 +78,31 @@ class Trial:
     def column(self) -> str:
         """The method with its descriptor length or ensemble size."""
         length, members = self.length, self.ensemble
-        return self.method + (f" L{length}" if length else "") + (f" E{members}" if members > 1 else "")
+        copies = f" {self.copies}" if self.copies not in (None, "degrees") else ""
+        return self.method + (f" L{length}" if length else "") + (f" E{members}" if members > 1 else "") + copies
+
+    def facts(self) -> dict[str, Any]:
+        """The trial as entries of records, headers and checkpoints."""
+        about = {"method": self.method, "L": self.length, "ir": self.ir, "nr": self.nr, "init": self.init}
+        about |= {"ensemble": self.ensemble, "select": self.select}
+        return about | ({"copies": self.copies} if self.copies else {})
 
     def describes(self, record: Record) -> bool:
         """Whether a results record belongs to this trial."""
-        mine = {"ir": self.ir, "nr": self.nr, "method": self.method, "L": self.length, "ensemble": self.ensemble}
-        return record.get("init") == self.init and all(record.get(key) == value for key, value in mine.items())
+        return record.get("copies") == self.copies and all(record.get(k) == v for k, v in self.facts().items())
 
     @classmethod
     def of(cls, record: Record) -> "Trial":
         """The trial that a results record belongs to. Raises KeyError if it is of none."""
         INITS[record["init"]]
-        return cls(record["ir"], record["method"], record["L"], record["ensemble"], record["nr"], record["init"])
+        method, length, ensemble = record["method"], record["L"], record["ensemble"]
+        start = record["ir"], method, length, ensemble, record["nr"], record["init"]
+        return cls(*start, record["select"], record.get("copies"))
+
+
+def selection_suffix(select: str) -> str:
+    """What file names say of the epoch that is kept; nothing of the paper's protocol."""
+    return "" if select == "test" else f"_select_{select}"
 
 
 class RunFolder:
@@ -102,9 +124,12 @@ class RunFolder:
     def data(self, name: str) -> Path:
         return self.path / "data" / f"{name}.npy"
 
-    def initial(self, distortion: str, unsupervised: bool, member: int = 0) -> Path:
+    def initial(self, distortion: str, unsupervised: bool, member: int = 0, select: str = "test") -> Path:
+        """The random model, or the rotation model whose epoch `select` names (only that one depends on it)."""
         which = f"{distortion}_E_{member}" if member else distortion
-        return self.path / "checkpoint" / f"init_{'unsup_' if unsupervised else ''}batch_0_{which}.pt"
+        if unsupervised:
+            return self.path / "checkpoint" / f"init_unsup_batch_0_{which}{selection_suffix(select)}.pt"
+        return self.path / "checkpoint" / f"init_batch_0_{which}.pt"
 
     def checkpoint(self, trial: Trial, b: int, size: int) -> Path:
         return self.path / "checkpoint" / f"best_{trial.stem(b, size)}.pt"
@@ -137,6 +162,11 @@ class RunFolder:
         manifest = read_json(path) if path.exists() else {"settings": {}, "sessions": []}
         if not isinstance(manifest.get("settings"), dict) or not isinstance(manifest.get("sessions"), list):
             raise UserError(f"{path} is damaged: delete the run's folder and start again")
+        if manifest["settings"] and manifest["settings"].get("protocol") != settings.get("protocol"):
+            raise UserError(
+                f"{self.path} was made by an earlier version, whose protocol differs: delete it, or give another "
+                "--save-folder"
+            )
         for key, now in settings.items():
             was = manifest["settings"].get(key, now)
             if was != now and key == "data":
@@ -167,9 +197,9 @@ class RunFolder:
     @ranks.by_first
     def add_result(self, record: Record) -> None:
         """Append a record, replacing one of the same trial and iteration."""
-        key = ("method", "L", "ir", "nr", "init", "ensemble", "b")
+        key = ("method", "L", "ir", "nr", "init", "ensemble", "select", "copies", "b")
         with locked(self.path / ".lock"):
-            kept = [old for old in self.results() if any(old.get(k) != record[k] for k in key)]
+            kept = [old for old in self.results() if any(old.get(k) != record.get(k) for k in key)]
             with atomic(self.path / "results.jsonl") as file:
                 file.write("".join(json.dumps(line) + "\n" for line in [*kept, record]).encode())
 

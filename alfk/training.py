@@ -1,6 +1,7 @@
 """Fitting and evaluating a network: classification and the rotation task (Gidaris et al. 2018)."""
 
 import contextlib
+import dataclasses
 from collections.abc import Callable, Iterator
 
 import torch
@@ -12,7 +13,7 @@ from alfk import ranks
 from alfk.config import Recipe
 from alfk.data import Split
 from alfk.errors import UserError
-from alfk.network import evaluation_mode, has_batch_norm
+from alfk.network import evaluation_mode, has_batch_norm, snapshot
 from alfk.seeding import draw_seed
 
 Task = Callable[[Tensor, Tensor | None], tuple[Tensor, Tensor]]
@@ -112,6 +113,43 @@ def cpu_threads(count: int | None) -> Iterator[None]:
         torch.set_num_threads(before)
 
 
+@dataclasses.dataclass
+class Evaluation:
+    """A network's accuracy in percent and, where it was asked for, its predictions (N,) or (N, k) int64."""
+
+    accuracy: float
+    predictions: Tensor | None = None
+
+
+class BestEpoch:
+    """Keeps the weights of the epoch whose evaluation is best; of equals, the first (METHOD: retraining).
+
+    Call it with an epoch's number and the network: with 0 before training, where the starting model counts. Without
+    an `evaluate` it keeps the latest weights that it was called with.
+
+    Attributes:
+        epoch: the epoch kept, None before the first call.
+        weights: its weights, on the CPU.
+        evaluation: its evaluation.
+        last: the evaluation of the latest call.
+    """
+
+    def __init__(self, evaluate: Callable[[nn.Module], Evaluation] | None):
+        self.evaluate = evaluate
+        self.epoch: int | None = None
+        self.weights: dict[str, Tensor] = {}
+        self.evaluation: Evaluation | None = None
+        self.last: Evaluation | None = None
+
+    def __call__(self, epoch: int, model: nn.Module) -> None:
+        """Evaluate the network, whose mode is unchanged afterwards."""
+        if self.evaluate is not None:
+            self.last = self.evaluate(model)
+            if self.evaluation is not None and self.last.accuracy <= self.evaluation.accuracy:
+                return
+        self.epoch, self.evaluation, self.weights = epoch, self.last, snapshot(model)
+
+
 @torch.inference_mode()
 def predict(model: nn.Module, data: Split, batch_size: int) -> Tensor:
     """(N,) int64, the arg max for every image."""
@@ -134,14 +172,14 @@ def ranking(model: nn.Module, data: Split, batch_size: int, k: int) -> Tensor:
 
 @torch.inference_mode()
 def rotation_accuracy(model: nn.Module, data: Split, batch_size: int) -> float:
-    """How many of the images, each turned four ways, are told their rotation; in percent."""
+    """Rotation accuracy in percent, over the four rotations of every image."""
 
-    def told(images: Tensor, _: Tensor) -> tuple[Tensor]:
+    def correct(images: Tensor, _: Tensor) -> tuple[Tensor]:
         turned, quarter = rotate(images)
         return ((model(turned)[0].argmax(1) == quarter).sum(),)
 
     with evaluation_mode(model):
-        right = sum(int(count) for _, (count,) in ranks.by_batches(told, data, batch_size))
+        right = sum(int(count) for _, (count,) in ranks.by_batches(correct, data, batch_size))
     return 100 * right / (4 * len(data))
 
 

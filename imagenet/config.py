@@ -13,7 +13,6 @@ from alfk.config import Experiment, Recipe, WarmUpAndDecay
 from alfk.errors import UserError
 from alfk.image_files import LOADERS, has_dali, usual_workers
 from alfk.network import kaiming_fan_out
-from alfk.perturbation import RotationAndNoise
 from alfk.stages.options import positive
 from imagenet.custom_datasets import image_folder
 from imagenet.custom_models.resnet import resnet18, resnet34, resnet50
@@ -107,7 +106,6 @@ IMAGENET = Experiment(
     descriptor_batch=512,
     training_threads=1,
     samples=32,  # an ensemble of four takes 8 each
-    strategy=RotationAndNoise(angle_std=5.0, noise_std=0.01),
     network=resnet18,
     initialise=kaiming_fan_out,
     load=functools.partial(image_folder.load_folder, root=None, size=224, loader="torchvision", workers=1),

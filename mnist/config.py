@@ -7,8 +7,7 @@ Rzg_pz L80 at 375 labels (0.75 % of the pool).
 from dataclasses import replace
 
 from alfk.config import Experiment, Recipe, StepDecay
-from alfk.network import kaiming_fan_out
-from alfk.perturbation import RotationAndNoise
+from alfk.network import uniform_fan_in
 from mnist.custom_datasets import digits, mnist
 from mnist.custom_models.lenet import LeNet
 
@@ -32,9 +31,8 @@ MNIST = Experiment(
     descriptor_batch=500,  # the release used 10,000; 500 images fit the cache
     training_threads=1,
     samples=128,  # an ensemble of four takes 32 each
-    strategy=RotationAndNoise(angle_std=5.0, noise_std=0.01),
     network=LeNet,
-    initialise=kaiming_fan_out,
+    initialise=uniform_fan_in,
     load=mnist.load_mnist,
 )
 

@@ -6,7 +6,6 @@ SVHN, ir=100, rotation init (the paper, 5 runs, mean): 67.9 % for random and 83.
 
 from alfk.config import Experiment, Recipe, StepDecay
 from alfk.network import kaiming_fan_out
-from alfk.perturbation import RotationAndNoise
 from svhn.custom_datasets import svhn
 from svhn.custom_models.resnet10 import ResNet10
 
@@ -30,7 +29,6 @@ SVHN = Experiment(
     descriptor_batch=1000,  # the release used 5,000
     training_threads=1,
     samples=64,  # an ensemble of four takes 16 each
-    strategy=RotationAndNoise(angle_std=5.0, noise_std=0.01),
     network=ResNet10,
     initialise=kaiming_fan_out,
     load=svhn.load_svhn,

@@ -32,8 +32,7 @@ from alfk.stages import options as flags
 from alfk.stages.drive import every_iteration
 from alfk.stages.report import Progress
 from alfk.stages.retrain import (
-    Epoch,
-    Keeper,
+    Selector,
     conclude,
     finished,
     labelled_before,
@@ -42,7 +41,7 @@ from alfk.stages.retrain import (
     write_labelled,
 )
 from alfk.stages.workspace import Report, Workspace
-from alfk.training import cpu_threads
+from alfk.training import BestEpoch, Evaluation, cpu_threads
 from vaal.config import RECIPES, Recipe, experiments
 from vaal.model import task_model
 from vaal.sampler import labelled_scores, least_labelled
@@ -54,7 +53,10 @@ class Vaal:
 
     def __init__(self, work: Workspace, recipe: Recipe):
         train, test = (in_vaals_range(split, recipe) for split in (work.train, work.test))
-        self.work, self.recipe = dataclasses.replace(work, train=train, test=test), recipe
+        apart = work.apart
+        if apart is not None:
+            apart = test if apart is work.test else in_vaals_range(apart, recipe)
+        self.work, self.recipe = dataclasses.replace(work, train=train, test=test, apart=apart), recipe
 
     def all_iterations(self, trial: Trial) -> None:
         """Every AL iteration of a trial; the complete ones are skipped."""
@@ -68,13 +70,16 @@ class Vaal:
             return found
         labelled, header = self.acquire(trial, b, pool)
         start = time.perf_counter()
-        keeper = Keeper(work.test, validation, work.select, work.experiment.descriptor_batch)
-        solver = self.train(trial, b, pool, labelled, keeper)
+        selector = Selector(trial.select, work.test, validation, work.experiment.descriptor_batch)
+        solver = self.train(trial, b, pool, labelled, selector)
+        if trial.select == "last":
+            selector(solver.step, solver.task)
+        trained = selector.conclude(solver.task)
         seconds = time.perf_counter() - start
         self.write_scores(trial, b, pool, solver)
         newest = labelled[-work.experiment.query_size :]
-        record = make_record(work, trial, b, pool, labelled, newest, header, [keeper.kept], seconds)
-        conclude(work, trial, b, record, [keeper.weights], settings(work, self.recipe))
+        record = make_record(work, trial, b, pool, labelled, newest, header, [trained], seconds)
+        conclude(work, trial, b, record, [trained.weights], settings(work, self.recipe))
         return record
 
     def acquire(self, trial: Trial, b: int, pool: Split) -> tuple[Tensor, dict[str, Any]]:
@@ -95,21 +100,24 @@ class Vaal:
         facts["seconds_acquire"] = time.perf_counter() - start
         return write_labelled(work, trial, b, before, chosen, facts)
 
-    def train(self, trial: Trial, b: int, pool: Split, labelled: Tensor, keeper: Keeper) -> Solver:
-        """The networks of AL iteration b, trained; the keeper has seen every check. Goes on from the last check."""
+    def train(self, trial: Trial, b: int, pool: Split, labelled: Tensor, selector: Selector) -> Solver:
+        """The networks of AL iteration b, trained, the task model evaluated at every check. Resumes at the last check.
+
+        The starting model does not count here (METHOD, section 10).
+        """
         work = self.work
         draws = {name: work.generator(f"vaal {name}", b) for name in ("task", "init", "noise", "batches")}
         task = task_model(work.experiment, self.recipe, work.initial_state(trial), draws["task"])
         solver = Solver(self.recipe, task, pool, draws["init"], draws["noise"])
-        self.load_part(trial, b, solver, keeper)
+        self.load_part(trial, b, solver, selector.best)
         unlabelled = torch.ones(len(pool), dtype=torch.bool)
         unlabelled[labelled] = False
         if not unlabelled.any():
             raise UserError("VAAL compares labelled with unlabelled images, and none is unlabelled: lower -as")
 
         def after_check() -> None:
-            keeper(solver.step, solver.task)
-            self.save_part(trial, b, solver, keeper)
+            selector(solver.step, solver.task)
+            self.save_part(trial, b, solver, selector.best)
 
         def after_step() -> None:
             if solver.step % 10 == 0:
@@ -143,14 +151,17 @@ class Vaal:
         array, header = open_array(path, {"kind": "labelled scores", **self.work.identity(trial, b)})
         return torch.tensor(array), {"forward": header["forward"], "seconds_describe": header["seconds"]}
 
-    def save_part(self, trial: Trial, b: int, solver: Solver, keeper: Keeper) -> None:
+    def save_part(self, trial: Trial, b: int, solver: Solver, best: BestEpoch) -> None:
         """The training so far."""
-        kept = {rule: dataclasses.asdict(epoch) for rule, epoch in keeper.kept.items()}
-        state = {"solver": solver.state(), "kept": kept, "weights": keeper.weights}
+        evaluations = {
+            name: None if found is None else {"accuracy": found.accuracy, "predictions": found.predictions}
+            for name, found in (("evaluation", best.evaluation), ("last", best.last))
+        }
+        state = {"solver": solver.state(), "epoch": best.epoch, "weights": best.weights, **evaluations}
         save_checkpoint(self._part(trial, b), state, self._about_part(trial, b))
 
-    def load_part(self, trial: Trial, b: int, solver: Solver, keeper: Keeper) -> None:
-        """Put solver and keeper where an interrupted training of the same settings left them, if there was one."""
+    def load_part(self, trial: Trial, b: int, solver: Solver, best: BestEpoch) -> None:
+        """Put solver and best step where an interrupted training of the same settings left them, if there was one."""
         if not self._part(trial, b).exists():
             return
         wanted = self._about_part(trial, b)
@@ -159,10 +170,11 @@ class Vaal:
         if about["settings"] != settings_now:
             return
         solver.load_state(state["solver"])
-        for epoch in state["kept"].values():
-            epoch["predictions"] = epoch["predictions"].to(self.work.device)
-        keeper.kept = {rule: Epoch(**epoch) for rule, epoch in state["kept"].items()}
-        keeper.weights = state["weights"]
+        best.epoch, best.weights = state["epoch"], state["weights"]
+        for name in ("evaluation", "last"):
+            found = state[name]
+            if found is not None:
+                setattr(best, name, Evaluation(found["accuracy"], found["predictions"].to(self.work.device)))
 
     def tidy(self, trial: Trial, b: int) -> None:
         self._part(trial, b).unlink(missing_ok=True)
@@ -179,18 +191,16 @@ class Vaal:
 
 
 def in_vaals_range(split: Split, recipe: Recipe) -> Split:
-    """The split as VAAL sees it: in [0, 1] without normalisation unless the recipe says otherwise, and padded."""
-    if recipe.normalised:
-        return split
-    channels = split.images.shape[1]
-    images = F.pad(split.images, [recipe.padding] * 4) if recipe.padding else split.images
-    return Split(images, split.labels, (0.0,) * channels, (1.0,) * channels, source=split.source)
+    """The split as VAAL sees it: in [0, 1], without normalisation, and padded."""
+    unchanged = [0.0] * len(split.mean), [1.0] * len(split.std)
+    if not recipe.padding:
+        return Split(split.store, split.labels, *unchanged, split.rows, split.source)
+    return Split(F.pad(split.images, [recipe.padding] * 4), split.labels, *unchanged, source=split.source)
 
 
 def settings(work: Workspace, recipe: Recipe) -> dict[str, Any]:
     """What VAAL's results depend on: of the run's settings those of its data and initial models, and the recipe."""
-    own = {"select": work.select, "query_size": work.experiment.query_size}
-    return work.settings(initial=True) | own | recipe.settings()
+    return work.settings(initial=True) | {"query_size": work.experiment.query_size} | recipe.settings()
 
 
 def add_recipe(parser: flags.Parser) -> None:
@@ -220,7 +230,7 @@ def recipe_of(options: argparse.Namespace) -> Recipe:
 def trials_of(experiment: Experiment, options: argparse.Namespace, irs: Sequence[float] | None) -> tuple[Trial, ...]:
     """VAAL's trials, from the rotation model, on pools of those imbalance ratios."""
     wanted = dict.fromkeys(irs or (experiment.default_ir,))
-    return tuple(Trial(ir, "vaal", 0, nr=options.nr) for ir in wanted)
+    return tuple(Trial(ir, "vaal", 0, nr=options.nr, select=options.select) for ir in wanted)
 
 
 class WholeRun:

@@ -1,6 +1,6 @@
 """VAAL's networks (Sinha et al. 2019, Section 3; METHOD, section 10): VAE, discriminator, task model."""
 
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 
 import torch
 import torch.nn.functional as F
@@ -8,7 +8,7 @@ from torch import Tensor, nn
 
 from alfk.config import Experiment
 from alfk.errors import UserError
-from alfk.network import belongs, linear_layers
+from alfk.network import belongs, linear_layers, uniform_fan_in
 from vaal.config import Recipe
 
 SIZE = 32  # pixels on a side of what the VAE sees
@@ -20,14 +20,15 @@ class VAE(nn.Module):
     """The variational autoencoder: (B, channels, 32, 32) images <-> (B, latent_dim) codes.
 
     Four 4x4 convolutions of stride 2, each with batch norm and ReLU, to 2x2; two linear layers to mean and
-    log-variance; a linear layer and four transposed convolutions back, the last without batch norm and ReLU.
+    log-variance. Back: a linear layer to 4x4, three 4x4 transposed convolutions of stride 2, each with batch norm and
+    ReLU, and a 1x1 transposed convolution to the image's channels.
     """
 
     def __init__(self, channels: int, divisor: int, latent_dim: int):
         super().__init__()
         widths = [width // divisor for width in WIDTHS]
-        self.bottom = (widths[-1], 2, 2)
-        flat = widths[-1] * 4
+        self.bottom = (widths[-1], 4, 4)
+        flat = widths[-1] * 2 * 2
         down = [
             layer
             for into, out in zip([channels, *widths[:-1]], widths, strict=True)
@@ -44,8 +45,8 @@ class VAE(nn.Module):
         ]
         self.encoder = nn.Sequential(*down, nn.Flatten())
         self.mu, self.logvar = nn.Linear(flat, latent_dim), nn.Linear(flat, latent_dim)
-        self.widen = nn.Linear(latent_dim, flat)
-        self.decoder = nn.Sequential(*up, nn.ConvTranspose2d(widths[0], channels, 4, stride=2, padding=1))
+        self.widen = nn.Linear(latent_dim, widths[-1] * 4 * 4)
+        self.decoder = nn.Sequential(*up, nn.ConvTranspose2d(widths[0], channels, 1))
 
     def encode(self, images: Tensor) -> tuple[Tensor, Tensor]:
         """Mean and log-variance of the codes, (B, latent_dim) each."""
@@ -91,13 +92,23 @@ def fit_to_vae(images: Tensor) -> Tensor:
     return F.interpolate(images, size=(SIZE, SIZE), mode="bilinear", align_corners=False, antialias=True)
 
 
-def kaiming(model: nn.Module, generator: torch.Generator) -> None:
-    """Kaiming-normal weights for all convolutions and linear layers, biases of 0."""
-    for module in model.modules():
-        if isinstance(module, nn.Conv2d | nn.ConvTranspose2d | nn.Linear):
-            # The weight of a transposed convolution is (in, out, 4, 4): torch counts its inputs as the fan-out.
-            mode = "fan_out" if isinstance(module, nn.ConvTranspose2d) else "fan_in"
-            nn.init.kaiming_normal_(module.weight, mode=mode, nonlinearity="relu", generator=generator)
+def initialise_vae(vae: VAE, generator: torch.Generator) -> None:
+    """Kaiming-normal weights and biases of 0 for convolutions and the decoder's linear layer; PyTorch's defaults for
+    the transposed convolutions and the linear layers of mean and log-variance (METHOD, section 10).
+    """
+    uniform_fan_in(vae, generator)
+    _kaiming_normal((*vae.encoder.modules(), vae.widen), generator)
+
+
+def initialise_discriminator(discriminator: Discriminator, generator: torch.Generator) -> None:
+    """Kaiming-normal weights and biases of 0 for all its linear layers."""
+    _kaiming_normal(discriminator.modules(), generator)
+
+
+def _kaiming_normal(modules: Iterable[nn.Module], generator: torch.Generator) -> None:
+    for module in modules:
+        if isinstance(module, nn.Conv2d | nn.Linear):
+            nn.init.kaiming_normal_(module.weight, nonlinearity="relu", generator=generator)
             if module.bias is not None:
                 nn.init.zeros_(module.bias)
 
@@ -112,7 +123,7 @@ def task_model(
     Raises:
         UserError: it is of another network.
     """
-    make = recipe.network or (lambda classes: experiment.network(classes, False))
+    make = recipe.network or experiment.network
     model = make(experiment.classes).to(memory_format=torch.channels_last)
     experiment.initialise(model, generator)
     linear = linear_layers(model)

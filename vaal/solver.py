@@ -10,7 +10,7 @@ from torch import Tensor, nn
 from alfk.data import Split
 from alfk.training import cpu_threads
 from vaal.config import Recipe
-from vaal.model import VAE, Discriminator, fit_to_vae, kaiming
+from vaal.model import VAE, Discriminator, fit_to_vae, initialise_discriminator, initialise_vae
 
 
 def transductive_loss(images: Tensor, reconstruction: Tensor, mu: Tensor, logvar: Tensor) -> Tensor:
@@ -58,8 +58,8 @@ class Solver:
         self.task = task
         self.vae = VAE(channels, recipe.divisor, recipe.latent_dim)
         self.discriminator = Discriminator(recipe.divisor, recipe.latent_dim)
-        kaiming(self.vae, init)
-        kaiming(self.discriminator, init)
+        initialise_vae(self.vae, init)
+        initialise_discriminator(self.discriminator, init)
         self.networks = [
             network.to(pool.device, memory_format=torch.channels_last).train()
             for network in (self.task, self.vae, self.discriminator)
@@ -74,24 +74,22 @@ class Solver:
         after_check: Callable[[], None],
         after_step: Callable[[], None] = lambda: None,
     ) -> None:
-        """Do the steps that are left.
+        """Do the steps that are left, also those after the last check.
 
         Args:
             labelled, unlabelled: positions in the pool, int64.
             shuffles: draws the batches, as from the first step: those that are done are passed over.
             after_check: called after each of `recipe.check_steps()`.
         """
-        pairs = self.recipe.vae_steps + self.recipe.adversary_steps
-        known = self._batches(labelled, 1 + pairs, shuffles)
-        others = self._batches(unlabelled, pairs, shuffles)
-        for stop in self.recipe.check_steps():
-            if self.step >= stop:
-                continue
+        known = self._batches(labelled, shuffles)
+        others = self._batches(unlabelled, shuffles)
+        checks = self.recipe.check_steps()
+        while self.step < self.recipe.train_iterations:
             with cpu_threads(self.recipe.training_threads):
-                while self.step < stop:
-                    self._step(known, others)
-                    after_step()
-            after_check()
+                self._step(known, others)
+            after_step()
+            if self.step in checks:
+                after_check()
 
     def state(self) -> dict[str, Any]:
         """Everything that `load_state` needs to go on from here, as tensors and plain values."""
@@ -110,9 +108,9 @@ class Solver:
         self.noise.set_state(state["noise"])
         self.step = state["step"]
 
-    def _batches(self, rows: Tensor, per_step: int, shuffles: torch.Generator) -> Batches:
+    def _batches(self, rows: Tensor, shuffles: torch.Generator) -> Batches:
         """Batches for the steps that are left, all of the same size, from one shuffling of `rows` after another."""
-        size = self.recipe.batch_size * per_step
+        size = self.recipe.batch_size * (self.recipe.vae_steps + self.recipe.adversary_steps - 1)
         order = endless(rows, size * self.recipe.train_iterations, shuffles)
         return iter(self.pool.batches(self.recipe.batch_size, order[size * self.step :]))
 
@@ -122,10 +120,15 @@ class Solver:
         task, vae, discriminator = self.optimisers
         images, positions = next(known)
         _descend(task, F.cross_entropy(self.task(images)[0], self.pool.labels[positions]))
-        for _ in range(self.recipe.vae_steps):
-            _descend(vae, self._vae_loss(fit_to_vae(next(known)[0]), fit_to_vae(next(others)[0])))
-        for _ in range(self.recipe.adversary_steps):
-            _descend(discriminator, self._discriminator_loss(fit_to_vae(next(known)[0]), fit_to_vae(next(others)[0])))
+        pair = fit_to_vae(images), fit_to_vae(next(others)[0])
+        for turn in range(self.recipe.vae_steps):
+            if turn:
+                pair = fit_to_vae(next(known)[0]), fit_to_vae(next(others)[0])
+            _descend(vae, self._vae_loss(*pair))
+        for turn in range(self.recipe.adversary_steps):
+            if turn:
+                pair = fit_to_vae(next(known)[0]), fit_to_vae(next(others)[0])
+            _descend(discriminator, self._discriminator_loss(*pair))
         self.step += 1
 
     def _vae_loss(self, labelled: Tensor, unlabelled: Tensor) -> Tensor:

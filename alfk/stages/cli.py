@@ -62,7 +62,7 @@ def unsup(experiments: Experiments, about: str) -> int:
         experiment = flags.experiment_of(experiments, options)
         with Progress(total=2 * options.ensemble) as progress:
             work = open_workspace(experiment, options, options.run, progress, initial=True)
-            initial_models(work, options.ir or experiment.default_ir, options.nr, options.ensemble)
+            initial_models(work, options.ir or experiment.default_ir, options.nr, options.ensemble, options.select)
         return 0
 
     return guarded(parser, body, together=True)
@@ -171,7 +171,7 @@ def check_initial_models(
     for folder in (RunFolder(root(experiment, options), number) for number in runs):
         for trial in trials:
             for member in range(trial.ensemble):
-                path = folder.initial(trial.distortion, trial.unsupervised, member)
+                path = folder.initial(trial.distortion, trial.unsupervised, member, trial.select)
                 if not path.exists():
                     raise UserError(f"there is no initial model {path}: {remedy}")
 
@@ -218,7 +218,7 @@ def open_workspace(
     experiment = experiment.for_data(train)
     folder = RunFolder(root(experiment, options), number)
     folder.create()
-    work = Workspace(experiment, folder, train, test, options.seed, options.select, train.device, report, apart)
+    work = Workspace(experiment, folder, train, test, options.seed, train.device, report, apart)
     settings = settings_of(work) if settings_of else work.settings(initial)
     folder.check_manifest(settings)
     if experiment.holdout:

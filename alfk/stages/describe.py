@@ -12,6 +12,7 @@ from alfk import ranks
 from alfk.acquisition import Measurement, Method, Sampling, get_method, measure
 from alfk.data import Split
 from alfk.descriptors import Descriptors
+from alfk.perturbation import STRATEGIES
 from alfk.runs import Trial, complete_array, create_array, delete_array, has_array, open_array, save_array
 from alfk.stages.workspace import Workspace
 from alfk.training import accuracy, accuracy_per_class
@@ -57,7 +58,7 @@ def write_databases(work: Workspace, trial: Trial, b: int, pool: Split, validati
             return _fields(np.zeros(images, dtype))
         return dataclasses.replace(Descriptors.empty(images, 0), vectors=None)
 
-    sampling = Sampling(work.generator("sample", b), work.experiment.samples, work.experiment.strategy)
+    sampling = Sampling(work.generator("sample", b), work.experiment.samples, STRATEGIES[trial.copies or "degrees"])
     batch_size = work.experiment.descriptor_batch
     found = measure(method, models, pool, validation, sampling, taps, batch_size, allocate)
     header = {

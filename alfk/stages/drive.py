@@ -85,7 +85,7 @@ def baselines(work: Workspace, trials: Sequence[Trial]) -> None:
 def make_initial_models(work: Workspace, trials: Sequence[Trial]) -> None:
     """The random and the rotation models of every distortion and ensemble that the trials need."""
     for (ir, nr), members in distortions(trials).items():
-        initial_models(work, ir, nr, members)
+        initial_models(work, ir, nr, members, trials[0].select)
 
 
 def distortions(trials: Sequence[Trial]) -> dict[tuple[float, float], int]:

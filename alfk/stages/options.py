@@ -14,6 +14,7 @@ from alfk.config import Experiment
 from alfk.curves import BASELINE
 from alfk.errors import UserError
 from alfk.network import linear_layers
+from alfk.perturbation import STRATEGIES
 from alfk.runs import Trial
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -61,6 +62,8 @@ def places_parser(experiments: Mapping[str, Experiment], about: str) -> Parser:
     where.add_argument(
         "--device", help="torch device, e.g. cpu or cuda:1 (default: a GPU if there is one, else the CPU)"
     )
+    kept = "epoch kept: best on the test images (the paper's protocol, default), on the validation images, or the last"
+    add("--select", choices=("test", "val", "last"), default="test", help=kept)
     add("-nr", type=noise_ratio, default=0.0, metavar="NR", help="share of the pool's labels made random (0)")
     add("--datadir", type=Path, default=ROOT / "local_data", help="folder with the data sets (local_data)")
     if any(experiment.load_part for experiment in experiments.values()):
@@ -76,8 +79,6 @@ def protocol_parser(experiments: Mapping[str, Experiment], about: str) -> Parser
     parser = places_parser(experiments, about)
     add = parser.add_argument
     add("--seed", type=int, default=0, help="of all random draws; every run derives its own from it (0)")
-    kept = "epoch kept and scored: best on test (the paper's protocol, default), best on validation, or the last"
-    add("--select", choices=("test", "val", "last"), default="test", help=kept)
     add("--unsup-epochs", type=positive, metavar="E", help="epochs of rotation pretraining, with --initial")
     add("-as", "--query-size", type=positive, metavar="N", help="images labelled in each AL iteration")
     return parser
@@ -115,6 +116,8 @@ def add_init(parser: Parser) -> None:
         "keep only the convolutions of the rotation-pretrained model: all linear layers start anew, not just the last"
     )
     parser.add_argument("--conv-only", action="store_true", help=text)
+    text = "perturbed copies of Rzg_trace and Rzg_mi: angles in degrees (default), or as in the paper's release"
+    parser.add_argument("--copies", choices=tuple(STRATEGIES), default="degrees", help=text)
 
 
 def add_run(parser: Parser, experiments: Mapping[str, Experiment]) -> None:
@@ -262,7 +265,8 @@ def trial_of(
         raise UserError(f"{method} works with one model, not with an ensemble of {ensemble}")
     if get_method(method).doubts and experiment.samples % ensemble:
         raise UserError(f"{experiment.samples} samples cannot be shared by {ensemble} models: choose another -smp")
-    return Trial(ir, method, length, ensemble, options.nr, init_of(experiment, options))
+    copies = options.copies if get_method(method).estimates_from_copies else None
+    return Trial(ir, method, length, ensemble, options.nr, init_of(experiment, options), options.select, copies)
 
 
 def init_of(experiment: Experiment, options: argparse.Namespace) -> str:
@@ -271,7 +275,7 @@ def init_of(experiment: Experiment, options: argparse.Namespace) -> str:
         return "rotation" if options.unsupervised else "random"
     if not options.unsupervised:
         raise UserError("--conv-only keeps a part of the rotation model: it does not go with --unsupervised 0")
-    if len(linear_layers(experiment.network(experiment.classes, False))) == 1:
+    if len(linear_layers(experiment.network(experiment.classes))) == 1:
         raise UserError(f"--conv-only changes nothing on {experiment.name}: the last layer is the only linear one")
     return "rotation_conv"
 
@@ -310,4 +314,4 @@ def trials_of(cfg: Cfg, experiment: Experiment, options: argparse.Namespace) -> 
 
 def baselines_of(trials: Sequence[Trial]) -> list[Trial]:
     """The line "all train" of every figure that the trials belong to."""
-    return list(dict.fromkeys(replace(trial, method=BASELINE, length=0, ensemble=1) for trial in trials))
+    return list(dict.fromkeys(replace(trial, method=BASELINE, length=0, ensemble=1, copies=None) for trial in trials))

@@ -2,55 +2,66 @@
 
 import time
 
-from torch import Tensor
+from torch import Tensor, nn
 
 from alfk import ranks
-from alfk.network import snapshot
 from alfk.runs import save_checkpoint
 from alfk.stages.workspace import Workspace
-from alfk.training import fit, rotate, rotation_accuracy
+from alfk.training import BestEpoch, Evaluation, fit, rotate, rotation_accuracy
 
 
-def initial_models(work: Workspace, ir: float, nr: float, members: int = 1) -> None:
+def initial_models(work: Workspace, ir: float, nr: float, members: int = 1, select: str = "test") -> None:
     """Make what is missing of the random and the rotation model of one distortion, for each member of an ensemble.
 
-    A member's rotation network starts from its random one's weights and is trained on the distorted pool; its
-    accuracy on the rotated validation images is recorded, the last epoch's weights are kept.
+    A member's rotation network starts from its random one's weights and is trained on the distorted pool. The epoch
+    kept is the one of the best rotation accuracy on the test images (`select` "test") or the validation images ("val"),
+    the untrained model counting as epoch 0, or the "last".
     """
     distortion = f"ir_{ir:g}_nr_{nr:g}"
     with work.folder.exclusively(f"init_{distortion}"):
         for member in range(members):
             for init, make in (("random", _random), ("rotation", _rotation)):
                 facts = {"init": init, "ir": ir, "member": member}
-                path = work.folder.initial(distortion, init == "rotation", member)
+                path = work.folder.initial(distortion, init == "rotation", member, select)
                 if ranks.agreed(path.exists):
                     work.report("initial", run=work.folder.number, **facts, skipped=True)
                     continue
                 start = time.perf_counter()
-                state, extra = make(work, ir, nr, distortion, member)
+                state, extra = make(work, ir, nr, distortion, member, select)
                 extra |= {"seconds": time.perf_counter() - start}
                 about = {"kind": "initial", **facts, "nr": nr, **work.identity()}
                 save_checkpoint(path, state, {**about, **extra, "settings": work.settings(initial=True)})
                 work.report("initial", run=work.folder.number, **facts, **extra)
 
 
-Made = tuple[dict[str, Tensor], dict[str, float]]  # weights, facts about them
+Made = tuple[dict[str, Tensor], dict[str, object]]  # weights, facts about them
 
 
-def _random(work: Workspace, ir: float, nr: float, distortion: str, member: int) -> Made:
+def _random(work: Workspace, ir: float, nr: float, distortion: str, member: int, select: str) -> Made:
     return work.random_state(work.experiment.classes, "init", member), {}
 
 
-def _rotation(work: Workspace, ir: float, nr: float, distortion: str, member: int) -> Made:
+def _rotation(work: Workspace, ir: float, nr: float, distortion: str, member: int, select: str) -> Made:
     experiment = work.experiment
     model = work.network(4)
     model.load_state_dict(work.random_state(4, "init", member))
+    judges = {"test": work.test, "val": work.validation()}
+
+    def evaluate(network: nn.Module) -> Evaluation:
+        return Evaluation(rotation_accuracy(network, judges[select], experiment.descriptor_batch))
+
+    best = BestEpoch(None if select == "last" else evaluate)
 
     def after_epoch(epoch: int) -> None:
+        best(epoch, model)
         work.report("epoch", run=work.folder.number, doing="rotation", epoch=epoch, of=experiment.pretraining.epochs)
 
     shuffles = work.generator("rotation", distortion, member=member)
     pool = work.pool(ir, nr, distortion)
+    best(0, model)
     fit(model, pool, experiment.pretraining, shuffles, rotate, after_epoch, experiment.training_threads)
-    score = rotation_accuracy(model, work.validation(), experiment.descriptor_batch)
-    return snapshot(model), {"rotation_accuracy": score}
+    if select == "last":
+        score = rotation_accuracy(model, work.test, experiment.descriptor_batch)
+    else:
+        score = best.evaluation.accuracy
+    return best.weights, {"rotation_accuracy": score, "select": select, "epoch": best.epoch}

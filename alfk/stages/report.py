@@ -48,8 +48,12 @@ class Progress:
     def _on_step(self, run: int, doing: str, step: int, of: int) -> None:
         self._show(run, f"{doing} step {step}/{of}")
 
-    def _on_initial(self, run: int, ir: float, init: str, member: int, skipped: bool = False, **facts: float) -> None:
-        score = f", {facts['rotation_accuracy']:.1f} % of rotations told" if "rotation_accuracy" in facts else ""
+    def _on_initial(self, run: int, ir: float, init: str, member: int, skipped: bool = False, **facts: Any) -> None:
+        score = (
+            f", {facts['rotation_accuracy']:.1f} % of rotations right, epoch {facts['epoch']}"
+            if "rotation_accuracy" in facts
+            else ""
+        )
         outcome = "is there already" if skipped else f"made in {facts['seconds']:.1f} s{score}"
         which = f" of member {member}" if member else ""
         self.say(f"run {run}  ir={ir:g}  {init} initial model{which} {outcome}")
@@ -84,7 +88,7 @@ def line(record: Record) -> str:
     return (
         f"{record['run']:>3}  {trial.column():<15} {trial.ir:>4g}  {trial.init:<13} {record['b']:>3}  "
         f"{record['labelled']:>8} {record['labelled_share']:>6.2f}  {record['accuracy']:>7.2f} "
-        f"{record['misclassified']:>7} {sum(record['seconds'].values()):>5.1f}"
+        f"{'' if record['misclassified'] is None else record['misclassified']:>7} {sum(record['seconds'].values()):>5.1f}"
     )
 
 

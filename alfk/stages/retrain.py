@@ -15,14 +15,12 @@ from alfk.acquisition import choose, get_method
 from alfk.data import Split
 from alfk.errors import UserError
 from alfk.matching import Selection
-from alfk.network import snapshot
 from alfk.runs import Record, Trial, has_array, load_checkpoint, open_array, save_array, save_checkpoint
 from alfk.seeding import global_randomness
 from alfk.stages.describe import databases, have_databases, read_databases
 from alfk.stages.memory import peak_mib
 from alfk.stages.workspace import Workspace, join_states
-from alfk.training import accuracy, accuracy_per_class, fit, predict, ranking
-from alfk.uncertainty import MEASURES
+from alfk.training import BestEpoch, Evaluation, accuracy, accuracy_per_class, fit, predict, ranking
 
 
 def acquire(work: Workspace, trial: Trial, b: int, pool: Split, validation: Split) -> tuple[Tensor, dict[str, Any]]:
@@ -96,18 +94,24 @@ def labelled_before(work: Workspace, trial: Trial, b: int) -> Tensor:
 
 
 @dataclasses.dataclass
-class Epoch:
-    """What is known after one epoch (from 1): accuracies in percent and (N_test,) predictions.
+class Trained:
+    """A network after the training of one AL iteration, at the epoch that `--select` keeps (METHOD: retraining).
 
-    Of a training that counts steps, `number` is the step.
+    Attributes:
+        weights: of that epoch, on the CPU.
+        epoch: its number; 0 is the model that training started from. Of a training that counts steps, the step.
+        test: its evaluation on the test images.
+        top5: top-5 accuracy on the test images in percent, where that is asked for.
+        accuracy_validation: in percent, with `--select val` alone.
+        accuracy_last: test accuracy of the last epoch in percent, where it was measured.
     """
 
-    number: int
-    test: float
-    validation: float
-    predictions: Tensor
-    misclassified: int
+    weights: dict[str, Tensor]
+    epoch: int
+    test: Evaluation
     top5: float | None = None
+    accuracy_validation: float | None = None
+    accuracy_last: float | None = None
 
 
 def retrain(work: Workspace, trial: Trial, b: int, pool: Split, validation: Split) -> Record:
@@ -178,30 +182,13 @@ def _learn(
     """
     models, _ = work.models_before(trial, b)
     start = time.perf_counter()
-    members, states = [], []
-    for number, model in enumerate(models):
-        kept, weights = _train(work, trial, b, number, model, pool.subset(labelled), validation)
-        members.append(kept)
-        states.append(weights)
+    members = [
+        _train(work, trial, b, number, model, pool.subset(labelled), validation) for number, model in enumerate(models)
+    ]
     seconds = time.perf_counter() - start
     record = make_record(work, trial, b, pool, labelled, newest, header, members, seconds)
-    if trial.method in MEASURES:
-        record["accuracy_without_dropout"] = accuracy_without_dropout(work, states)
-    conclude(work, trial, b, record, states, work.settings())
+    conclude(work, trial, b, record, [member.weights for member in members], work.settings())
     return record
-
-
-def accuracy_without_dropout(work: Workspace, states: Sequence[dict[str, Tensor]]) -> float:
-    """Mean test accuracy, in percent, of the members' weights in networks without the dropout they were trained with.
-
-    The protocol's accuracy of these methods is taken with dropout on (METHOD: models). It costs some points.
-    """
-    plain, found = work.network(work.experiment.classes), []
-    for state in states:
-        plain.load_state_dict(state)
-        said = predict(plain, work.test, work.experiment.descriptor_batch)
-        found.append(accuracy(said, work.test.labels))
-    return fmean(found)
 
 
 def make_record(
@@ -212,15 +199,15 @@ def make_record(
     labelled: Tensor,
     newest: Tensor,
     header: Mapping[str, Any],
-    members: Sequence[dict[str, Epoch]],
+    members: Sequence[Trained],
     seconds_retrain: float,
 ) -> Record:
-    """The results record of a training.
+    """The results record of a training: what was measured, and no more.
 
     Args:
         labelled, newest: positions in the pool of all labelled images, and of those added last.
         header: of the acquisition, as in an index list.
-        members: of each member of the ensemble, the epoch that each rule keeps.
+        members: the members of the ensemble.
     """
     seconds = {
         "describe": header["seconds_describe"],
@@ -228,33 +215,34 @@ def make_record(
         "retrain": seconds_retrain,
     }
     classes, pseudo_labels = work.experiment.classes, header["pseudo_labels"] or {}
-    selected = [kept[work.select] for kept in members]
-    top5 = [epoch.top5 for epoch in selected]
-    per_class = [accuracy_per_class(epoch.predictions, work.test.labels, classes) for epoch in selected]
+    per_class = [accuracy_per_class(member.test.predictions, work.test.labels, classes) for member in members]
     return {
         **work.identity(trial, b),
-        "select": work.select,
         "labelled": len(labelled),
         "labelled_share": 100 * len(labelled) / work.undistorted_pool_size(),
-        "accuracy": fmean(epoch.test for epoch in selected),
-        "accuracy_best_test": fmean(kept["test"].test for kept in members),
-        "accuracy_val_selected": fmean(kept["val"].test for kept in members),
-        "accuracy_last": fmean(kept["last"].test for kept in members),
-        "accuracy_members": [epoch.test for epoch in selected],
-        **({"accuracy_top5": fmean(top5)} if None not in top5 else {}),
-        "epochs": {rule: [kept[rule].number for kept in members] for rule in RULES},
+        "accuracy": fmean(member.test.accuracy for member in members),
+        **_mean_of(members, "accuracy_last"),
+        **_mean_of(members, "accuracy_validation"),
+        **_mean_of(members, "top5", "accuracy_top5"),
+        "accuracy_members": [member.test.accuracy for member in members],
+        "epochs": [member.epoch for member in members],
         "accuracy_per_class": [None if None in values else fmean(values) for values in zip(*per_class, strict=True)],
         "selected_histogram": torch.bincount(pool.labels[newest.to(pool.device)], minlength=classes).tolist(),
         "pseudo_label_accuracy": pseudo_labels.get("accuracy"),
         "pseudo_label_accuracy_per_class": pseudo_labels.get("per_class"),
-        "misclassified_before": header["misclassified"],
-        "misclassified": round(fmean(epoch.misclassified for epoch in selected)),
+        "misclassified": header["misclassified"],
         "centres": header["centres"],
         "at_random": header["at_random"],
         "passes": {"forward": header["forward"], "backward": header["backward"]},
         "seconds": {stage: round(value, 3) for stage, value in seconds.items()},
         "peak_memory_mib": peak_mib(work.device),
     }
+
+
+def _mean_of(members: Sequence[Trained], attribute: str, key: str | None = None) -> dict[str, float]:
+    """The members' mean of what was measured, as an entry of a record; none where it was not."""
+    values = [getattr(member, attribute) for member in members]
+    return {} if None in values else {key or attribute: fmean(values)}
 
 
 def conclude(
@@ -271,62 +259,70 @@ def conclude(
     work.folder.add_result(record)
 
 
-RULES = ("test", "val", "last")  # which epoch to keep: best on test, best on validation, the last
+class Selector:
+    """Evaluates a network in the course of its training and keeps the epoch that `select` names.
 
-
-class Keeper:
-    """Scores a network in the course of its training; keeps the epoch of each rule and the selected one's weights.
+    Only what `select` needs is evaluated: the test images after every epoch ("test"), the validation images after
+    every epoch and the test images once ("val"), or the test images once ("last").
 
     Attributes:
-        kept: by rule, the epoch it keeps, the first of equals.
-        weights: of the epoch that `select` keeps.
+        best: the epoch kept so far.
     """
 
-    def __init__(self, test: Split, validation: Split, select: str, batch_size: int, top5: bool = False):
-        self.test, self.validation, self.select, self.batch_size = test, validation, select, batch_size
-        self.top5 = top5
-        self.kept: dict[str, Epoch] = {}
-        self.weights: dict[str, Tensor] = {}
+    def __init__(self, select: str, test: Split, validation: Split, batch_size: int, top5: bool = False):
+        self.select, self.test, self.validation = select, test, validation
+        self.batch_size, self.top5 = batch_size, top5
+        judges = {"test": test, "val": validation, "last": None}[select]
+        self.best = BestEpoch(None if judges is None else lambda model: self._evaluate(model, judges))
 
-    def __call__(self, number: int, model: nn.Module) -> None:
-        """Score the network after epoch `number`. Its modes are as before afterwards."""
-        top5 = None
+    def __call__(self, epoch: int, model: nn.Module) -> None:
+        """To be called after every epoch, and, where the starting model counts, with 0 before the first."""
+        self.best(epoch, model)
+
+    def conclude(self, model: nn.Module) -> Trained:
+        """What the training ends with; `model` gets the weights that are kept."""
+        best = self.best
+        model.load_state_dict(best.weights)
+        on_test = self.select == "test" or (self.select == "val" and self.validation is self.test)
+        found = best.evaluation if on_test else self._evaluate(model, self.test)
+        last = best.last if on_test else found if self.select == "last" else None
+        predictions, top5 = found.predictions, None
         if self.top5:
-            likeliest = ranking(model, self.test, self.batch_size, 5)
-            said, truth = likeliest[:, 0], self.test.labels
-            top5 = 100 * float((likeliest == truth.unsqueeze(1)).any(1).double().mean())
-        else:
-            said = predict(model, self.test, self.batch_size)
-        again = self.validation is not self.test
-        on_validation = predict(model, self.validation, self.batch_size) if again else said
-        wrong = int((on_validation != self.validation.labels).sum())
-        share = 100 * (1 - wrong / len(self.validation))
-        epoch = Epoch(number, accuracy(said, self.test.labels), share, said, wrong, top5)
-        better = {
-            "test": "test" not in self.kept or epoch.test > self.kept["test"].test,
-            "val": "val" not in self.kept or epoch.validation > self.kept["val"].validation,
-            "last": True,
-        }
-        self.kept.update({rule: epoch for rule in RULES if better[rule]})
-        if better[self.select]:
-            self.weights = snapshot(model)
+            top5 = 100 * float((predictions == self.test.labels.unsqueeze(1)).any(1).double().mean())
+            predictions = predictions[:, 0]
+        return Trained(
+            best.weights,
+            best.epoch,
+            Evaluation(found.accuracy, predictions),
+            top5,
+            best.evaluation.accuracy if self.select == "val" else None,
+            last.accuracy if last else None,
+        )
+
+    def _evaluate(self, model: nn.Module, split: Split) -> Evaluation:
+        if self.top5:
+            likeliest = ranking(model, split, self.batch_size, 5)
+            return Evaluation(accuracy(likeliest[:, 0], split.labels), likeliest)
+        predictions = predict(model, split, self.batch_size)
+        return Evaluation(accuracy(predictions, split.labels), predictions)
 
 
 def _train(
     work: Workspace, trial: Trial, b: int, member: int, model: nn.Module, labelled: Split, validation: Split
-) -> tuple[dict[str, Epoch], dict[str, Tensor]]:
-    """Fit; the epoch that each rule keeps (the first of equals), and the weights of the selected one."""
+) -> Trained:
+    """Train one member; the starting model counts as epoch 0."""
     experiment = work.experiment
-    keeper = Keeper(work.test, validation, work.select, experiment.descriptor_batch, experiment.top5)
+    selector = Selector(trial.select, work.test, validation, experiment.descriptor_batch, experiment.top5)
 
     def after_epoch(number: int) -> None:
-        keeper(number, model)
+        selector(number, model)
         doing = f"{trial.label()} b={b}" + (f" member {member}" if trial.ensemble > 1 else "")
         work.report("epoch", run=work.folder.number, doing=doing, epoch=number, of=experiment.retraining.epochs)
 
     shuffles = work.generator("train", b, member=member)
     masks = work.generator("dropout", b, *([] if ranks.first() else [f"rank {ranks.rank()}"]), member=member)
+    selector(0, model)
     with global_randomness(masks, work.device):
         threads = experiment.training_threads
         fit(model, labelled, experiment.retraining, shuffles, after_epoch=after_epoch, threads=threads)
-    return keeper.kept, keeper.weights
+    return selector.conclude(model)

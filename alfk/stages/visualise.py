@@ -13,7 +13,6 @@ from alfk.curves import parse_series, rare_groups, series
 from alfk.descriptors import describe
 from alfk.errors import UserError
 from alfk.runs import RunFolder, Trial, has_array, open_array, read_json, save_array
-from alfk.seeding import global_randomness
 from alfk.stages import cli, draw
 from alfk.stages import options as flags
 from alfk.stages.plot import started
@@ -75,8 +74,7 @@ def _workspace(experiment: Experiment, options: argparse.Namespace) -> Workspace
     experiment = flags.replace(experiment, query_size=made.get("query_size", experiment.query_size))
     train, test, apart = cli.data(experiment, options)
     experiment = experiment.for_data(train)
-    seed, select = made.get("seed", 0), made.get("select", "test")
-    return Workspace(experiment, folder, train, test, seed, select, train.device, apart=apart)
+    return Workspace(experiment, folder, train, test, made.get("seed", 0), train.device, apart=apart)
 
 
 def _trial(name: str, ir: float, experiment: Experiment, options: argparse.Namespace) -> Trial:
@@ -90,8 +88,7 @@ def _trial(name: str, ir: float, experiment: Experiment, options: argparse.Names
 
 def _panel(work: Workspace, trial: Trial, b: int, taps: Sequence[int]) -> draw.Panel:
     (model,), model_is = work.models_before(trial, b)
-    with global_randomness(work.generator("visualise", b), work.device):  # of a network with MC-dropout
-        found = describe(model, work.test, taps, batch_size=work.experiment.descriptor_batch)
+    found = describe(model, work.test, taps, batch_size=work.experiment.descriptor_batch)
     said, truth = found.predictions.cpu(), work.test.labels.cpu()
     per_class = accuracy_per_class(said, truth, work.experiment.classes)
     groups = rare_groups(work.experiment.minority or ())

@@ -15,13 +15,14 @@ from alfk.errors import UserError
 from alfk.network import belongs, fingerprint, linear_layers, snapshot
 from alfk.runs import RunFolder, Trial, has_array, load_checkpoint, open_array, save_array
 from alfk.seeding import generator
-from alfk.uncertainty import MEASURES
 
 Report = Callable[..., None]  # report(event, **information)
 
 
 # Settings of active learning alone, on which initial models do not depend.
-LATER = ("retraining.", "query_size", "samples", "strategy", "descriptor_batch", "descriptor_dtype", "holdout", "top5")
+LATER = ("retraining.", "query_size", "samples", "descriptor_batch", "descriptor_dtype", "holdout", "top5")
+
+PROTOCOL = 2  # raised when results under unchanged settings change; runs of another number are not continued
 
 
 def silent(event: str, **information: Any) -> None:
@@ -36,7 +37,6 @@ class Workspace:
         train, test: the data set as it is, on `device`.
         apart: the validation images, where they are not drawn from the training images.
         seed: of the whole experiment; the run's draws derive from it and the run's number.
-        select: which epoch's weights an iteration keeps: "test", "val" or "last".
     """
 
     experiment: Experiment
@@ -44,21 +44,20 @@ class Workspace:
     train: Split
     test: Split
     seed: int
-    select: str
     device: torch.device
     report: Report = silent
     apart: Split | None = None
 
     def settings(self, initial: bool = False) -> dict[str, Any]:
         """What active learning from the initial models depends on, or, `initial`, what those depend on."""
-        common = {"dataset": self.experiment.name, "seed": self.seed, "device": self.device.type}
+        common = {"protocol": PROTOCOL, "dataset": self.experiment.name, "seed": self.seed, "device": self.device.type}
         if self.train.source or self.test.source:
             common["data"] = [self.train.source, self.test.source]
         constants = self.experiment.settings()
         if initial:
             return common | {key: value for key, value in constants.items() if not key.startswith(LATER)}
         later = {key: value for key, value in constants.items() if not key.startswith("pretraining.")}
-        return common | {"select": self.select} | later
+        return common | later
 
     def generator(self, *purpose: object, member: int = 0) -> torch.Generator:
         """The source of one purpose's draws, for one member of an ensemble; the first is as one that stands alone."""
@@ -68,8 +67,7 @@ class Workspace:
         """What a file of this run says it is."""
         about: dict[str, Any] = {"dataset": self.experiment.name, "run": self.folder.number, "seed": self.seed}
         if trial is not None:
-            about |= {"method": trial.method, "L": trial.length, "ir": trial.ir, "nr": trial.nr, "init": trial.init}
-            about |= {"ensemble": trial.ensemble, "b": b}
+            about |= {**trial.facts(), "b": b}
         return about
 
     def size(self, b: int) -> int:
@@ -146,26 +144,24 @@ class Workspace:
         array, _ = open_array(path, about)
         return torch.from_numpy(np.array(array))
 
-    def network(self, classes: int, mc_dropout: bool = False) -> nn.Module:
-        return self.experiment.network(classes, mc_dropout).to(self.device, memory_format=torch.channels_last)
+    def network(self, classes: int) -> nn.Module:
+        return self.experiment.network(classes).to(self.device, memory_format=torch.channels_last)
 
     def random_state(self, classes: int, purpose: str, member: int) -> dict[str, Tensor]:
         """Weights of a network for `classes`, drawn for `purpose`; on the CPU, so that every device gets the same.
 
         They are drawn in the order of memory: the layout is part of what a seed means.
         """
-        model = self.experiment.network(classes, False).to(memory_format=torch.channels_last)
+        model = self.experiment.network(classes).to(memory_format=torch.channels_last)
         self.experiment.initialise(model, self.generator(purpose, member=member))
         return snapshot(model)
 
     def models_before(self, trial: Trial, b: int) -> tuple[list[nn.Module], str]:
         """The ensemble that AL iteration b starts from, and the fingerprint of its weights.
 
-        Iteration 0 starts from the initial models; a rotation model's last linear layer gives way to a new one. The
-        methods that doubt have MC-dropout in their networks from then on.
+        Iteration 0 starts from the initial models; a rotation model's last linear layer gives way to a new one.
         """
-        dropout = trial.method in MEASURES
-        models = [self.network(self.experiment.classes, dropout) for _ in range(trial.ensemble)]
+        models = [self.network(self.experiment.classes) for _ in range(trial.ensemble)]
         if b > 0:
             path = self.folder.checkpoint(trial, b - 1, self.size(b - 1))
             state, _ = load_checkpoint(path, {"kind": "best", **self.identity(trial, b - 1)})
@@ -185,14 +181,15 @@ class Workspace:
         Raises:
             UserError: they have not been made.
         """
-        path = self.folder.initial(trial.distortion, trial.unsupervised, member)
+        path = self.folder.initial(trial.distortion, trial.unsupervised, member, trial.select)
         if not path.exists():
             raise UserError(f"there is no initial model {path}: run with --initial first")
         made = "rotation" if trial.unsupervised else "random"
         about = {"kind": "initial", "init": made, "ir": trial.ir, "nr": trial.nr, **self.identity()}
+        about |= {"select": trial.select} if trial.unsupervised else {}
         state, _ = load_checkpoint(path, {**about, "member": member})
         if trial.unsupervised:
-            network = self.experiment.network(self.experiment.classes, False)
+            network = self.experiment.network(self.experiment.classes)
             new = linear_layers(network) if trial.init == "rotation_conv" else [network.head]
             fresh = self.random_state(self.experiment.classes, "head", member)
             state |= {name: value for name, value in fresh.items() if belongs(name, new)}

@@ -5,16 +5,16 @@ from torchvision.models.resnet import BasicBlock, Bottleneck
 from alfk.resnet import TappedResNet
 
 
-def resnet18(classes: int, mc_dropout: bool = False) -> TappedResNet:
+def resnet18(classes: int) -> TappedResNet:
     """3x224x224 images -> (logits, taps); taps of 64, 128, 256 and, pooled, 512 channels."""
-    return TappedResNet(BasicBlock, [2, 2, 2, 2], classes, mc_dropout)
+    return TappedResNet(BasicBlock, [2, 2, 2, 2], classes)
 
 
-def resnet34(classes: int, mc_dropout: bool = False) -> TappedResNet:
+def resnet34(classes: int) -> TappedResNet:
     """The same taps, deeper."""
-    return TappedResNet(BasicBlock, [3, 4, 6, 3], classes, mc_dropout)
+    return TappedResNet(BasicBlock, [3, 4, 6, 3], classes)
 
 
-def resnet50(classes: int, mc_dropout: bool = False) -> TappedResNet:
+def resnet50(classes: int) -> TappedResNet:
     """Taps of four times as many channels: 256, 512, 1,024 and, pooled, 2,048."""
-    return TappedResNet(Bottleneck, [3, 4, 6, 3], classes, mc_dropout)
+    return TappedResNet(Bottleneck, [3, 4, 6, 3], classes)

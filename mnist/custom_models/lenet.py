@@ -4,6 +4,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from alfk.network import MCDropout
+
 
 class LeNet(nn.Module):
     """1 x size x size images -> (logits (B, classes), taps).
@@ -12,20 +14,19 @@ class LeNet(nn.Module):
     x4 (B, 50), the first linear layer after ReLU; the logits themselves. Those are the shapes at 28 pixels; at 32, as
     VAAL has them, the first linear layer has 500 inputs instead of 320.
 
-    With `mc_dropout` it drops a quarter of x1 and of x2 and half of x4 before the next layer, always, also in
-    evaluation mode (METHOD: MC-dropout variant; Gal and Ghahramani 2016).
+    While uncertainty is sampled a quarter of x1 and of x2 and half of x4 are dropped before the next layer.
     """
 
     head = "fc2"  # the layer that a rotation model loses
 
-    def __init__(self, classes: int = 10, mc_dropout: bool = False, size: int = 28):
+    def __init__(self, classes: int = 10, size: int = 28):
         super().__init__()
-        self.mc_dropout = mc_dropout
         self.conv1 = nn.Conv2d(1, 10, 5)
         self.conv2 = nn.Conv2d(10, 20, 5)
         side = ((size - 4) // 2 - 4) // 2  # of x2: each convolution of 5x5 takes 4 pixels, each pooling half
         self.fc1 = nn.Linear(20 * side**2, 50)
         self.fc2 = nn.Linear(50, classes)
+        self.drop1, self.drop2, self.drop4 = MCDropout(0.25), MCDropout(0.25), MCDropout(0.5)
 
     def forward(self, images: Tensor) -> tuple[Tensor, list[Tensor]]:
         return self.after_dropout(self.before_dropout(images))
@@ -36,13 +37,10 @@ class LeNet(nn.Module):
 
     def after_dropout(self, x1: Tensor) -> tuple[Tensor, list[Tensor]]:
         """The rest of the network, under new dropout masks at each call."""
-        x2 = F.relu(max_pool(self.conv2(self._drop(x1, 0.25))))
-        x4 = F.relu(self.fc1(self._drop(x2, 0.25).flatten(1)))
-        logits = self.fc2(self._drop(x4, 0.5))
+        x2 = F.relu(max_pool(self.conv2(self.drop1(x1))))
+        x4 = F.relu(self.fc1(self.drop2(x2).flatten(1)))
+        logits = self.fc2(self.drop4(x4))
         return logits, [x1, x2, x4, logits]
-
-    def _drop(self, features: Tensor, share: float) -> Tensor:
-        return F.dropout(features, share, training=True) if self.mc_dropout else features
 
 
 def max_pool(images: Tensor) -> Tensor:

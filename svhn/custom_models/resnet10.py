@@ -8,5 +8,5 @@ from alfk.resnet import TappedResNet
 class ResNet10(TappedResNet):
     """3x32x32 images -> (logits, taps); on images of that size layer1 to layer4 are maps of 8, 4, 2 and 1 pixels."""
 
-    def __init__(self, classes: int = 10, mc_dropout: bool = False):
-        super().__init__(BasicBlock, [1, 1, 1, 1], classes, mc_dropout)
+    def __init__(self, classes: int = 10):
+        super().__init__(BasicBlock, [1, 1, 1, 1], classes)
