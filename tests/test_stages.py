@@ -38,7 +38,7 @@ def workspace(data, root, **changes):
     )
     folder = RunFolder(root, 0)
     folder.create()
-    return Workspace(short, folder, *data, seed=0, select="test", device=torch.device("cpu"))
+    return Workspace(short, folder, *data, seed=0, device=torch.device("cpu"))
 
 
 def everything(data, root, trial=TRIALS[0]):

@@ -49,11 +49,9 @@ class Progress:
         self._show(run, f"{doing} step {step}/{of}")
 
     def _on_initial(self, run: int, ir: float, init: str, member: int, skipped: bool = False, **facts: Any) -> None:
-        score = (
-            f", {facts['rotation_accuracy']:.1f} % of rotations right, epoch {facts['epoch']}"
-            if "rotation_accuracy" in facts
-            else ""
-        )
+        score = ""
+        if "rotation_accuracy" in facts:
+            score = f", {facts['rotation_accuracy']:.1f} % of rotations right, epoch {facts['epoch']}"
         outcome = "is there already" if skipped else f"made in {facts['seconds']:.1f} s{score}"
         which = f" of member {member}" if member else ""
         self.say(f"run {run}  ir={ir:g}  {init} initial model{which} {outcome}")
@@ -85,10 +83,11 @@ class Progress:
 def line(record: Record) -> str:
     """One finished iteration as a line under COLUMNS."""
     trial = Trial.of(record)
+    errors = "" if record["misclassified"] is None else record["misclassified"]
     return (
         f"{record['run']:>3}  {trial.column():<15} {trial.ir:>4g}  {trial.init:<13} {record['b']:>3}  "
         f"{record['labelled']:>8} {record['labelled_share']:>6.2f}  {record['accuracy']:>7.2f} "
-        f"{'' if record['misclassified'] is None else record['misclassified']:>7} {sum(record['seconds'].values()):>5.1f}"
+        f"{errors:>7} {sum(record['seconds'].values()):>5.1f}"
     )
 
 
