@@ -115,72 +115,96 @@ def cpu_threads(count: int | None) -> Iterator[None]:
 
 @dataclasses.dataclass
 class Evaluation:
-    """A network's accuracy in percent and, where it was asked for, its predictions (N,) or (N, k) int64."""
+    """A network's answers to all images of a split.
 
-    accuracy: float
+    Attributes:
+        errors: how many of the answers are wrong.
+        answers: how many there are; four an image of the rotation task.
+        predictions: (N, k) int64, the k likeliest classes of every image, the likeliest first; of classification alone.
+    """
+
+    errors: int
+    answers: int
     predictions: Tensor | None = None
+
+    @property
+    def accuracy(self) -> float:
+        """In percent."""
+        return 100 * (self.answers - self.errors) / self.answers
+
+
+class Evaluator:
+    """Evaluates a network on the same images after every epoch, and no more of them than the comparison needs.
+
+    An epoch that has as many errors as the best one cannot take its place. The images that were wrong lately come
+    first, so that this often shows after a fraction of them. Images in files are all evaluated, in order: their
+    decoders read ahead.
+
+    Args:
+        task: `classify` or `rotate`.
+        k: how many classes are predicted for an image.
+    """
+
+    def __init__(self, split: Split, batch_size: int, task: Task = classify, k: int = 1):
+        self.split, self.batch_size, self.task, self.k = split, batch_size, task, k
+        self.difficulty = torch.zeros(len(split), device=split.device)  # errors on each image, recent ones count more
+
+    @torch.inference_mode()
+    def __call__(self, model: nn.Module, best: Evaluation | None = None) -> Evaluation | None:
+        """The evaluation; None as soon as `best`, where it is given, is known to have no more errors."""
+        split, task, k = self.split, self.task, self.k
+        order = torch.arange(len(split), device=split.device)
+        if not split.in_files:
+            order = self.difficulty.argsort(descending=True, stable=True)
+        predictions = torch.empty(len(split), k, dtype=torch.int64, device=split.device)
+        labels, errors, answers = split.labels[order], 0, 0
+
+        def answer(images: Tensor, positions: Tensor) -> tuple[Tensor, Tensor]:
+            inputs, targets = task(images, labels[positions])
+            logits = model(inputs)[0]
+            likeliest = logits.argmax(1, keepdim=True) if k == 1 else logits.topk(min(k, logits.shape[1])).indices
+            return likeliest, (likeliest[:, 0] != targets).view(-1, len(images)).sum(0)
+
+        with evaluation_mode(model):
+            for positions, (likeliest, wrong) in ranks.by_batches(answer, split.subset(order), self.batch_size):
+                rows = order[positions]
+                self.difficulty[rows] = self.difficulty[rows] / 2 + wrong
+                errors, answers = errors + int(wrong.sum()), answers + len(likeliest)
+                if task is classify:
+                    predictions[rows, : likeliest.shape[1]] = likeliest
+                if best is not None and errors >= best.errors and not split.in_files:
+                    return None
+        return Evaluation(errors, answers, predictions[:, : likeliest.shape[1]] if task is classify else None)
 
 
 class BestEpoch:
-    """Keeps the weights of the epoch whose evaluation is best; of equals, the first (METHOD: retraining).
+    """Keeps the weights of the epoch with the fewest errors; of equals, the first (METHOD: retraining).
 
     Call it with an epoch's number and the network: with 0 before training, where the starting model counts. Without
-    an `evaluate` it keeps the latest weights that it was called with.
+    an evaluator it keeps the latest weights that it was called with.
 
     Attributes:
         epoch: the epoch kept, None before the first call.
         weights: its weights, on the CPU.
         evaluation: its evaluation.
-        last: the evaluation of the latest call.
+        last: the evaluation of the last epoch, if that was called as such.
     """
 
-    def __init__(self, evaluate: Callable[[nn.Module], Evaluation] | None):
-        self.evaluate = evaluate
+    def __init__(self, evaluator: Evaluator | None):
+        self.evaluator = evaluator
+        self.last: Evaluation | None = None
         self.epoch: int | None = None
         self.weights: dict[str, Tensor] = {}
         self.evaluation: Evaluation | None = None
-        self.last: Evaluation | None = None
 
-    def __call__(self, epoch: int, model: nn.Module) -> None:
-        """Evaluate the network, whose mode is unchanged afterwards."""
-        if self.evaluate is not None:
-            self.last = self.evaluate(model)
-            if self.evaluation is not None and self.last.accuracy <= self.evaluation.accuracy:
-                return
-        self.epoch, self.evaluation, self.weights = epoch, self.last, snapshot(model)
-
-
-@torch.inference_mode()
-def predict(model: nn.Module, data: Split, batch_size: int) -> Tensor:
-    """(N,) int64, the arg max for every image."""
-    with evaluation_mode(model):
-        said = ranks.by_batches(lambda images, _: (model(images)[0].argmax(1),), data, batch_size)
-        return torch.cat([labels for _, (labels,) in said])
-
-
-@torch.inference_mode()
-def ranking(model: nn.Module, data: Split, batch_size: int, k: int) -> Tensor:
-    """(N, k) int64, the k likeliest classes of every image, the likeliest first; fewer where there are fewer."""
-
-    def likeliest(images: Tensor, _: Tensor) -> tuple[Tensor]:
-        logits = model(images)[0]
-        return (logits.topk(min(k, logits.shape[1]), dim=1).indices,)
-
-    with evaluation_mode(model):
-        return torch.cat([found for _, (found,) in ranks.by_batches(likeliest, data, batch_size)])
-
-
-@torch.inference_mode()
-def rotation_accuracy(model: nn.Module, data: Split, batch_size: int) -> float:
-    """Rotation accuracy in percent, over the four rotations of every image."""
-
-    def correct(images: Tensor, _: Tensor) -> tuple[Tensor]:
-        turned, quarter = rotate(images)
-        return ((model(turned)[0].argmax(1) == quarter).sum(),)
-
-    with evaluation_mode(model):
-        right = sum(int(count) for _, (count,) in ranks.by_batches(correct, data, batch_size))
-    return 100 * right / (4 * len(data))
+    def __call__(self, epoch: int, model: nn.Module, last: bool = False) -> None:
+        """Evaluate the network, whose mode is unchanged afterwards; after the last epoch on all images."""
+        found = self.evaluator(model, None if last else self.evaluation) if self.evaluator else None
+        self.last = found if last else None
+        if found and self.evaluation and found.errors >= self.evaluation.errors:
+            return
+        if found or not self.evaluator:
+            self.epoch, self.evaluation, self.weights = epoch, found, snapshot(model)
 
 
 def accuracy(predictions: Tensor, labels: Tensor) -> float:

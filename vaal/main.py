@@ -153,11 +153,10 @@ class Vaal:
 
     def save_part(self, trial: Trial, b: int, solver: Solver, best: BestEpoch) -> None:
         """The training so far."""
-        evaluations = {
-            name: None if found is None else {"accuracy": found.accuracy, "predictions": found.predictions}
-            for name, found in (("evaluation", best.evaluation), ("last", best.last))
-        }
-        state = {"solver": solver.state(), "epoch": best.epoch, "weights": best.weights, **evaluations}
+        evaluation = dataclasses.asdict(best.evaluation) if best.evaluation else None
+        state = {"solver": solver.state(), "epoch": best.epoch, "weights": best.weights, "evaluation": evaluation}
+        if best.evaluator:
+            state["difficulty"] = best.evaluator.difficulty
         save_checkpoint(self._part(trial, b), state, self._about_part(trial, b))
 
     def load_part(self, trial: Trial, b: int, solver: Solver, best: BestEpoch) -> None:
@@ -171,10 +170,10 @@ class Vaal:
             return
         solver.load_state(state["solver"])
         best.epoch, best.weights = state["epoch"], state["weights"]
-        for name in ("evaluation", "last"):
-            found = state[name]
-            if found is not None:
-                setattr(best, name, Evaluation(found["accuracy"], found["predictions"].to(self.work.device)))
+        if best.evaluator:
+            best.evaluator.difficulty = state["difficulty"].to(self.work.device)
+            best.evaluation = Evaluation(**state["evaluation"])
+            best.evaluation.predictions = best.evaluation.predictions.to(self.work.device)
 
     def tidy(self, trial: Trial, b: int) -> None:
         self._part(trial, b).unlink(missing_ok=True)

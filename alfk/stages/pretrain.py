@@ -2,12 +2,12 @@
 
 import time
 
-from torch import Tensor, nn
+from torch import Tensor
 
 from alfk import ranks
 from alfk.runs import save_checkpoint
 from alfk.stages.workspace import Workspace
-from alfk.training import BestEpoch, Evaluation, fit, rotate, rotation_accuracy
+from alfk.training import BestEpoch, Evaluator, fit, rotate
 
 
 def initial_models(work: Workspace, ir: float, nr: float, members: int = 1, select: str = "test") -> None:
@@ -45,12 +45,9 @@ def _rotation(work: Workspace, ir: float, nr: float, distortion: str, member: in
     experiment = work.experiment
     model = work.network(4)
     model.load_state_dict(work.random_state(4, "init", member))
-    judges = {"test": work.test, "val": work.validation()}
-
-    def evaluate(network: nn.Module) -> Evaluation:
-        return Evaluation(rotation_accuracy(network, judges[select], experiment.descriptor_batch))
-
-    best = BestEpoch(None if select == "last" else evaluate)
+    split = work.validation() if select == "val" else work.test
+    evaluator = Evaluator(split, experiment.descriptor_batch, rotate)
+    best = BestEpoch(None if select == "last" else evaluator)
 
     def after_epoch(epoch: int) -> None:
         best(epoch, model)
@@ -60,8 +57,5 @@ def _rotation(work: Workspace, ir: float, nr: float, distortion: str, member: in
     pool = work.pool(ir, nr, distortion)
     best(0, model)
     fit(model, pool, experiment.pretraining, shuffles, rotate, after_epoch, experiment.training_threads)
-    if select == "last":
-        score = rotation_accuracy(model, work.test, experiment.descriptor_batch)
-    else:
-        score = best.evaluation.accuracy
-    return best.weights, {"rotation_accuracy": score, "select": select, "epoch": best.epoch}
+    evaluation = best.evaluation or evaluator(model)
+    return best.weights, {"rotation_accuracy": evaluation.accuracy, "select": select, "epoch": best.epoch}

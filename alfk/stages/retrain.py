@@ -20,7 +20,7 @@ from alfk.seeding import global_randomness
 from alfk.stages.describe import databases, have_databases, read_databases
 from alfk.stages.memory import peak_mib
 from alfk.stages.workspace import Workspace, join_states
-from alfk.training import BestEpoch, Evaluation, accuracy, accuracy_per_class, fit, predict, ranking
+from alfk.training import BestEpoch, Evaluation, Evaluator, accuracy_per_class, fit
 
 
 def acquire(work: Workspace, trial: Trial, b: int, pool: Split, validation: Split) -> tuple[Tensor, dict[str, Any]]:
@@ -100,10 +100,10 @@ class Trained:
     Attributes:
         weights: of that epoch, on the CPU.
         epoch: its number; 0 is the model that training started from. Of a training that counts steps, the step.
-        test: its evaluation on the test images.
+        test: its evaluation on the test images, with predictions (N,).
         top5: top-5 accuracy on the test images in percent, where that is asked for.
         accuracy_validation: in percent, with `--select val` alone.
-        accuracy_last: test accuracy of the last epoch in percent, where it was measured.
+        accuracy_last: test accuracy of the last epoch in percent, with `--select test` alone.
     """
 
     weights: dict[str, Tensor]
@@ -270,41 +270,35 @@ class Selector:
     """
 
     def __init__(self, select: str, test: Split, validation: Split, batch_size: int, top5: bool = False):
-        self.select, self.test, self.validation = select, test, validation
-        self.batch_size, self.top5 = batch_size, top5
-        judges = {"test": test, "val": validation, "last": None}[select]
-        self.best = BestEpoch(None if judges is None else lambda model: self._evaluate(model, judges))
+        self.select, self.top5 = select, top5
+        self.on_test = Evaluator(test, batch_size, k=5 if top5 else 1)
+        self.decides_on_test = select == "test" or (select == "val" and validation is test)
+        judge = self.on_test if self.decides_on_test else None
+        if select == "val" and not self.decides_on_test:
+            judge = Evaluator(validation, batch_size)
+        self.best = BestEpoch(judge)
 
-    def __call__(self, epoch: int, model: nn.Module) -> None:
+    def __call__(self, epoch: int, model: nn.Module, last: bool = False) -> None:
         """To be called after every epoch, and, where the starting model counts, with 0 before the first."""
-        self.best(epoch, model)
+        self.best(epoch, model, last)
 
     def conclude(self, model: nn.Module) -> Trained:
         """What the training ends with; `model` gets the weights that are kept."""
         best = self.best
         model.load_state_dict(best.weights)
-        on_test = self.select == "test" or (self.select == "val" and self.validation is self.test)
-        found = best.evaluation if on_test else self._evaluate(model, self.test)
-        last = best.last if on_test else found if self.select == "last" else None
-        predictions, top5 = found.predictions, None
+        on_test = best.evaluation if self.decides_on_test else self.on_test(model)
+        top5 = None
         if self.top5:
-            top5 = 100 * float((predictions == self.test.labels.unsqueeze(1)).any(1).double().mean())
-            predictions = predictions[:, 0]
+            hits = on_test.predictions == self.on_test.split.labels.unsqueeze(1)
+            top5 = 100 * float(hits.any(1).double().mean())
         return Trained(
             best.weights,
             best.epoch,
-            Evaluation(found.accuracy, predictions),
+            Evaluation(on_test.errors, on_test.answers, on_test.predictions[:, 0]),
             top5,
-            best.evaluation.accuracy if self.select == "val" else None,
-            last.accuracy if last else None,
+            accuracy_validation=best.evaluation.accuracy if self.select == "val" else None,
+            accuracy_last=best.last.accuracy if self.decides_on_test and best.last else None,
         )
-
-    def _evaluate(self, model: nn.Module, split: Split) -> Evaluation:
-        if self.top5:
-            likeliest = ranking(model, split, self.batch_size, 5)
-            return Evaluation(accuracy(likeliest[:, 0], split.labels), likeliest)
-        predictions = predict(model, split, self.batch_size)
-        return Evaluation(accuracy(predictions, split.labels), predictions)
 
 
 def _train(
@@ -315,7 +309,7 @@ def _train(
     selector = Selector(trial.select, work.test, validation, experiment.descriptor_batch, experiment.top5)
 
     def after_epoch(number: int) -> None:
-        selector(number, model)
+        selector(number, model, last=number == experiment.retraining.epochs)
         doing = f"{trial.label()} b={b}" + (f" member {member}" if trial.ensemble > 1 else "")
         work.report("epoch", run=work.folder.number, doing=doing, epoch=number, of=experiment.retraining.epochs)
 
