@@ -2,8 +2,10 @@
 
 import contextlib
 import hashlib
+import math
 from collections.abc import Callable, Iterable, Iterator, Mapping
 
+import numpy as np
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
@@ -23,7 +25,26 @@ class MCDropout(nn.Module):
         self.p, self.active = p, False
 
     def forward(self, features: Tensor) -> Tensor:
-        return F.dropout(features, self.p, training=True) if self.active else features
+        return dropout(features, self.p) if self.active else features
+
+
+def dropout(features: Tensor, p: float) -> Tensor:
+    """Features (B, ...) with every entry zeroed with probability p, the others divided by 1 - p.
+
+    As torch's, from its global generator. On a CPU, where p is a power of 1/2, one random byte decides on an entry,
+    which takes a tenth of the time of a Bernoulli draw; memory is best laid out channels last.
+    """
+    halvings = -math.log2(p) if p else 0.0
+    if features.device.type != "cpu" or halvings not in range(1, 9):
+        return F.dropout(features, p, training=True)
+    seed = int(torch.randint(2**62, ()))
+    words = np.random.Generator(np.random.SFC64(seed)).integers(2**64, size=-(-features.numel() // 8), dtype=np.uint64)
+    noise = torch.from_numpy(words.view(np.uint8))[: features.numel()]
+    keep = (noise >> (8 - int(halvings))).clamp_(max=1)  # 0 where its first bits are all 0
+    if features.ndim == 4:
+        images, channels, height, width = features.shape
+        keep = keep.view(images, height, width, channels).permute(0, 3, 1, 2)
+    return (features * keep.view_as(features)).mul_(1 / (1 - p))
 
 
 @contextlib.contextmanager

@@ -13,7 +13,7 @@ from alfk.network import snapshot
 from alfk.runs import RunFolder, Trial, save_checkpoint
 from alfk.stages.drive import active_learning, make_initial_models
 from alfk.stages.workspace import Workspace
-from alfk.training import accuracy, predict
+from alfk.training import Evaluator
 from mnist.config import DIGITS
 
 TRIALS = [Trial(20, "Rzg_pz", 20)]
@@ -95,14 +95,11 @@ def test_an_ensemble_with_dropout_is_reproduced(data, tmp_path):
     active_learning(again, [trial])
     assert everything(data, tmp_path / "parts", trial) == wanted
     models, _ = again.models_before(trial, 1)
-    assert all(model.mc_dropout for model in models)
     assert not torch.equal(models[0].fc1.weight, models[1].fc1.weight)
     record = again.folder.results()[0]  # after which `models` are
-    for model in models:
-        model.mc_dropout = False
-    said = [accuracy(predict(model, again.test, 100), again.test.labels) for model in models]
-    assert record["accuracy_without_dropout"] == pytest.approx(sum(said) / 2)
-    assert record["accuracy_without_dropout"] != record["accuracy"]
+    evaluations = [Evaluator(again.test, 100)(model) for model in models]
+    assert record["accuracy_members"] == [found.accuracy for found in evaluations]
+    assert record["accuracy"] == pytest.approx(sum(record["accuracy_members"]) / 2)
     lone = everything(data, tmp_path / "lone", Trial(20, "varR", 0))
     assert lone[0] != wanted[0]
     assert lone[0][0] == wanted[0][0]  # the first query is the run's, drawn at random
