@@ -1,7 +1,7 @@
 """The paper's figures and claims, from the results of finished runs.
 
     python3 run_plot.py                                   # everything there are results for
-    python3 run_plot.py --reference                       # beside the paper's curves
+    python3 run_plot.py --reference                       # beside the paper's curves and its release's
     python3 run_plot.py --dataset MNIST -ir 100 --methods Rzg_pz varR_E1
     python3 run_plot.py --dataset MNIST --show-selected --methods Rzg_pz_L80 --run-stop 1
 
@@ -58,7 +58,7 @@ def parse() -> argparse.Namespace:
     add("--run-stop", type=positive, metavar="R", help="the run before which to stop (all there are)")
     add("--datadir", type=Path, help="folder of the data sets' results (local_data, else results)")
     add("--out", type=Path, default=ROOT / "local_data" / "figures", help="folder for figures (local_data/figures)")
-    add("--reference", action="store_true", help="draw the paper's curves too, and compare")
+    add("--reference", action="store_true", help="draw the paper's curves and its release's too, and compare")
     add("--claim", metavar="SERIES", help="whose claims to compute (Rzg_pz at its largest L)")
     add("--at", type=float, metavar="ACC", help="accuracy at which labels are compared (the highest both reach)")
     add("--show-selected", action="store_true", help="draw the images that each method chose, instead of the curves")
@@ -133,7 +133,8 @@ def show(figure: plot.FigureOf, results: plot.Results, options: argparse.Namespa
     path = plot.draw_figure(figure, options.out, options.reference)
     printed = {}
     if options.reference:
-        printed["Ours and the paper's"] = tables.paper_table(figure)
+        compared = tables.comparison_table(figure)
+        printed["Ours, the paper's and the release's"] = compared and f"{compared}\n\n{tables.agreement(figure)}"
     summary, claims = tables.summary_rows(figure, results.minority), []
     printed["Curves as numbers"] = tables.summary_table(summary)
     ours = tables.hero(figure, options.claim)
@@ -141,7 +142,7 @@ def show(figure: plot.FigureOf, results: plot.Results, options: argparse.Namespa
         warn(f"warning: {figure.name} has no {options.claim} to make claims for")
     if ours is not None:
         claims = tables.claim_rows(figure, ours, options.at)
-        printed[f"{tables.name_of(ours)} against the others"] = tables.claim_table(claims)
+        printed[f"{plot.name_of(ours)} against the others"] = tables.claim_table(claims)
     for title, table in printed.items():
         if table:
             print(f"\n{title}\n\n{table}")

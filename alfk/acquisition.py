@@ -166,7 +166,7 @@ class _Describer:
             shape = next(self.validation.batches(1))[0].shape[1:]
             strategy = self.sampling.strategy
             copies = pool_copies = strategy.draw(self.sampling.samples, shape, self.sampling.generator)
-            if not strategy.shared:
+            if not getattr(strategy, "shared", True):
                 pool_copies = strategy.draw(self.sampling.samples, shape, self.sampling.generator)
         validation_rule = self._rule(method.validation_label, self.validation, None, copies)
         reference = self._describe(self.validation, validation_rule, "validation")

@@ -66,7 +66,7 @@ class Curve:
 
 
 def series(trial: Trial) -> str:
-    """A trial's name in the paper's tables, e.g. `Rzg_pz_L80`, `varR_E4`, `random`; its initial model apart."""
+    """A trial's name in the paper's tables, e.g. `Rzg_pz_L80`, `varR_E4`, `random`; how it was made is not in it."""
     if trial.length:
         return f"{trial.method}_L{trial.length}"
     plain = trial.method in ("random", "vaal", BASELINE)
@@ -81,7 +81,7 @@ def parse_series(name: str) -> tuple[str, int, int]:
     return name, 0, 1
 
 
-Reference = dict[tuple[str, str], Curve]  # (series, initial model) -> the paper's curve
+Reference = dict[tuple[str, str], Curve]  # (series, initial model) -> a curve to compare with
 
 
 def read_reference(path: Path, runs: int) -> Reference:
@@ -107,32 +107,48 @@ def read_reference(path: Path, runs: int) -> Reference:
     }
 
 
+def read_release(path: Path) -> Reference:
+    """Curves of the paper's released scripts as run here, one row a run and iteration. Raises UserError."""
+    records: dict[tuple[str, str], list[Record]] = {}
+    try:
+        with open(path, newline="") as file:
+            for row in csv.DictReader(file):
+                point = {"labelled_share": float(row["labeled_percent"]), "accuracy": float(row["accuracy"])}
+                records.setdefault((row["series"], row["init"]), []).append(point)
+    except (KeyError, TypeError, ValueError):
+        raise UserError(f"{path} is damaged: it is not a table of the release's runs") from None
+    return {key: Curve.of(rows) for key, rows in records.items()}
+
+
 @dataclasses.dataclass(frozen=True)
 class Comparison:
-    """One point of ours beside the paper's; `within` two standard errors of the difference, None where unknown."""
+    """One point of ours beside another's; `within` two standard errors of the difference, None where unknown."""
 
     share: float
     ours: float
-    paper: float
+    other: float
+    other_std: float
+    other_runs: int
     standard_error: float
 
     @property
     def difference(self) -> float:
-        return self.ours - self.paper
+        return self.ours - self.other
 
     @property
     def within(self) -> bool | None:
         return None if math.isnan(self.standard_error) else abs(self.difference) <= 2 * self.standard_error
 
 
-def compare(ours: Curve, paper: Curve) -> list[Comparison]:
+def compare(ours: Curve, other: Curve) -> list[Comparison]:
     """Every point that both have. The standard error is that of two independent means; NaN where either has one run."""
     rows = []
     for i, share in enumerate(ours.shares):
-        j = paper.at(share)
+        j = other.at(share)
         if j is not None:
-            error = math.sqrt(ours.variance_of_mean(i) + paper.variance_of_mean(j))
-            rows.append(Comparison(float(share), float(ours.mean[i]), float(paper.mean[j]), error))
+            error = math.sqrt(ours.variance_of_mean(i) + other.variance_of_mean(j))
+            theirs = float(other.mean[j]), float(other.std[j]), int(other.runs[j])
+            rows.append(Comparison(float(share), float(ours.mean[i]), *theirs, error))
     return rows
 
 

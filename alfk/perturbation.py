@@ -20,10 +20,9 @@ class Strategy(Protocol):
     """How copies differ from their image.
 
     Attributes:
-        shared: whether validation and pool images get the same transformations; else each side draws its own.
+        shared: whether validation and pool images get the same transformations (where it is missing, they do); else
+            each side draws its own.
     """
-
-    shared: bool
 
     def draw(self, samples: int, shape: Sequence[int], generator: torch.Generator) -> list[Transformation]:
         """`samples` transformations for images of `shape` (C, H, W)."""

@@ -24,7 +24,6 @@ cfg = [
     for row in (
         ("random", 0, 1),
         ("varR", 0, 1),
-        ("varR", 0, 4),
         ("Rz", 512, 1),
         ("Rzg_true", 512, 1),
         ("Rzg_pred", 768, 1),

@@ -25,7 +25,6 @@ cfg = [
     for row in (
         ("random", 0, 1),
         ("varR", 0, 1),
-        ("varR", 0, 4),
         ("Rz", 20, 1),
         ("Rzg_true", 20, 1),
         ("Rzg_pred", 20, 1),
@@ -33,6 +32,7 @@ cfg = [
         ("Rzg_pz", 80, 1),
     )
 ] + [
+    (100, "Rzg_true", 80, 1),
     (100, "Rzg_trace", 20, 1),
     (100, "Rzg_mi", 20, 1),
 ]

@@ -23,7 +23,6 @@ cfg = [
     for row in (
         ("random", 0, 1),
         ("varR", 0, 1),
-        ("varR", 0, 4),
         ("Rz", 256, 1),
         ("Rzg_true", 256, 1),
         ("Rzg_pred", 256, 1),

@@ -8,8 +8,18 @@ from torchvision import transforms
 
 from alfk.config import Recipe, StepDecay
 from alfk.data import Split
-from alfk.network import fingerprint, kaiming_fan_out, snapshot
-from alfk.training import accuracy, accuracy_per_class, cpu_threads, fit, predict, rotate, rotation_accuracy
+from alfk.network import fingerprint, kaiming_fan_out, snapshot, uniform_fan_in
+from alfk.training import (
+    BestEpoch,
+    Evaluation,
+    Evaluator,
+    accuracy,
+    accuracy_per_class,
+    classify,
+    cpu_threads,
+    fit,
+    rotate,
+)
 from mnist.config import DIGITS, MNIST
 from mnist.custom_models.lenet import LeNet, max_pool
 
@@ -21,7 +31,7 @@ def digits(count=60):
 
 def lenet(seed=0, classes=10):
     model = LeNet(classes)
-    kaiming_fan_out(model, torch.Generator().manual_seed(seed))
+    uniform_fan_in(model, torch.Generator().manual_seed(seed))
     return model
 
 
@@ -87,7 +97,8 @@ def test_training_with_a_fixed_number_of_threads_does_not_depend_on_the_others()
         with cpu_threads(threads):
             model = lenet().to(memory_format=torch.channels_last)
             fit(model, digits(100), MNIST.pretraining, torch.Generator().manual_seed(1), rotate_to_ten, threads=1)
-            prints.append((fingerprint(snapshot(model)), predict(model, digits(500), 500).tolist()))
+            answers = Evaluator(digits(500), 500)(model).predictions
+            prints.append((fingerprint(snapshot(model)), answers.tolist()))
     assert prints[0] == prints[1]
 
 
@@ -109,7 +120,66 @@ def test_scores():
     model, split = lenet(classes=4), digits()
     images = (split.images.float() / 255 - split.mean[0]) / split.std[0]
     by_hand = sum(int((model(images.rot90(q, (2, 3)))[0].argmax(1) == q).sum()) for q in range(4))
-    assert rotation_accuracy(model, split, 13) == pytest.approx(100 * by_hand / 240)
+    found = Evaluator(split, 13, rotate)(model)
+    assert (found.answers - found.errors, found.answers) == (by_hand, 240)
+    assert found.accuracy == pytest.approx(100 * by_hand / 240)
+
+
+def test_an_evaluation_is_the_networks_own_arg_max_in_any_order():
+    split = digits(300)
+    model, evaluator = trained_a_little(split), Evaluator(split, 32)
+    images = (split.images.float() / 255 - split.mean[0]) / split.std[0]
+    wanted = model(images)[0].argmax(1)
+    first = evaluator(model)
+    assert evaluator.difficulty.bool().tolist() == (wanted != split.labels).tolist()
+    again = evaluator(model)  # the wrong ones come first now
+    for found in (first, again):
+        assert found.predictions[:, 0].tolist() == wanted.tolist()
+        assert (found.errors, found.answers) == (int((wanted != split.labels).sum()), 300)
+    five = Evaluator(split, 32, k=5)(model).predictions
+    assert five.tolist() == model(images)[0].topk(5).indices.tolist()
+
+
+def trained_a_little(split, epochs=2):
+    model = lenet()
+    recipe = Recipe(epochs=epochs, batch_size=25, lr=0.05, momentum=0.5, weight_decay=0, schedule=StepDecay(15))
+    fit(model, split, recipe, torch.Generator().manual_seed(0))
+    return model
+
+
+@pytest.mark.parametrize("task", [classify, rotate])
+def test_evaluation_stops_once_an_epoch_cannot_be_the_best(task, monkeypatch):
+    """And never before: it ends with None if, and only if, there are as many errors as the best epoch has."""
+    split, seen = digits(300), []
+    fetch = Split.batches
+    monkeypatch.setattr(Split, "batches", lambda *a: (seen.append(len(b[0])) or b for b in fetch(*a)))
+    model, evaluator = trained_a_little(split), Evaluator(split, 10, task)
+    whole = evaluator(model)
+    assert sum(seen) == 300 + 2 * 300  # the training's too
+    for others, kept in ((whole.errors + 1, True), (whole.errors, False), (1, False)):
+        seen.clear()
+        found = evaluator(model, Evaluation(others, whole.answers))
+        assert (found is not None) == kept
+        assert found is None or found.errors == whole.errors
+        assert sum(seen) == 300 if kept else sum(seen) <= 300
+    assert sum(seen) == 10  # the first batch holds what was wrong lately
+
+
+def test_the_best_epoch_is_the_first_of_the_best():
+    errors, states = iter([5, 7, 3, 3, 4]), lenet()
+    best = BestEpoch(lambda model, rival: Evaluation(next(errors), 10))
+    weights = []
+    for epoch in range(5):
+        with torch.no_grad():
+            states.fc2.bias.fill_(epoch)
+        best(epoch, states, last=epoch == 4)
+        weights.append(float(best.weights["fc2.bias"][0]))
+    assert (best.epoch, best.evaluation.errors, weights) == (2, 3, [0, 0, 2, 2, 2])
+    assert best.last.errors == 4
+    latest = BestEpoch(None)
+    for epoch in (0, 1):
+        latest(epoch, states)
+    assert (latest.epoch, latest.evaluation) == (1, None)
 
 
 def test_pooling_without_gradients_has_the_same_bits():
@@ -120,15 +190,29 @@ def test_pooling_without_gradients_has_the_same_bits():
             assert torch.equal(max_pool(x), torch.nn.functional.max_pool2d(x, 2))
 
 
-def test_initial_weights_follow_the_stated_distributions():
-    model = lenet(seed=3)
+def test_lenet_starts_from_pytorchs_default_initialisation():
+    """Against torch's own layers: the same bounds, filled evenly, biases too; and the seed decides."""
+    draws = [snapshot(lenet(seed)) for seed in range(40)]
+    theirs = [snapshot(LeNet()) for _ in range(40)]
+    for name in draws[0]:
+        bound = {"conv1": 25, "conv2": 250, "fc1": 320, "fc2": 50}[name.split(".")[0]] ** -0.5
+        for states in (draws, theirs):
+            values = torch.cat([state[name].flatten() for state in states])
+            assert 0.98 * bound < float(values.abs().max()) <= bound * (1 + 1e-6), name
+            assert float(values.std()) == pytest.approx(bound / 3**0.5, rel=0.1), name
+    assert fingerprint(draws[3]) == fingerprint(snapshot(lenet(seed=3))) != fingerprint(draws[4])
+    assert MNIST.initialise is DIGITS.initialise is uniform_fan_in
+
+
+def test_residual_networks_start_from_kaiming_normal_convolutions():
+    model = LeNet()
+    kaiming_fan_out(model, torch.Generator().manual_seed(3))
     assert float(model.conv2.weight.detach().std()) == pytest.approx((2 / (20 * 25)) ** 0.5, rel=0.05)
     assert not model.conv1.bias.any()
     for layer, fan_in in ((model.fc1, 320), (model.fc2, 50)):
         for values in (layer.weight.detach(), layer.bias.detach()):
             assert float(values.abs().max()) <= fan_in**-0.5
         assert float(layer.weight.detach().std()) == pytest.approx((1 / fan_in / 3) ** 0.5, rel=0.1)
-    assert fingerprint(snapshot(model)) == fingerprint(snapshot(lenet(seed=3))) != fingerprint(snapshot(lenet(seed=4)))
 
 
 def test_lenet_taps_have_the_stated_shapes():

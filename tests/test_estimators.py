@@ -15,7 +15,7 @@ from alfk.acquisition import METHODS, Sampling, measure
 from alfk.data import Split
 from alfk.descriptors import Probe, pool_spatially
 from alfk.network import kaiming_fan_out
-from alfk.perturbation import Rotated, RotationAndNoise
+from alfk.perturbation import STRATEGIES, ReleasedRotationAndNoise, Rotated, RotatedToNearest, RotationAndNoise
 from mnist.config import DIGITS, MNIST
 from mnist.custom_models.lenet import LeNet
 
@@ -183,6 +183,39 @@ def test_strategies_draw_what_they_say():
     assert float(angles.std()) == pytest.approx(5, rel=0.05)
     assert float(angles.mean()) == pytest.approx(0, abs=0.4)
     assert float(torch.stack([copy.noise for copy in copies]).std()) == pytest.approx(0.01, rel=0.05)
+
+
+@pytest.mark.parametrize("angle", [0.0, 0.3, -1.2, 2.5, math.pi / 2])
+def test_the_releases_copies_take_the_nearest_pixel(angle):
+    """Pixel by pixel: turned about pixel (14, 14), in radians, the border repeated."""
+    image, noise = next(digits(1).batches(1))[0], torch.randn(1, 28, 28, generator=torch.Generator().manual_seed(0))
+    found = RotatedToNearest(angle, noise)(image)[0, 0].numpy()
+    pixels = image[0, 0].numpy()
+    for row in range(28):
+        for column in range(28):
+            y, x = row - 14, column - 14
+            source_y = round(math.cos(angle) * y + math.sin(angle) * x) + 14
+            source_x = round(math.cos(angle) * x - math.sin(angle) * y) + 14
+            wanted = pixels[min(max(source_y, 0), 27), min(max(source_x, 0), 27)]
+            assert found[row, column] == pytest.approx(wanted + float(noise[0, row, column]), abs=1e-6)
+
+
+def test_the_releases_angles_are_radians_drawn_for_either_side(model):
+    assert {"degrees": RotationAndNoise(5.0, 0.01), "released": ReleasedRotationAndNoise(5.0, 0.01)} == STRATEGIES
+    copies = STRATEGIES["released"].draw(2000, (1, 8, 8), torch.Generator().manual_seed(0))
+    assert np.std([copy.angle for copy in copies]) == pytest.approx(5, rel=0.05)
+    turns = np.array([copy.angle for copy in copies]) % (2 * math.pi)
+    assert np.histogram(turns, bins=4, range=(0, 2 * math.pi))[0].min() > 400  # almost even over the circle
+    split, drawn = digits(30), []
+
+    class Noted(ReleasedRotationAndNoise):
+        def draw(self, *arguments):
+            drawn.append(super().draw(*arguments))
+            return drawn[-1]
+
+    measure(METHODS["Rzg_trace"], [model], split, split, Sampling(torch.Generator().manual_seed(0), 4, Noted()), (1,))
+    validation, pool = drawn
+    assert [copy.angle for copy in validation] != [copy.angle for copy in pool]
 
 
 def test_a_strategy_of_ones_own(model):

@@ -16,7 +16,7 @@ import torch
 from alfk.bias import thin_half_of_classes
 from alfk.config import Recipe, WarmUpAndDecay
 from alfk.data import Split
-from alfk.stages.retrain import Keeper
+from alfk.stages.retrain import Selector
 from alfk.training import fit
 from imagenet.config import ARCHITECTURES, IMAGENET, descriptors
 from tests.conftest import ROOT
@@ -128,11 +128,13 @@ def test_top5_counts_images_whose_class_is_among_the_five_likeliest():
         model.layer.weight.zero_()
         model.layer.bias.copy_(torch.tensor([8.0, 7, 6, 5, 4, 3, 2, 1]))
     test = Split(images, torch.tensor([0, 0, 4, 5, 7, 1]), (0.5,), (0.5,))
-    keeper = Keeper(test, test, "test", 4, top5=True)
-    keeper(1, model)
-    assert keeper.kept["test"].test == pytest.approx(100 * 2 / 6)
-    assert keeper.kept["test"].top5 == pytest.approx(100 * 4 / 6)
-    assert keeper.kept["test"].misclassified == 4
+    for select in ("test", "val", "last"):
+        selector = Selector(select, test, test, 4, top5=True)
+        selector(1, model)
+        trained = selector.conclude(model)
+        assert trained.test.accuracy == pytest.approx(100 * 2 / 6)
+        assert trained.top5 == pytest.approx(100 * 4 / 6)
+        assert trained.test.predictions.tolist() == [0] * 6
 
 
 @pytest.fixture(scope="module")

@@ -15,7 +15,15 @@ CFG = [(ir, m, n, 1) for ir in (1, 100) for m, n in (("random", 0), ("Rz", 20), 
 
 def trials(ir=None, methods=None, lengths=None, sizes=None):
     options = argparse.Namespace(
-        ir=ir, methods=methods, descr_length=lengths, ensemble=sizes, nr=0.0, unsupervised=1, conv_only=False
+        ir=ir,
+        methods=methods,
+        descr_length=lengths,
+        ensemble=sizes,
+        nr=0.0,
+        unsupervised=1,
+        conv_only=False,
+        select="test",
+        copies="degrees",
     )
     return [(t.ir, t.method, t.length) for t in trials_of(CFG, MNIST, options)]
 
@@ -71,17 +79,27 @@ def test_flags_go_beyond_it():
 
 
 def test_ensembles():
-    cfg = [(1, "varR", 0, 1), (1, "varR", 0, 4), (1, "Rz", 20, 1)]
+    cfg = [(1, "varR", 0, 1), (1, "Rz", 20, 1)]
 
     def rows(sizes=None, methods=None):
         options = argparse.Namespace(
-            ir=None, methods=methods, descr_length=None, ensemble=sizes, nr=0.0, unsupervised=1, conv_only=False
+            ir=None,
+            methods=methods,
+            descr_length=None,
+            ensemble=sizes,
+            nr=0.0,
+            unsupervised=1,
+            conv_only=False,
+            select="test",
+            copies="released",
         )
         return [(t.method, t.ensemble) for t in trials_of(cfg, MNIST, options)]
 
-    assert rows() == [("varR", 1), ("varR", 4), ("Rz", 1)]
-    assert rows(methods=["varR"]) == [("varR", 1), ("varR", 4)]
+    assert rows() == [("varR", 1), ("Rz", 1)]
+    assert rows([1, 4]) == [("varR", 1), ("varR", 4), ("Rz", 1)]
+    assert rows(methods=["varR"]) == [("varR", 1)]
     assert rows([4]) == [("varR", 4)]
+    assert rows([4], ["varR"]) == [("varR", 4)]
     assert rows([2], ["varR"]) == [("varR", 2)]
     assert rows([1], ["BALD"]) == [("BALD", 1)]
     with pytest.raises(UserError, match="works with one model"):

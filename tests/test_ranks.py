@@ -25,11 +25,11 @@ from alfk.data import Split
 from alfk.descriptors import Descriptors, describe
 from alfk.errors import UserError
 from alfk.matching import match, top_matches
+from alfk.network import MCDropout
 from alfk.pseudo_labels import nearest_by_feature
-from alfk.resnet import AlwaysDropout
 from alfk.runs import RunFolder, complete_array, create_array, open_array, save_array
 from alfk.stages.cli import guarded
-from alfk.training import classify, fit, predict, rotate, rotation_accuracy
+from alfk.training import Evaluation, Evaluator, classify, fit, rotate
 from alfk.uncertainty import MEASURES, uncertainty
 from tests.test_scripts import SMALL, is_child, outcome
 
@@ -43,7 +43,7 @@ class Net(nn.Module):
         super().__init__()
         self.conv, self.fc = nn.Conv2d(1, 6, 3), nn.Linear(6 * 36, 4)
         self.norm = nn.BatchNorm2d(6) if batch_norm else nn.Identity()
-        self.drop = AlwaysDropout(0.25) if dropout else nn.Identity()
+        self.drop = MCDropout(0.25) if dropout else nn.Identity()
 
     def forward(self, images):
         features = self.drop(torch.relu(self.norm(self.conv(images))))
@@ -97,8 +97,11 @@ def measured():
         known = torch.arange(5)
         model = net(dropout=method == "varR")
         found[method] = [select(method, model, pool, validation, 12, labelled=known, batch_size=10, samples=4)]
-    found["predict"] = [predict(net(), pool, 10), predict(net(), few, 10)]
-    found["rotation"] = [torch.tensor(rotation_accuracy(net(), pool, 10))]
+    found["predict"] = [Evaluator(images, 10)(net()).predictions for images in (pool, few)]
+    rotations = Evaluator(pool, 10, rotate)
+    whole = rotations(net())
+    stopped = rotations(net(), Evaluation(whole.errors // 2, whole.answers))
+    found["rotation"] = [torch.tensor([whole.errors, stopped is None]), rotations.difficulty]
     return found
 
 

@@ -10,10 +10,12 @@ import torch
 
 from alfk.errors import UserError
 from alfk.network import snapshot
-from alfk.runs import RunFolder, Trial, save_checkpoint
+from alfk.runs import RunFolder, Trial, save_checkpoint, write_json
 from alfk.stages.drive import active_learning, make_initial_models
+from alfk.stages.pretrain import initial_models
+from alfk.stages.retrain import retrain
 from alfk.stages.workspace import Workspace
-from alfk.training import Evaluator
+from alfk.training import Evaluator, rotate
 from mnist.config import DIGITS
 
 TRIALS = [Trial(20, "Rzg_pz", 20)]
@@ -47,7 +49,7 @@ def everything(data, root, trial=TRIALS[0]):
     make_initial_models(work, [trial])
     active_learning(work, [trial])
     lists = [np.load(work.folder.index_list(trial, b, work.size(b))).tolist() for b in (0, 1)]
-    scores = [(r["b"], r["accuracy"], r["accuracy_per_class"], r["misclassified"]) for r in work.folder.results()]
+    scores = [(r["b"], r["accuracy"], r["accuracy_per_class"], r["epochs"]) for r in work.folder.results()]
     _, fingerprint = work.models_before(trial, 2)
     return lists, scores, fingerprint
 
@@ -114,8 +116,8 @@ def test_a_checkpoint_without_its_results_line(data, tmp_path):
 def test_a_checkpoint_of_another_network(data, tmp_path):
     work = workspace(data, tmp_path)
     path = work.folder.initial(TRIALS[0].distortion, unsupervised=True)
-    about = {"kind": "initial", "init": "rotation", "ir": 20, "nr": 0.0, "member": 0, **work.identity()}
-    save_checkpoint(path, {"w": torch.zeros(2)}, about)
+    about = {"kind": "initial", "init": "rotation", "ir": 20, "nr": 0.0, "member": 0, "select": "test"}
+    save_checkpoint(path, {"w": torch.zeros(2)}, {**about, **work.identity()})
     with pytest.raises(UserError, match="of another network"):
         work.models_before(TRIALS[0], 0)
 
@@ -153,3 +155,111 @@ def test_descriptor_files_are_kept_on_request(data, tmp_path):
     active_learning(work, TRIALS, keep_descriptors=True)
     names = sorted(path.name for path in (tmp_path / "run0" / "descr").glob("*.npy"))
     assert [name.split("_")[0] for name in names] == ["pool", "pool", "validation", "validation"]
+
+
+# The protocol of an iteration
+
+
+def altered(work, stage, **changes):
+    """The workspace with other constants of its `retraining` or `pretraining`."""
+    recipe = dataclasses.replace(getattr(work.experiment, stage), **changes)
+    work.experiment = dataclasses.replace(work.experiment, **{stage: recipe})
+    return work
+
+
+def weights_after(work, trial, b):
+    return work.models_before(trial, b + 1)[1]
+
+
+@pytest.mark.parametrize("select", ["test", "val"])
+def test_an_iteration_that_never_improves_keeps_what_it_started_from(data, tmp_path, select):
+    """Weights, accuracy and per-class accuracies, and the record says epoch 0."""
+    work, trial = workspace(data, tmp_path), dataclasses.replace(TRIALS[0], select=select)
+    make_initial_models(work, [trial])
+    work.experiment = dataclasses.replace(work.experiment, iterations=1)
+    active_learning(altered(work, "retraining", epochs=6), [trial])
+    work.experiment = dataclasses.replace(work.experiment, iterations=2)
+    active_learning(altered(work, "retraining", lr=50.0), [trial])  # which ruins the model at its first step
+    first, second = work.folder.results()
+    assert first["epochs"][0] > 0
+    assert second["epochs"] == [0]
+    assert second["accuracy"] == first["accuracy"] > 15
+    assert second["accuracy_per_class"] == first["accuracy_per_class"]
+    assert weights_after(work, trial, 0) == weights_after(work, trial, 1)
+    last = dataclasses.replace(TRIALS[0], select="last")
+    make_initial_models(work, [last])
+    active_learning(work, [last])
+    ruined = [r for r in work.folder.results() if last.describes(r)]
+    assert [r["epochs"] for r in ruined] == [[6], [6]]
+    assert ruined[0]["accuracy"] < first["accuracy"]
+
+
+def test_only_what_select_needs_is_evaluated(data, tmp_path, monkeypatch):
+    """The evaluations of an iteration of 3 epochs."""
+    work = altered(workspace(data, tmp_path), "retraining", epochs=3)
+    counts = {}
+    evaluate = Evaluator.__call__
+
+    def counted(self, model, best=None):
+        name = "test" if self.split is work.test else "val" if len(self.split) == 500 else "other"
+        counts[name] = counts.get(name, 0) + 1
+        return evaluate(self, model, best)
+
+    for select, wanted in (("test", {"test": 4}), ("val", {"val": 4, "test": 1}), ("last", {"test": 1})):
+        trial = Trial(20, "random", 0, select=select)
+        make_initial_models(work, [trial])
+        monkeypatch.setattr(Evaluator, "__call__", counted)
+        retrain(work, trial, 0, work.pool(20, 0.0, trial.distortion), work.validation())
+        monkeypatch.setattr(Evaluator, "__call__", evaluate)
+        assert counts == wanted
+        counts.clear()
+    measured = {r["select"]: {k for k in r if k.startswith("accuracy_")} for r in work.folder.results()}
+    always = {"accuracy_members", "accuracy_per_class"}
+    assert measured == {
+        "test": {*always, "accuracy_last"},
+        "val": {*always, "accuracy_validation"},
+        "last": always,
+    }
+
+
+def test_training_of_an_uncertainty_method_is_without_dropout(data, tmp_path):
+    """At b=0, where both draw at random, varR and random choice train the same weights to the bit."""
+    work = altered(workspace(data, tmp_path, samples=4), "retraining", epochs=2)
+    pair = [Trial(20, method, 0) for method in ("random", "varR")]
+    make_initial_models(work, pair)
+    work.experiment = dataclasses.replace(work.experiment, iterations=1)
+    active_learning(work, pair)
+    assert weights_after(work, pair[0], 0) == weights_after(work, pair[1], 0)
+    random, varr = work.folder.results()
+    for key in ("accuracy", "accuracy_last", "accuracy_per_class", "epochs"):
+        assert random[key] == varr[key]
+
+
+def test_the_rotation_model_is_its_best_epoch(data, tmp_path):
+    work = altered(workspace(data, tmp_path), "pretraining", epochs=3)
+    about = {}
+    for select in ("test", "val", "last"):
+        initial_models(work, 20, 0.0, select=select)
+        path = work.folder.initial("ir_20_nr_0", True, select=select)
+        saved = torch.load(path, weights_only=True)
+        about[select] = saved["about"]
+        model = work.network(4)
+        model.load_state_dict(saved["state"])
+        split = work.validation() if select == "val" else work.test
+        assert saved["about"]["rotation_accuracy"] == Evaluator(split, 100, rotate)(model).accuracy
+    assert about["last"]["epoch"] == 3
+    assert about["test"]["rotation_accuracy"] >= about["last"]["rotation_accuracy"]
+    ruined = altered(workspace(data, tmp_path / "ruined"), "pretraining", lr=50.0)
+    initial_models(ruined, 20, 0.0)
+    saved = torch.load(ruined.folder.initial("ir_20_nr_0", True), weights_only=True)
+    assert saved["about"]["epoch"] == 0  # the untrained model
+    untrained = ruined.random_state(4, "init", 0)
+    assert all(torch.equal(saved["state"][name], value) for name, value in untrained.items())
+
+
+def test_a_run_of_an_earlier_protocol_is_not_continued(data, tmp_path):
+    work = workspace(data, tmp_path)
+    old = {key: value for key, value in work.settings().items() if key != "protocol"}
+    write_json(work.folder.path / "manifest.json", {"settings": old, "sessions": []})
+    with pytest.raises(UserError, match="earlier version"):
+        work.folder.check_manifest(work.settings())

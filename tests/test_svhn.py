@@ -25,7 +25,7 @@ from alfk.config import Recipe, StepDecay
 from alfk.data import Split
 from alfk.descriptors import describe
 from alfk.errors import UnofficialFiles, UserError
-from alfk.network import kaiming_fan_out
+from alfk.network import dropout_mode, kaiming_fan_out
 from alfk.resnet import TappedResNet
 from alfk.runs import RunFolder
 from alfk.stages.workspace import Workspace
@@ -238,8 +238,8 @@ def test_a_subset_of_a_subset_shares_the_images():
         split.subset(torch.tensor([1, 2]), torch.arange(3))
 
 
-def resnet(mc_dropout=False):
-    model = ResNet10(10, mc_dropout)
+def resnet():
+    model = ResNet10(10)
     kaiming_fan_out(model, torch.Generator().manual_seed(1))
     return model.eval()
 
@@ -298,17 +298,22 @@ def test_an_images_descriptor_does_not_depend_on_its_batch():
     assert model.training
 
 
-def test_dropout_follows_both_relus_of_every_block_also_in_evaluation():
-    model, seen = resnet(mc_dropout=True), []
+def test_dropout_follows_both_relus_of_every_block_where_uncertainty_is_sampled():
+    model, seen = resnet(), []
     for block in model.modules():
         if isinstance(block, BasicBlock):
             block.relu.register_forward_hook(lambda module, _, out: seen.append(float((out == 0).float().mean())))
-    with torch.no_grad():
+    with torch.no_grad(), dropout_mode([model]):
         first, second = (model.after_dropout(model.before_dropout(images(4)))[0] for _ in range(2))
     assert len(seen) == 2 * 2 * 4
-    assert min(seen) > 0.25
+    dropped = list(seen)
     assert not torch.allclose(first, second)
-    assert model.state_dict().keys() == resnet().state_dict().keys()
+    seen.clear()
+    with torch.no_grad():
+        third, fourth = (model(images(4))[0] for _ in range(2))
+    assert torch.equal(third, fourth)
+    # A quarter of the rest of the first block, whose input is the same.
+    assert dropped[0] == pytest.approx(seen[0] + 0.25 * (1 - seen[0]), abs=0.02)
 
 
 def test_a_last_batch_of_one_image():

@@ -7,7 +7,7 @@ import torch
 from torch import nn
 
 from alfk.data import Split
-from alfk.network import kaiming_fan_out
+from alfk.network import MCDropout, dropout, dropout_mode, kaiming_fan_out
 from alfk.uncertainty import MEASURES, Samples, sampler, uncertainty
 from mnist.custom_models.lenet import LeNet
 
@@ -68,8 +68,8 @@ def images(count=6):
     )
 
 
-def lenet(seed, mc_dropout=True):
-    model = LeNet(C, mc_dropout)
+def lenet(seed):
+    model = LeNet(C)
     kaiming_fan_out(model, torch.Generator().manual_seed(seed))
     return model
 
@@ -80,6 +80,11 @@ def test_the_first_convolution_is_computed_once_a_batch():
     model.conv2.register_forward_hook(lambda *_: calls.append("conv2"))
     uncertainty("varR", [model], images(), 8, torch.Generator(), 3)
     assert (calls.count("conv1"), calls.count("conv2")) == (2, 16)
+
+
+def without_dropout(model):
+    model.drop1 = model.drop2 = model.drop4 = nn.Identity()
+    return model
 
 
 def test_masks_depend_on_the_generator_alone():
@@ -94,7 +99,7 @@ def test_masks_depend_on_the_generator_alone():
 
 
 def test_an_ensemble_without_dropout_is_averaged_over_members():
-    models = [lenet(seed, mc_dropout=False) for seed in range(3)]
+    models = [without_dropout(lenet(seed)) for seed in range(3)]
     split = images()
     batch = next(split.batches(6))[0]
     with torch.inference_mode():
@@ -130,15 +135,37 @@ def test_somebody_elses_dropout_layers_stay_random_and_batch_norm_does_not():
     assert model[0].training
 
 
-def test_the_dropout_variant_scales_by_what_is_kept():
-    """In the mean over masks the variant agrees with the plain network up to the non-linearities."""
-    model, plain = lenet(0), lenet(0, mc_dropout=False)
-    x1 = torch.ones(1, 10, 12, 12)
-    kept = torch.stack([model._drop(x1, 0.25) for _ in range(50)])
-    assert kept.unique().tolist() == pytest.approx([0, 4 / 3])
-    assert float(kept.mean()) == pytest.approx(1, abs=0.02)
-    assert torch.equal(plain._drop(x1, 0.25), x1)
-    batch = next(images().batches(6))[0]
-    with torch.inference_mode():
-        samples = [sampler(model.eval(), batch)() for _ in range(2)]
-    assert not torch.equal(*samples)
+@pytest.mark.parametrize("shape", [(40, 10, 12, 12), (200, 50), (3, 7, 5)])
+@pytest.mark.parametrize("p", [0.5, 0.25, 0.125, 0.3])
+def test_dropout_zeroes_its_share_and_scales_the_rest(shape, p):
+    """0.3 is no power of 1/2 and takes torch's way; entries are independent of their neighbours."""
+    torch.manual_seed(0)
+    features = torch.rand(shape) + 1
+    if features.ndim == 4:
+        features = features.to(memory_format=torch.channels_last)
+    torch.manual_seed(1)
+    draws = [dropout(features, p) for _ in range(30 if features.numel() > 1000 else 600)]
+    zeros = torch.stack([draw == 0 for draw in draws]).double()
+    error = (p * (1 - p) / zeros.numel()) ** 0.5
+    assert abs(float(zeros.mean()) - p) < 5 * error
+    together = zeros[:, :-1] * zeros[:, 1:]
+    assert abs(float(together.mean()) - p * p) < 5 * (p * p / together.numel()) ** 0.5 + 0.01 * p
+    kept = draws[0] != 0
+    assert torch.allclose(draws[0][kept], features[kept] / (1 - p))
+    torch.manual_seed(1)
+    assert torch.equal(dropout(features, p), draws[0])
+
+
+def test_dropout_acts_while_uncertainty_is_sampled_and_nowhere_else():
+    model, batch = lenet(0), next(images().batches(6))[0]
+    plain = without_dropout(lenet(0))
+    for mode in (model.train, model.eval):
+        mode()
+        assert torch.equal(model(batch)[0], plain(batch)[0])
+    with dropout_mode([model]), torch.inference_mode():
+        first, second = sampler(model, batch)(), sampler(model, batch)()
+    assert not torch.equal(first, second)
+    assert torch.equal(model(batch)[0], plain(batch)[0])
+    with pytest.raises(ZeroDivisionError), dropout_mode([model]):
+        raise ZeroDivisionError
+    assert not any(module.active for module in model.modules() if isinstance(module, MCDropout))

@@ -110,7 +110,8 @@ class Solver:
 
     def _batches(self, rows: Tensor, shuffles: torch.Generator) -> Batches:
         """Batches for the steps that are left, all of the same size, from one shuffling of `rows` after another."""
-        size = self.recipe.batch_size * (self.recipe.vae_steps + self.recipe.adversary_steps - 1)
+        later = [steps - 1 for steps in (self.recipe.vae_steps, self.recipe.adversary_steps) if steps]
+        size = self.recipe.batch_size * (1 + sum(later))  # the first step of either takes the batch that is there
         order = endless(rows, size * self.recipe.train_iterations, shuffles)
         return iter(self.pool.batches(self.recipe.batch_size, order[size * self.step :]))
 

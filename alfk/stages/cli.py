@@ -128,6 +128,12 @@ def _run(experiment: Experiment, cfgs: Mapping[str, flags.Cfg], options: Options
     models = 2 * sum(distortions(trials).values())
     each = models if options.initial else len(trials) * (1 if options.baseline else experiment.iterations)
     work = WholeRun(experiment, options, tuple(trials))
+    if options.initial and ranks.first():
+        print(
+            f"{len(runs) * each} initial models (random and rotation) for {len(trials)} curves; active learning has "
+            f"{len(runs) * len(trials) * experiment.iterations} iterations then. An ensemble of E needs E of each: "
+            "--initial -ens E"
+        )
     return over_runs(experiment, options, runs, work, each, [] if options.initial else trials)
 
 

@@ -47,38 +47,45 @@ NOTATION = {key: method.notation for key, method in METHODS.items()} | {"vaal": 
 
 @dataclasses.dataclass(frozen=True)
 class Drawn:
-    """A curve of a figure and what its label says: method, L or E, initial model; ours, or the paper's."""
+    """A curve of a figure and what its label says: method, L or E, initial model, copies.
 
-    curve: Curve
+    Its source is "ours", the "paper" or the paper's "release" as run here.
+    """
+
+    curve: Curve | None
     method: str
     length: int = 0
     ensemble: int = 1
     init: str = "rotation"
-    paper: bool = False
+    copies: str | None = None
+    source: str = "ours"
 
     def label(self) -> str:
         parts = [NOTATION.get(self.method, self.method)]
         parts += [f"$L_{{{self.length}}}$"] if self.length else []
         parts += [f"$E={self.ensemble}$"] if self.method in MEASURES else []
         parts += [r"$\theta_{rnd}$"] if self.init == "random" else []
-        parts += [r"$\theta_{conv}$"] if self.init == "rotation_conv" and not self.paper else []  # the paper has none
+        parts += [r"$\theta_{conv}$"] if self.init == "rotation_conv" and self.source == "ours" else []
+        parts += [f"{self.copies} copies"] if self.copies not in (None, "degrees") else []
         return ", ".join(parts)
 
 
 def curves(path: Path, title: str, drawn: Sequence[Drawn], line: tuple[float, str] | None) -> None:
-    """Accuracy against labelled share: our means with bars of one standard deviation, the paper's curves faint.
+    """Accuracy against labelled share: our means with bars of one standard deviation, the paper's curves faint, the
+    release's dotted.
 
     Args:
         line: accuracy of training on the whole pool, and what the legend calls it.
     """
     with plt.rc_context(FONT):
         figure, axes = plt.subplots(figsize=(7.6, 4.3), layout="constrained")
-        ours = [each for each in drawn if not each.paper]
+        ours = [each for each in drawn if each.source == "ours"]
         known = {_what(each) for each in ours}
         entries = []
         for each in drawn:
-            if each.paper:
-                entries.append((each.curve.mean[-1], _draw_paper(axes, each), _what(each) in known, each))
+            if each.source != "ours":
+                hidden = _what(each) in known or each.source == "release"
+                entries.append((each.curve.mean[-1], _draw_faint(axes, each), hidden, each))
         for each in ours:
             entries.append((each.curve.mean[-1], _draw_ours(axes, each), False, each))
         if line is not None:
@@ -97,9 +104,12 @@ def curves(path: Path, title: str, drawn: Sequence[Drawn], line: tuple[float, st
             if not hidden:
                 handles.append(handle)
                 labels.append(line[1] if each is None else _entry(each, bool(ours)))
-        if known & {_what(each) for each in drawn if each.paper}:
+        if known & {_what(each) for each in drawn if each.source == "paper"}:
             handles.append(Line2D([], [], color="0.5", linewidth=1, linestyle=(0, (4, 1.5)), alpha=0.8))
             labels.append("faint: the paper's")
+        if any(each.source == "release" for each in drawn):
+            handles.append(Line2D([], [], color="0.3", linewidth=1.2, linestyle=(0, DOTS)))
+            labels.append("dotted: its release's, run here")
         figure.legend(handles, labels, loc="outside right center", frameon=False, handlelength=2.8, labelspacing=0.7)
         _save(figure, path)
 
@@ -107,12 +117,15 @@ def curves(path: Path, title: str, drawn: Sequence[Drawn], line: tuple[float, st
 FONT = {"font.size": 9.5, "axes.titlesize": 10.5, "legend.fontsize": 9, "mathtext.fontset": "cm", "pdf.fonttype": 42}
 
 
+DOTS = (1, 1.4)
+
+
 def _what(each: Drawn) -> tuple:
     return each.method, each.length, each.ensemble, each.init
 
 
 def _entry(each: Drawn, mixed: bool) -> str:
-    if each.paper:
+    if each.source == "paper":
         return f"{each.label()} (paper)" if mixed else each.label()
     runs = int(each.curve.runs.max())
     return f"{each.label()} ({runs} run{'s' if runs > 1 else ''})"
@@ -135,8 +148,14 @@ def _draw_ours(axes: Axes, each: Drawn) -> Line2D:
     )
 
 
-def _draw_paper(axes: Axes, each: Drawn) -> Line2D:
+def _draw_faint(axes: Axes, each: Drawn) -> Line2D:
+    """A curve of the paper, or, dotted and without markers, of its release."""
     style = _style(each)
+    if each.source == "release":
+        (drawn,) = axes.plot(
+            each.curve.shares, each.curve.mean, color=style["color"], dashes=DOTS, linewidth=1.3, alpha=0.8, zorder=2
+        )
+        return drawn
     dashes = tuple(part * 0.6 for part in style["dashes"]) or (5, 1.5)  # never solid
     (drawn,) = axes.plot(
         each.curve.shares,
@@ -158,7 +177,7 @@ def _style(each: Drawn) -> dict[str, object]:
     return {
         "color": colour,
         "marker": marker,
-        "markerfacecolor": "white" if each.init == "random" else colour,
+        "markerfacecolor": "white" if each.init == "random" or each.copies == "released" else colour,
         "dashes": (4, 2) if plain else DASHES.get(each.length, ()),
     }
 

@@ -148,7 +148,14 @@ def add_loop(parser: Parser) -> None:
     add = parser.add_argument
     add("--methods", nargs="+", metavar="KEY", help=f"methods, of {', '.join(METHODS)} (those of cfg)")
     add("-dl", "--descr-length", type=positive, nargs="+", metavar="L", help="descriptor lengths (those of cfg)")
-    add("-ens", "--ensemble", type=positive, nargs="+", metavar="E", help="ensemble sizes (those of cfg)")
+    add(
+        "-ens",
+        "--ensemble",
+        type=positive,
+        nargs="+",
+        metavar="E",
+        help="ensemble sizes of uncertainty methods (1); -ens 1 4 adds E=4",
+    )
     add("--keep-descr", action="store_true", help="keep the descriptor files of finished iterations")
 
 
@@ -283,6 +290,8 @@ def init_of(experiment: Experiment, options: argparse.Namespace) -> str:
 def trials_of(cfg: Cfg, experiment: Experiment, options: argparse.Namespace) -> list[Trial]:
     """The rows of a configuration that -ir, --methods, -dl and -ens leave, and what they name beyond it.
 
+    With -ens the uncertainty methods have the ensemble sizes that it lists; other methods stay where it lists 1.
+
     Raises:
         UserError: an unknown method or descriptor length, or nothing is left.
     """
@@ -295,8 +304,9 @@ def trials_of(cfg: Cfg, experiment: Experiment, options: argparse.Namespace) -> 
         rows = [row[1:] for row in cfg if row[0] == ir] or list(dict.fromkeys(row[1:] for row in cfg))
         if lengths:
             rows = [row for row in rows if row[1] in lengths or (row[1] == 0 and methods)]
-        if sizes:
-            rows = [row for row in rows if row[2] in sizes]
+        if sizes:  # only uncertainty methods have ensembles; another one that is named with one is refused by trial_of
+            with_ensemble = {row[0] for row in rows if row[0] in methods or get_method(row[0]).doubts}
+            rows = [(*row[:2], size) for row in rows for size in sizes if size == 1 or row[0] in with_ensemble]
         if methods:
             rows = [row for row in rows if row[0] in methods]
         for method in methods:

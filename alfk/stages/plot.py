@@ -14,11 +14,12 @@ from alfk.curves import (
     parse_series,
     ranges,
     read_reference,
+    read_release,
     series,
 )
 from alfk.data import UNOFFICIAL
 from alfk.errors import UserError
-from alfk.runs import Record, Trial, read_json, read_results
+from alfk.runs import Record, Trial, read_json, read_results, selection_suffix
 from alfk.stages import draw
 from alfk.stages.draw import Drawn
 
@@ -86,13 +87,14 @@ def read_runs(folder: Path, start: int, stop: int | None, warn: Say) -> Results:
 
 @dataclasses.dataclass
 class FigureOf:
-    """One figure: its file name, its title, our trials with their records, and the paper's curves."""
+    """One figure: its file name, its title, our trials with their records, the paper's curves and the release's."""
 
     name: str
     title: str
     ir: float
     trials: dict[Trial, list[Record]]
     reference: Reference
+    release: Reference = dataclasses.field(default_factory=dict)
 
     @property
     def curves(self) -> dict[Trial, Curve]:
@@ -121,6 +123,9 @@ class FigureOf:
     def paper(self, trial: Trial) -> Curve | None:
         return self.reference.get((series(trial), trial.init))
 
+    def as_released(self, trial: Trial) -> Curve | None:
+        return self.release.get((series(trial), trial.init))
+
 
 def figures(dataset: str, records: Sequence[Record], reference_folder: Path, paper_alone: bool) -> list[FigureOf]:
     """Every figure that has a record: one for each distortion and initial model, and the paper's ablation.
@@ -128,40 +133,55 @@ def figures(dataset: str, records: Sequence[Record], reference_folder: Path, pap
     Args:
         paper_alone: also those of the paper's that have none.
     """
-    groups: dict[tuple[float, float, str], dict[Trial, list[Record]]] = {}
+    groups: dict[tuple[float, float, str, str], dict[Trial, list[Record]]] = {}
     for record in records:
         trial = Trial.of(record)
-        groups.setdefault((trial.ir, trial.nr, trial.init), {}).setdefault(trial, []).append(record)
+        groups.setdefault((trial.ir, trial.nr, trial.init, trial.select), {}).setdefault(trial, []).append(record)
     stems = [path.stem for path in reference_folder.glob(f"{dataset.lower()}_ir*.csv")] if paper_alone else []
     for stem in stems:
         ir = stem.removesuffix("_ablation").rpartition("_ir")[2]
-        groups.setdefault((float(ir), 0.0, "rotation"), {})
+        groups.setdefault((float(ir), 0.0, "rotation", "test"), {})
     made = []
-    for (ir, nr, init), trials in sorted(groups.items()):
-        plain = nr == 0 and init == "rotation"
+    for (ir, nr, init, select), trials in sorted(groups.items()):
+        plain = nr == 0 and init == "rotation" and select == "test"
         compared = nr == 0 and init != "random"
         main = _reference(reference_folder, dataset, f"{dataset.lower()}_ir{ir:g}") if compared else {}
         main = {(name, init): curve for (name, _), curve in main.items()}  # the paper's are all from rotation
+        released = reference_folder / f"release_{dataset.lower()}_ir{ir:g}.csv"
+        release = read_release(released) if plain and released.exists() else {}
         ablation = _reference(reference_folder, dataset, f"{dataset.lower()}_ir{ir:g}_ablation") if nr == 0 else {}
         only_there = set(ablation) - set(main)
         where = f"{'no' if ir == 1 else f'{ir:g}x'} class imbalance{f', {nr:.0%} label noise' if nr else ''}"
         own = {t: r for t, r in trials.items() if (series(t), init) not in only_there}
         if any(t.method != BASELINE for t in own) or (main and paper_alone):
             name = f"{dataset}_ir{ir:g}{f'_nr{nr:g}' if nr else ''}{'' if init == 'rotation' else f'_{init}'}"
+            name += selection_suffix(select)
             letter = PANELS.get((dataset, ir), "") if compared else ""
-            made.append(FigureOf(name, f"{letter}{dataset}, {where}{started(init)}", ir, own, main))
+            title = f"{letter}{dataset}, {where}{started(init)}{selected(select)}"
+            made.append(FigureOf(name, title, ir, own, main, release))
         if plain and ablation:
-            everything = {**groups.get((ir, nr, "random"), {}), **trials}
+            everything = {**groups.get((ir, nr, "random", "test"), {}), **trials}
             shown = {t: r for t, r in everything.items() if (series(t), t.init) in ablation}
             if paper_alone or any((series(t), t.init) in only_there for t in shown):
                 title = f"(c) {dataset}, {where}: pseudo-labels and initial models"
-                made.append(FigureOf(f"{dataset}_ir{ir:g}_ablation", title, ir, shown, ablation))
+                made.append(FigureOf(f"{dataset}_ir{ir:g}_ablation", title, ir, shown, ablation, release))
     return made
 
 
 def started(init: str) -> str:
     """What a title or a name says of an initial model; nothing of the rotation model."""
     return {"rotation": "", "rotation_conv": ", only convolutions kept", "random": ", random init"}[init]
+
+
+def selected(select: str) -> str:
+    """What a title or a name says of the epoch that is kept; nothing of the paper's protocol."""
+    return "" if select == "test" else f", --select {select}"
+
+
+def name_of(trial: Trial) -> str:
+    """A trial in a line of text or a table, e.g. "Rzg_pz_L80, random init"."""
+    copies = f", {trial.copies} copies" if trial.copies not in (None, "degrees") else ""
+    return f"{series(trial)}{copies}{started(trial.init)}{selected(trial.select)}"
 
 
 def _reference(folder: Path, dataset: str, stem: str) -> Reference:
@@ -181,28 +201,34 @@ def select(records: Iterable[Record], irs: Sequence[float], methods: Sequence[st
 
 
 def narrow(figure: FigureOf, methods: Sequence[str], init: str | None) -> FigureOf:
-    """The same figure with the paper's curves narrowed as its own are."""
-    kept = {
-        key: curve
-        for key, curve in figure.reference.items()
-        if key[0] == BASELINE
-        or ((not methods or key[0] in methods or key[0].rpartition("_")[0] in methods) and init in (None, key[1]))
-    }
-    return dataclasses.replace(figure, reference=kept)
+    """The same figure with the paper's and the release's curves narrowed as its own are."""
+
+    def wanted(name: str, started_from: str) -> bool:
+        named = not methods or name in methods or name.rpartition("_")[0] in methods
+        return name == BASELINE or (named and init in (None, started_from))
+
+    kept = [{k: c for k, c in curves.items() if wanted(*k)} for curves in (figure.reference, figure.release)]
+    return dataclasses.replace(figure, reference=kept[0], release=kept[1])
 
 
-def draw_figure(figure: FigureOf, out: Path, with_paper: bool) -> Path:
-    """<out>/<name>.png and .pdf; returns the path without suffix."""
-    drawn = [Drawn(curve, t.method, t.length, t.ensemble, t.init) for t, curve in figure.curves.items()]
-    if with_paper:
-        for (name, init), curve in figure.reference.items():
-            if name != BASELINE:
+def draw_figure(figure: FigureOf, out: Path, with_reference: bool) -> Path:
+    """<out>/<name>.png and .pdf, with the paper's and the release's curves if wanted; the path without suffix."""
+    drawn = [drawn_of(trial, curve) for trial, curve in figure.curves.items()]
+    if with_reference:
+        for source, curves in (("paper", figure.reference), ("release", figure.release)):
+            for (name, init), curve in curves.items():
                 method, length, ensemble = parse_series(name)
-                drawn.append(Drawn(curve, method, length, ensemble, init, paper=True))
+                if name != BASELINE and len(curve) > (3 if source == "release" else 0):
+                    drawn.append(Drawn(curve, method, length, ensemble, init, source=source))
     drawn.sort(key=_place)
     path = out / figure.name
     draw.curves(path, figure.title, drawn, figure.all_train)
     return path
+
+
+def drawn_of(trial: Trial, curve: Curve | None = None) -> Drawn:
+    """A trial as a figure draws it."""
+    return Drawn(curve, trial.method, trial.length, trial.ensemble, trial.init, trial.copies)
 
 
 def _place(each: Drawn | Trial) -> tuple:
@@ -221,4 +247,4 @@ def say_missing(figure: FigureOf, runs: Sequence[int], say: Say) -> None:
             continue
         for gone, lacking in missing(records, runs, iterations).items():
             what = "all" if len(gone) == len(iterations) else f"b={ranges(gone)}"
-            say(f"  not there: {trial.column()}{started(trial.init)}: run {ranges(lacking)}, {what}")
+            say(f"  not there: {name_of(trial)}: run {ranges(lacking)}, {what}")

@@ -12,8 +12,7 @@ from alfk.data import Split
 from alfk.errors import UserError
 from alfk.runs import Record, RunFolder, Trial, open_array
 from alfk.stages import draw
-from alfk.stages.plot import Results
-from alfk.stages.tables import name_of
+from alfk.stages.plot import Results, name_of
 
 MOST = 125  # images shown of an AL iteration
 

@@ -7,6 +7,7 @@ import numpy as np
 from tabulate import tabulate
 
 from alfk.curves import (
+    Comparison,
     Curve,
     accuracy_of_classes,
     acquisition_seconds,
@@ -18,7 +19,7 @@ from alfk.curves import (
     series,
 )
 from alfk.runs import Trial
-from alfk.stages.plot import FigureOf, started
+from alfk.stages.plot import FigureOf, name_of, selected, started
 
 EARLY = 2  # the AL iteration after which the paper states accuracies of minority classes: 375 labels on MNIST
 
@@ -26,26 +27,39 @@ Rows = list[dict[str, object]]
 
 
 def curve_rows(figure: FigureOf) -> Rows:
-    """Every point of the figure, ours beside the paper's: one row a trial and share."""
+    """Every point of the figure, ours beside the paper's and the release's: one row a trial and share."""
     rows: Rows = []
     for trial, curve in figure.curves.items():
-        paper = figure.paper(trial)
-        beside = {c.share: c for c in compare(curve, paper)} if paper else {}
+        others = {"paper": figure.paper(trial), "release": figure.as_released(trial)}
+        beside = {source: {c.share: c for c in compare(curve, other)} for source, other in others.items() if other}
         for i, share in enumerate(curve.shares):
-            row = {"series": series(trial), "init": trial.init, "labeled_percent": float(share)}
+            row = {**_about(trial), "labeled_percent": float(share)}
             row |= {
                 "accuracy_mean": float(curve.mean[i]),
                 "accuracy_std": float(curve.std[i]),
                 "runs": int(curve.runs[i]),
             }
-            found = beside.get(float(share))
-            row["paper_mean"] = found.paper if found else math.nan
-            row["paper_std"] = float(paper.std[paper.at(share)]) if found else math.nan
-            row["difference"] = found.difference if found else math.nan
-            row["standard_error"] = found.standard_error if found else math.nan
-            row["within_2_se"] = "" if found is None or found.within is None else found.within
+            for source in others:
+                row |= _compared(source, beside.get(source, {}).get(float(share)))
             rows.append(row)
     return rows
+
+
+def _about(trial: Trial) -> dict[str, object]:
+    """The first columns of a row: what it is about."""
+    return {"series": series(trial), "init": trial.init, "select": trial.select, "copies": trial.copies or ""}
+
+
+def _compared(source: str, found: Comparison | None) -> dict[str, object]:
+    """The columns of a point of the paper or of the release, empty where there is none."""
+    return {
+        f"{source}_mean": found.other if found else math.nan,
+        f"{source}_std": found.other_std if found else math.nan,
+        f"{source}_runs": found.other_runs if found else "",
+        f"{source}_difference": found.difference if found else math.nan,
+        f"{source}_standard_error": found.standard_error if found else math.nan,
+        f"{source}_within_2_se": "" if found is None or found.within is None else found.within,
+    }
 
 
 def summary_rows(figure: FigureOf, minority: Sequence[int]) -> Rows:
@@ -56,7 +70,7 @@ def summary_rows(figure: FigureOf, minority: Sequence[int]) -> Rows:
     for trial, curve in curves.items():
         records = figure.trials[trial]
         whole = len(curve) > 1 and (float(curve.shares[0]), float(curve.shares[-1])) == span
-        row = {"series": series(trial), "init": trial.init, "runs": int(curve.runs.max())}
+        row = {**_about(trial), "runs": int(curve.runs.max())}
         row |= {"area": area(curve) if whole else math.nan, "last": float(curve.mean[-1])}
         last = max(r["b"] for r in records)
         row["labels_early"] = next((r["labelled"] for r in records if r["b"] == EARLY), "")
@@ -94,8 +108,7 @@ def claim_rows(figure: FigureOf, ours: Trial, accuracy: float | None) -> Rows:
         share, most = max(difference, key=lambda pair: pair[1], default=(math.nan, math.nan))
         rows.append(
             {
-                "series": series(trial),
-                "init": trial.init,
+                **_about(trial),
                 "accuracy": saved.accuracy if saved else (accuracy or math.nan),
                 "labels_ours": saved.ours if saved else math.nan,
                 "labels_theirs": saved.other if saved else math.nan,
@@ -109,22 +122,41 @@ def claim_rows(figure: FigureOf, ours: Trial, accuracy: float | None) -> Rows:
     return rows
 
 
-def paper_table(figure: FigureOf, form: str = "simple") -> str:
-    """Ours beside the paper's, per method and iteration; empty where there is nothing to compare."""
-    body = [
-        [
-            named(row),
-            f"{row['labeled_percent']:.2f}",
-            _pm(row["accuracy_mean"], row["accuracy_std"]),
-            row["runs"],
-            _pm(row["paper_mean"], row["paper_std"]),
-            f"{row['difference']:+.2f}",
-            {True: "yes", False: "no", "": "?"}[row["within_2_se"]],
-        ]
-        for row in curve_rows(figure)
-        if not math.isnan(row["paper_mean"])
-    ]
-    return _table(body, ["method", "% of pool", "ours", "runs", "paper", "difference", "within 2 s.e."], form)
+def comparison_table(figure: FigureOf, form: str = "simple") -> str:
+    """Ours beside the paper's and the release's, per method and share; empty where there is nothing to compare."""
+    rows = curve_rows(figure)
+    sources = [source for source in SOURCES if any(not math.isnan(row[f"{source}_mean"]) for row in rows)]
+    body = []
+    for row in rows:
+        if all(math.isnan(row[f"{source}_mean"]) for source in sources):
+            continue
+        cells = [named(row), f"{row['labeled_percent']:.2f}"]
+        cells += [_pm(row["accuracy_mean"], row["accuracy_std"]), row["runs"]]
+        for source in sources:
+            if math.isnan(row[f"{source}_mean"]):
+                cells += ["", "", "", ""]
+                continue
+            cells += [_pm(row[f"{source}_mean"], row[f"{source}_std"]), row[f"{source}_runs"]]
+            cells += [f"{row[f'{source}_difference']:+.2f}", WITHIN[row[f"{source}_within_2_se"]]]
+        body.append(cells)
+    heads = ["method", "% of pool", "ours", "runs"]
+    for source in sources:
+        heads += [f"the {source}", "runs", "difference", "within\n2 s.e."]
+    return _table(body, heads, form)
+
+
+SOURCES = ("paper", "release")
+WITHIN = {True: "yes", False: "no", "": "?"}
+
+
+def agreement(figure: FigureOf) -> str:
+    """How many of our points lie within two standard errors of the paper's and of the release's, in a line each."""
+    lines = []
+    for source in SOURCES:
+        known = [row[f"{source}_within_2_se"] for row in curve_rows(figure) if row[f"{source}_within_2_se"] != ""]
+        if known:
+            lines.append(f"Within two standard errors of the {source}: {sum(known)} of {len(known)} points.")
+    return "\n".join(lines)
 
 
 def accuracy_table(figure: FigureOf) -> str:
@@ -188,20 +220,17 @@ def markdown(figure: FigureOf, summary: Rows, claims: Rows, ours: Trial | None) 
         summary_table(summary, "github"),
         f"## {name_of(ours)} against the others" if claims else "",
         claim_table(claims, "github"),
-        "## Ours and the paper's" if figure.reference and figure.curves else "",
-        paper_table(figure, "github"),
+        "## Ours, the paper's and the release's" if figure.reference and figure.curves else "",
+        comparison_table(figure, "github"),
+        agreement(figure),
     ]
     return "\n\n".join(part for part in parts if part) + "\n"
 
 
-def name_of(trial: Trial) -> str:
-    """A trial in a line of text."""
-    return named({"series": series(trial), "init": trial.init})
-
-
 def named(row: dict[str, object]) -> str:
     """What a row of a table is about."""
-    return f"{row['series']}{started(row['init'])}"
+    copies = f", {row['copies']} copies" if row["copies"] not in ("", "degrees") else ""
+    return f"{row['series']}{copies}{started(row['init'])}{selected(row['select'])}"
 
 
 def plain(value: object) -> object:

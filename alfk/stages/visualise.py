@@ -12,10 +12,10 @@ from alfk.config import Experiment
 from alfk.curves import parse_series, rare_groups, series
 from alfk.descriptors import describe
 from alfk.errors import UserError
-from alfk.runs import RunFolder, Trial, has_array, open_array, read_json, save_array
+from alfk.runs import RunFolder, Trial, has_array, open_array, read_json, save_array, selection_suffix
 from alfk.stages import cli, draw
 from alfk.stages import options as flags
-from alfk.stages.plot import started
+from alfk.stages.plot import drawn_of, selected, started
 from alfk.stages.workspace import Workspace
 from alfk.training import accuracy, accuracy_per_class
 
@@ -54,8 +54,8 @@ def visualise(experiments: Mapping[str, Experiment], about: str, taps: Sequence[
         labels = work.size(options.b - 1)
         init = trials[0].init
         title = f"{experiment.name} test images, {ir:g}x class imbalance, {labels} labels, run {options.run}"
-        title += started(init)
-        ending = "" if init == "rotation" else f"_{init}"
+        title += started(init) + selected(options.select)
+        ending = ("" if init == "rotation" else f"_{init}") + selection_suffix(options.select)
         path = options.out / f"{experiment.name}_tsne_ir{ir:g}_b{options.b}_run{options.run}{ending}"
         draw.confusion_and_maps(path, title, panels, experiment.classes)
         print(f"{path}.png, .pdf")
@@ -95,7 +95,7 @@ def _panel(work: Workspace, trial: Trial, b: int, taps: Sequence[int]) -> draw.P
     parts = [f"{name} {np.mean([per_class[c] for c in classes]):.0f} %" for name, classes in groups.items()]
     text = ", ".join([f"{accuracy(said, truth):.1f} %", *parts])
     print(f"{series(trial)}: {text}", flush=True)
-    name = draw.Drawn(None, trial.method, trial.length, trial.ensemble, trial.init).label()
+    name = drawn_of(trial).label()
     return draw.Panel(name, text, truth.numpy(), said.numpy(), _map(work, trial, b, model_is, found.vectors))
 
 
