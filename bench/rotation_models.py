@@ -1,0 +1,73 @@
+"""Does the way that initial weights are drawn matter to rotation pretraining? Many trainings on one pool, either way.
+
+    python3 bench/rotation_models.py --data local_data                # 20 trainings each, hours on one core
+    python3 bench/rotation_models.py --data local_data --start 0 --stop 10
+
+"seeded" draws a LeNet's weights as the experiments do (`alfk.network.uniform_fan_in`, from a generator of its own),
+"module" lets torch's layers draw theirs. A training of either kind with the same number is shuffled alike. One line a
+training: rotation accuracy in percent on the test images after every epoch; the last two lines are means over trainings
+of the best epoch, and how the two kinds differ.
+"""
+
+import argparse
+import sys
+from pathlib import Path
+
+sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
+
+import numpy as np
+import torch
+
+from alfk.bias import split_validation, thin_minority
+from alfk.network import uniform_fan_in
+from alfk.seeding import generator
+from alfk.training import Evaluator, fit, rotate
+from mnist.config import MNIST
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--data", type=Path, default=Path("local_data"), help="folder that holds MNIST/raw")
+    parser.add_argument("--start", type=int, default=0, help="first training (0)")
+    parser.add_argument("--stop", type=int, default=20, help="training before which to stop (20)")
+    parser.add_argument("--kinds", nargs="+", default=["seeded", "module"], choices=["seeded", "module"])
+    options = parser.parse_args()
+    torch.set_num_threads(1)
+    train, test = MNIST.load(options.data / "MNIST")
+    rest = split_validation(train.labels, MNIST.validation_per_class, generator(0, "rotation models", "split"))[1]
+    kept = thin_minority(train.labels[rest], MNIST.minority, 100, generator(0, "rotation models", "bias"))
+    pool, found = train.subset(rest[kept]), {kind: [] for kind in options.kinds}
+    for number in range(options.start, options.stop):
+        for kind in options.kinds:
+            accuracies = pretrain(kind, number, pool, test)
+            found[kind].append(max(accuracies))
+            print(kind, number, *(f"{value:.2f}" for value in accuracies), flush=True)
+    for kind, best in found.items():
+        print(f"{kind}: {np.mean(best):.2f} ± {np.std(best):.2f} %, {len(best)} trainings, {min(best)} to {max(best)}")
+    if len(found) == 2 and options.stop - options.start > 1:
+        from scipy.stats import ks_2samp, ttest_ind  # slow to import
+
+        pair = list(found.values())
+        print(
+            f"difference: t-test p = {ttest_ind(*pair).pvalue:.2f}, Kolmogorov-Smirnov p = {ks_2samp(*pair).pvalue:.2f}"
+        )
+
+
+def pretrain(kind, number, pool, test):
+    """Rotation accuracy after every epoch."""
+    draws = generator(number, "rotation models", kind)
+    torch.manual_seed(int(torch.randint(2**31, (1,), generator=draws)))
+    model = MNIST.network(4).to(memory_format=torch.channels_last)
+    if kind == "seeded":
+        uniform_fan_in(model, draws)
+    evaluator, accuracies = Evaluator(test, MNIST.descriptor_batch, rotate), []
+
+    def after_epoch(_):
+        accuracies.append(evaluator(model).accuracy)
+
+    fit(model, pool, MNIST.pretraining, generator(number, "rotation models", "shuffle"), rotate, after_epoch, threads=1)
+    return accuracies
+
+
+if __name__ == "__main__":
+    main()
