@@ -1,49 +1,69 @@
-"""Where the time of one AL iteration goes: MNIST, ir=100, Rzg_pz L80, b=3 (375 -> 500 labels), the stages themselves.
+"""One AL iteration of MNIST, ir=100, Rzg_pz L80, b=3 (375 -> 500 labels): where its time goes, against the plain way of
+doing the same, and against what its arithmetic takes.
 
-    python3 bench/bench_iteration.py                                    # under a minute on 2 CPU cores
-    python3 bench/bench_iteration.py --gpu 0
-    python3 bench/bench_iteration.py --epochs 2 --warm-epochs 1         # checks that it works
+    python3 bench/bench_iteration.py                       # about four minutes on 2 CPU cores
+    python3 bench/bench_iteration.py --without plain       # one minute
+    python3 bench/bench_iteration.py --epochs 2 --warm-epochs 1 --images 2000      # checks that it works
 
-The models before b=3 are made first, in a temporary folder, with few epochs: they are weaker than a real run's, so
-the iteration has more misclassified images to spread over and its accuracy is no result. Nothing is kept.
+The models before b=3 are made first, in a temporary folder, with fewer epochs than the protocol's: accuracies are no
+results. The plain way does what a first version would: every image is a PIL item of a DataLoader, each pass of the
+descriptors goes through the images anew, k-centre computes all similarities at every step, and every epoch is evaluated
+on all test images. It starts from the same weights and labels.
+
+The limit of a part is its floating-point operations, as torch's FlopCounterMode counts them, over the rate that the
+machine reaches in a product of two 1024 x 1024 matrices with the same number of threads.
 """
 
 import argparse
 import contextlib
+import functools
 import sys
 import tempfile
 import time
-from collections import Counter, defaultdict
+from collections import defaultdict
 from collections.abc import Callable, Iterator
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
 from unittest import mock
 
+import numpy as np
 import torch
+import torch.nn.functional as F
+from PIL import Image
+from torch import Tensor, nn
+from torch.utils.data import DataLoader, Dataset
+from torch.utils.flop_counter import FlopCounterMode
+from torchvision.transforms import Compose, Normalize, ToTensor
 
 ROOT = Path(__file__).resolve().parents[1]
 sys.path.insert(0, str(ROOT))
 
 from alfk.config import Experiment
+from alfk.data import Split
+from alfk.descriptors import Probe, standardise
+from alfk.network import snapshot
 from alfk.runs import Record, RunFolder, Trial
 from alfk.stages import describe, pretrain, retrain
 from alfk.stages.options import positive
 from alfk.stages.workspace import Workspace
-from bench.common import guarded, machine, mnist_on, mnist_parser
+from alfk.training import Evaluator, cpu_threads
+from alfk.uncertainty import uncertainty
+from bench.common import fastest, guarded, machine, mnist_on, mnist_parser
 from mnist.config import MNIST
 
 TRIAL = Trial(ir=100, method="Rzg_pz", length=80)
 B = 3  # the iteration that is timed
+SAMPLES = 16  # dropout samples of an image in the timing of sampling; time is proportional to their number
 
 
 class Clock:
-    """Seconds and calls of the named parts of a computation on `device`."""
+    """Seconds of the named parts of a computation on `device`, and amounts of work that are counted beside them."""
 
     def __init__(self, device: torch.device):
         self.device = device
         self.seconds: defaultdict[str, float] = defaultdict(float)
-        self.calls: Counter[str] = Counter()
+        self.amounts: defaultdict[str, int] = defaultdict(int)
 
     @contextlib.contextmanager
     def part(self, name: str) -> Iterator[None]:
@@ -51,16 +71,6 @@ class Clock:
         start = self._now()
         yield
         self.seconds[name] += self._now() - start
-        self.calls[name] += 1
-
-    def timed(self, name: str, function: Callable[..., Any]) -> Callable[..., Any]:
-        """`function`, whose calls add to part `name`."""
-
-        def wrapper(*args: Any, **named: Any) -> Any:
-            with self.part(name):
-                return function(*args, **named)
-
-        return wrapper
 
     def _now(self) -> float:
         if self.device.type == "cuda":
@@ -78,14 +88,20 @@ def main() -> int:
         folder.create()
         # Both work on one folder: what a file says it is does not include the epochs, and no manifest is opened.
         warm, full = (
-            Workspace(with_epochs(epochs), folder, train, test, seed=0, select="test", device=device)
+            Workspace(with_epochs(epochs), folder, train, test, seed=0, device=device)
             for epochs in (options.warm_epochs, options.epochs)
         )
-        print(f"{machine(device)}; {MNIST.training_threads} thread(s) while training", flush=True)
+        print(f"{machine(device)}; {MNIST.training_threads} thread(s) in training steps", flush=True)
         warm_up(warm)
         clock = Clock(device)
         record = timed_iteration(full, clock)
-    print_parts(clock, record, options)
+        print_parts(clock, record, options)
+        if "limits" not in options.without:
+            print_limits(full, clock, record, options)
+        if "plain" not in options.without:
+            plain = Plain(full, options.workers)
+            plain.iteration(options.epochs)
+            print_plain(plain, clock, record, full)
     return 0
 
 
@@ -94,7 +110,10 @@ def parse() -> argparse.Namespace:
     add = parser.add_argument
     epochs = MNIST.retraining.epochs
     add("-e", "--epochs", type=positive, default=epochs, help=f"epochs of the timed iteration ({epochs})")
-    add("--warm-epochs", type=positive, default=2, help=f"epochs of the iterations before b={B} (2)")
+    add("--warm-epochs", type=positive, default=10, help=f"epochs of the iterations before b={B} (10)")
+    add("--workers", type=int, default=2, help="processes of the plain way's DataLoader (2)")
+    add("--images", type=positive, default=10_000, help="pool images in the timing of dropout sampling (10,000)")
+    add("--without", nargs="+", default=[], choices=("limits", "plain"), help="parts to leave out")
     return parser.parse_args()
 
 
@@ -105,7 +124,7 @@ def with_epochs(epochs: int) -> Experiment:
 
 
 def warm_up(work: Workspace) -> None:
-    """Initial models and AL iterations 0 to b-1. About 10 s on 2 CPU cores with 2 epochs."""
+    """Initial models and AL iterations 0 to b-1."""
     start = time.perf_counter()
     pretrain.initial_models(work, TRIAL.ir, TRIAL.nr)
     pool, validation = work.pool(TRIAL.ir, TRIAL.nr, TRIAL.distortion), work.validation()
@@ -125,56 +144,238 @@ def timed_iteration(work: Workspace, clock: Clock) -> Record:
         describe.write_databases(work, TRIAL, B, pool, validation)
     with clock.part("matching"):
         retrain.acquire(work, TRIAL, B, pool, validation)
-    with inside_of_retraining(work, clock), clock.part("retraining"):
+    with inside_of_retraining(clock), clock.part("retraining"):
         return retrain.retrain(work, TRIAL, B, pool, validation)
 
 
 @contextlib.contextmanager
-def inside_of_retraining(work: Workspace, clock: Clock) -> Iterator[None]:
-    """Time the parts of `retrain.retrain` by wrapping the two functions of alfk.training that it calls."""
-    predict, fit = retrain.predict, retrain.fit
+def inside_of_retraining(clock: Clock) -> Iterator[None]:
+    """Time the evaluations and count the images that they look at; time the SGD steps between them."""
+    evaluate, fetch, fit = Evaluator.__call__, Split.batches, retrain.fit
 
-    def timed_predict(model: Any, data: Any, batch_size: int) -> Any:
-        with clock.part("on test" if data is work.test else "on validation"):
-            return predict(model, data, batch_size)
+    def timed_evaluate(self: Evaluator, *args: Any) -> Any:
+        def counted(split: Split, *more: Any) -> Iterator[tuple[Tensor, Tensor]]:
+            for images, positions in fetch(split, *more):
+                clock.amounts["evaluated"] += len(images)
+                yield images, positions
+
+        with mock.patch.object(Split, "batches", counted), clock.part("evaluation"):
+            return evaluate(self, *args)
 
     def timed_fit(*args: Any, after_epoch: Callable[[int], None], **named: Any) -> None:
-        with clock.part("fit"):
-            fit(*args, after_epoch=clock.timed("after epochs", after_epoch), **named)
+        def after(epoch: int) -> None:
+            with clock.part("after epochs"):
+                after_epoch(epoch)
 
-    with mock.patch.object(retrain, "predict", timed_predict), mock.patch.object(retrain, "fit", timed_fit):
+        with clock.part("fit"):
+            fit(*args, after_epoch=after, **named)
+
+    with mock.patch.object(Evaluator, "__call__", timed_evaluate), mock.patch.object(retrain, "fit", timed_fit):
         yield
 
 
+def steps_of(record: Record, epochs: int) -> int:
+    return epochs * -(-record["labelled"] // MNIST.retraining.batch_size)
+
+
 def print_parts(clock: Clock, record: Record, options: argparse.Namespace) -> None:
-    """The table, and what the iteration was."""
-    seconds, calls = clock.seconds, clock.calls
+    """Where the time of the iteration went."""
+    seconds = clock.seconds
     total = seconds["descriptors"] + seconds["matching"] + seconds["retraining"]
-    sgd, evaluation = seconds["fit"] - seconds["after epochs"], seconds["on test"] + seconds["on validation"]
-    steps = options.epochs * -(-record["labelled"] // MNIST.retraining.batch_size)
+    sgd, evaluation = seconds["fit"] - seconds["after epochs"], seconds["evaluation"]
+    evaluated, whole = clock.amounts["evaluated"], (options.epochs + 1) * 10_000
+    what = f"{record['misclassified']:,} misclassified, {record['centres']} centres"
     lines = [
         ("descriptors", seconds["descriptors"], "validation and pool, with pseudo-labels, written to files"),
-        (
-            "matching",
-            seconds["matching"],
-            f"{record['misclassified_before']:,} misclassified, {record['centres']} centres",
-        ),
-        ("retraining", seconds["retraining"], f"{options.epochs} epochs"),
-        ("  SGD steps", sgd, f"{steps:,} of {MNIST.retraining.batch_size} images"),
-        ("  evaluation", evaluation, "10,000 + 10,000 images after every epoch"),
-        ("    test", seconds["on test"], f"{calls['on test']} times"),
-        ("    validation", seconds["on validation"], f"{calls['on validation']} times"),
-        ("  the rest", seconds["retraining"] - sgd - evaluation, "scores, copies of weights, files"),
+        ("matching", seconds["matching"], what),
+        ("SGD steps", sgd, f"{steps_of(record, options.epochs):,} of {MNIST.retraining.batch_size} images"),
+        ("evaluation", evaluation, f"{evaluated:,} of {whole:,} images: until an epoch cannot be the best"),
+        ("the rest", seconds["retraining"] - sgd - evaluation, "copies of weights, files"),
         ("total", total, ""),
     ]
-    query = MNIST.query_size
-    before = f"{record['labelled'] - query} -> {record['labelled']} labels"
-    print(f"\nMNIST b={record['b']}, {before}, ir={record['ir']:g}, {record['method']} L{record['L']}\n")
+    before = f"{record['labelled'] - MNIST.query_size} -> {record['labelled']} labels"
+    print(f"\nMNIST b={record['b']}, {before}, ir={record['ir']:g}, {TRIAL.column()}\n")
     print(f"{'part':<18}{'seconds':>10}{'share':>9}")
-    for name, value, what in lines:
-        print(f"{name:<18}{value:>10.3f}{100 * value / total:>7.1f} %   {what}".rstrip())
-    warm = f"{options.warm_epochs} epoch(s) an iteration before it"
-    print(f"\ntest accuracy {record['accuracy']:.2f} %: no result, with {warm}")
+    for name, value, remark in lines:
+        print(f"{name:<18}{value:>10.3f}{100 * value / total:>7.1f} %   {remark}".rstrip())
+    clock.seconds["total"] = total
+
+
+# The limits of the arithmetic
+
+
+def print_limits(work: Workspace, clock: Clock, record: Record, options: argparse.Namespace) -> None:
+    """Seconds of the parts over what their floating-point operations take at the rate of a matrix product."""
+    pool, validation = work.pool(TRIAL.ir, TRIAL.nr, TRIAL.distortion), work.validation()
+    (model,), _ = work.models_before(TRIAL, B + 1)
+    images, batch = next(validation.batches(100))[0], MNIST.descriptor_batch
+    forward = flop(lambda: model(images)) / 100
+    both = flop(lambda: F.cross_entropy(model(images)[0], torch.zeros(100, dtype=torch.int64)).backward()) / 100
+    taps = MNIST.taps(TRIAL.length)
+    scored = flop(lambda: Probe(model, images, None, taps, grad=True).g(torch.zeros(100, dtype=torch.int64))) / 100
+    search = 2 * len(pool) * len(validation) * TRIAL.length
+    hidden = model.before_dropout(images)
+    sampled = flop(lambda: model.after_dropout(hidden)) / 100
+
+    some = pool.subset(torch.arange(min(options.images, len(pool))))
+    sampling = lambda: uncertainty("varR", [model], some, SAMPLES, torch.Generator(), batch)  # noqa: E731
+    uncertainty("varR", [model], some.subset(torch.arange(batch)), 2, torch.Generator(), batch)
+    sampling_seconds = fastest(2, sampling)[0]
+    sgd = clock.seconds["fit"] - clock.seconds["after epochs"]
+    trained = steps_of(record, options.epochs) * record["labelled"] / -(-record["labelled"] // 25)
+    described = (len(pool) + len(validation)) * scored + search
+    few, many = (rate(threads) for threads in (MNIST.training_threads, torch.get_num_threads()))
+    rows = [
+        ("SGD steps", sgd, trained * both / few),
+        ("evaluation", clock.seconds["evaluation"], clock.amounts["evaluated"] * forward / many),
+        ("descriptors", clock.seconds["descriptors"], described / many),
+        (f"sampling, K={SAMPLES}", sampling_seconds, len(some) * SAMPLES * sampled / many),
+    ]
+    print(f"\n{few / 1e9:.0f} GFLOP/s with {MNIST.training_threads} thread(s), {many / 1e9:.0f} with all\n")
+    print(f"{'part':<18}{'seconds':>10}{'limit':>9}{'ratio':>8}")
+    for name, seconds, limit in rows:
+        print(f"{name:<18}{seconds:>10.3f}{limit:>9.3f}{seconds / limit:>8.1f}")
+
+
+def flop(work: Callable[[], Any]) -> int:
+    """Floating-point operations of the matrix products and convolutions in `work`."""
+    with FlopCounterMode(display=False) as counter:
+        work()
+    return counter.get_total_flops()
+
+
+@functools.cache
+def rate(threads: int) -> float:
+    """Floating-point operations a second in a product of two float32 matrices of 1024 x 1024."""
+    a, b = torch.randn(2, 1024, 1024)
+    with cpu_threads(threads):
+        seconds, _ = fastest(10, lambda: a @ b)
+    return 2 * 1024**3 / seconds
+
+
+# The plain way
+
+
+class PilImages(Dataset):
+    """A split's images as PIL items, transformed one by one."""
+
+    def __init__(self, split: Split):
+        self.images, self.labels = split.images.squeeze(1).cpu().numpy(), split.labels.tolist()
+        self.transform = Compose([ToTensor(), Normalize(split.mean, split.std)])
+
+    def __len__(self) -> int:
+        return len(self.images)
+
+    def __getitem__(self, i: int) -> tuple[Tensor, int]:
+        return self.transform(Image.fromarray(self.images[i])), self.labels[i]
+
+
+class Plain:
+    """The same iteration as a first version would do it."""
+
+    def __init__(self, work: Workspace, workers: int):
+        self.work, self.workers, self.clock = work, workers, Clock(work.device)
+        self.pool, self.validation = work.pool(TRIAL.ir, TRIAL.nr, TRIAL.distortion), work.validation()
+        (self.model,), _ = work.models_before(TRIAL, B)
+        self.taps = MNIST.taps(TRIAL.length)
+        self.accuracy = 0.0
+        self.chosen = torch.empty(0)
+
+    def iteration(self, epochs: int) -> None:
+        before = retrain.read_labelled(self.work, TRIAL, B - 1)[0]
+        with self.clock.part("descriptors"):
+            pool, validation = self.describe()
+        with self.clock.part("matching"):
+            self.chosen = self.choose(pool, validation, before)
+        with self.clock.part("retraining"):
+            self.retrain(torch.cat([before, self.chosen]), epochs)
+
+    def loader(self, split: Split, batch_size: int, shuffle: bool = False) -> DataLoader:
+        return DataLoader(PilImages(split), batch_size, shuffle=shuffle, num_workers=self.workers)
+
+    def describe(self) -> tuple[Tensor, Tensor]:
+        """[z, g] of pool and validation: a pass for z, one for g, over either side."""
+        validation_z, pool_z = self.features(self.validation), self.features(self.pool)
+        labels = self.validation.labels[(pool_z @ validation_z.T).argmax(1)]
+        validation = torch.cat([validation_z, self.scores(self.validation, self.validation.labels)], 1)
+        return torch.cat([pool_z, self.scores(self.pool, labels)], 1), validation
+
+    @torch.no_grad()
+    def features(self, split: Split) -> Tensor:
+        self.model.eval()
+        found = []
+        for images, _ in self.loader(split, 10_000):
+            taps = self.model(images)[1]
+            found.append(standardise([taps[i].flatten(2).mean(2) if taps[i].ndim > 2 else taps[i] for i in self.taps]))
+        return torch.cat(found)
+
+    def scores(self, split: Split, labels: Tensor) -> Tensor:
+        self.model.eval()
+        found, start = [], 0
+        for images, _ in self.loader(split, 10_000):
+            logits, taps = self.model(images)
+            loss = F.cross_entropy(logits, labels[start : start + len(images)], reduction="sum")
+            gradients = torch.autograd.grad(loss, [taps[i] for i in self.taps])
+            found.append(standardise([g.flatten(2).mean(2) if g.ndim > 2 else g for g in gradients]))
+            start += len(images)
+        return torch.cat(found)
+
+    def choose(self, pool: Tensor, validation: Tensor, before: Tensor) -> Tensor:
+        """Greedy k-centre with all similarities computed anew at every step, then matches rank by rank."""
+        errors, n = validation[self.wrong()], MNIST.query_size
+        start = int(torch.randint(len(errors), (1,), generator=self.work.generator("acquire", B)))
+        centres = [start]
+        while len(centres) < min(n, len(errors)):
+            closest = (errors @ errors[centres].T).amax(1)
+            closest[centres] = torch.inf
+            centres.append(int(closest.argmin()))
+        similarity = errors[centres] @ pool.T
+        similarity[:, before] = -torch.inf
+        value, index = similarity.topk(50, dim=1)
+        order = value.argsort(dim=0, descending=True, stable=True)
+        walk = index.gather(0, order).T.flatten().numpy()
+        _, first = np.unique(walk, return_index=True)
+        return torch.from_numpy(walk[np.sort(first)[:n]])
+
+    @torch.no_grad()
+    def wrong(self) -> Tensor:
+        self.model.eval()
+        loader = self.loader(self.validation, 10_000)
+        return torch.cat([self.model(images)[0].argmax(1) != labels for images, labels in loader]).nonzero().flatten()
+
+    def retrain(self, labelled: Tensor, epochs: int) -> None:
+        recipe, loader = MNIST.retraining, self.loader(self.pool.subset(labelled), 25, shuffle=True)
+        optimiser = torch.optim.SGD(self.model.parameters(), recipe.lr, recipe.momentum)
+        self.accuracy, best = self.test(), snapshot(self.model)
+        for epoch in range(1, epochs + 1):
+            optimiser.param_groups[0]["lr"] = recipe.lr * recipe.schedule(epoch, 1.0)
+            self.model.train()
+            for images, labels in loader:
+                optimiser.zero_grad()
+                F.cross_entropy(self.model(images)[0], labels).backward()
+                optimiser.step()
+            accuracy = self.test()
+            if accuracy > self.accuracy:
+                self.accuracy, best = accuracy, snapshot(self.model)
+        nn.Module.load_state_dict(self.model, best)
+
+    @torch.no_grad()
+    def test(self) -> float:
+        self.model.eval()
+        loader = self.loader(self.work.test, 10_000)
+        right = sum(int((self.model(images)[0].argmax(1) == labels).sum()) for images, labels in loader)
+        return 100 * right / len(self.work.test)
+
+
+def print_plain(plain: Plain, clock: Clock, record: Record, work: Workspace) -> None:
+    ours = retrain.read_labelled(work, TRIAL, B)[0][-MNIST.query_size :]
+    same = len(set(ours.tolist()) & set(plain.chosen.tolist()))
+    print(f"\n{'part':<18}{'ours':>10}{'plain':>10}{'ratio':>8}")
+    for name in ("descriptors", "matching", "retraining", "total"):
+        mine, theirs = clock.seconds[name], plain.clock.seconds[name] or sum(plain.clock.seconds.values())
+        print(f"{name:<18}{mine:>10.3f}{theirs:>10.3f}{theirs / mine:>8.1f}")
+    print(f"\n{same} of {len(ours)} chosen images are the same; test accuracy {record['accuracy']:.2f} % and", end=" ")
+    print(f"{plain.accuracy:.2f} %, the shuffles being others")
 
 
 if __name__ == "__main__":

@@ -145,6 +145,37 @@ def comparison_table(figure: FigureOf, form: str = "simple") -> str:
     return _table(body, heads, form)
 
 
+def digest(figure: FigureOf, shares: Sequence[float]) -> str:
+    """The paper's, the release's and our accuracy of every trial at a few shares, as Markdown, three rows a trial.
+
+    Our cells say whether they lie outside two standard errors of the paper's (p) or of the release's (r).
+    """
+    body = []
+    for trial, curve in figure.curves.items():
+        name = name_of(trial)
+        for source, other in (("paper", figure.paper(trial)), ("release", figure.as_released(trial))):
+            if other is not None:
+                body.append([name, source, _runs(other), *_cells(other, shares)])
+                name = ""
+        outside = [""] * len(shares)
+        for mark, other in (("p", figure.paper(trial)), ("r", figure.as_released(trial))):
+            beside = {round(c.share, 3): c.within for c in compare(curve, other)} if other is not None else {}
+            outside = [o + mark * (beside.get(round(s, 3)) is False) for o, s in zip(outside, shares, strict=True)]
+        cells = [f"{cell} {o}".strip() for cell, o in zip(_cells(curve, shares), outside, strict=True)]
+        body.append([name, "ours", _runs(curve), *cells])
+    return _table(body, ["method", "", "runs", *(f"{share:g} %" for share in shares)], "github")
+
+
+def _cells(curve: Curve, shares: Sequence[float]) -> list[str]:
+    points = [curve.at(share) for share in shares]
+    return ["" if i is None else _pm(curve.mean[i], curve.std[i], 1) for i in points]
+
+
+def _runs(curve: Curve) -> str:
+    few, many = int(curve.runs.min()), int(curve.runs.max())
+    return str(many) if few == many else f"{few} to {many}"
+
+
 SOURCES = ("paper", "release")
 WITHIN = {True: "yes", False: "no", "": "?"}
 
@@ -244,8 +275,8 @@ def _number(value: object, form: str) -> str:
     return "" if isinstance(value, float) and math.isnan(value) else form.format(value)
 
 
-def _pm(mean: float, std: float) -> str:
-    return f"{mean:.2f}" + ("" if math.isnan(std) else f" ± {std:.2f}")
+def _pm(mean: float, std: float, digits: int = 2) -> str:
+    return f"{mean:.{digits}f}" + ("" if math.isnan(std) else f" ± {std:.{digits}f}")
 
 
 def _table(body: Sequence[Sequence[object]], heads: Sequence[str], form: str) -> str:
