@@ -14,19 +14,18 @@ lines are read; what is missing is named, never drawn.
 import argparse
 import csv
 import dataclasses
-import importlib
 import io
 import os
 import sys
 from collections.abc import Sequence
 from pathlib import Path
 
-from alfk.config import Experiment
-from alfk.curves import ranges
+from alfk.cli.datasets import all_experiments, get_experiment
+from alfk.cli.options import Parser, count, imbalance_ratio, positive
 from alfk.errors import UserError
-from alfk.runs import INITS, atomic
-from alfk.stages import plot, sheets, tables
-from alfk.stages.options import Parser, count, imbalance_ratio, positive
+from alfk.plotting import contact_sheets, results, tables
+from alfk.plotting.curves import ranges
+from alfk.runs import INITS, Record, atomic
 
 ROOT = Path(__file__).resolve().parent
 REFERENCE = ROOT / "reference"
@@ -69,21 +68,21 @@ def run(options: argparse.Namespace) -> int:
     drawn = 0
     for dataset in datasets(options):
         folder = where(dataset, options)
-        results = plot.read_runs(folder, options.run_start, options.run_stop, warn)
-        results.records = plot.select(results.records, options.ir, options.methods, options.init)
+        found = results.read_runs(folder, options.run_start, options.run_stop, warn)
+        found.records = results.select(found.records, options.ir, options.methods, options.init)
         if options.show_selected:
-            if results.records:
+            if found.records:
                 images = options.datadir or ROOT / "local_data"
-                for path in sheets.contact_sheets(experiment(dataset), results, images, options.out):
+                for path in contact_sheets.contact_sheets(get_experiment(dataset), found, images, options.out):
                     print(f"{shown(path)}.png, .pdf")
                     drawn += 1
             continue
-        for figure in plot.figures(dataset, results.records, REFERENCE, options.reference):
+        for figure in figures(dataset, found.records, options):
             if not options.ir or figure.ir in options.ir:
-                figure = dataclasses.replace(figure, title=figure.title + results.remark)
-                figure = plot.narrow(figure, options.methods, options.init)
+                figure = dataclasses.replace(figure, title=figure.title + found.remark)
+                figure = results.narrow(figure, options.methods, options.init)
                 if figure.has_curves:
-                    show(figure, results, options)
+                    show(figure, found, options)
                     drawn += 1
     if not drawn:
         place = options.datadir or "local_data/ or results/"
@@ -93,12 +92,20 @@ def run(options: argparse.Namespace) -> int:
     return 0
 
 
+def figures(dataset: str, records: Sequence[Record], options: argparse.Namespace) -> list[results.FigureData]:
+    """The figures of a data set; one that has no folder here has neither letters nor reference curves."""
+    known = all_experiments().get(dataset)
+    panels, runs = (known.panels, known.runs) if known else ({}, 1)
+    return results.figures(dataset, records, REFERENCE, options.reference, panels, runs)
+
+
 def datasets(options: argparse.Namespace) -> list[str]:
     if options.dataset:
         return [options.dataset]
     roots = [options.datadir] if options.datadir else [ROOT / "local_data", ROOT / "results"]
     found = {path.parents[1].name for root in roots for path in root.glob("*/run*/results.jsonl")}
-    return sorted(found | (set(plot.PAPER_RUNS) if options.reference else set()))
+    with_curves = {name for name in all_experiments() if any(REFERENCE.glob(f"{name.lower()}_ir*.csv"))}
+    return sorted(found | (with_curves if options.reference else set()))
 
 
 def where(dataset: str, options: argparse.Namespace) -> Path:
@@ -109,40 +116,32 @@ def where(dataset: str, options: argparse.Namespace) -> Path:
     return local if any(local.glob("run*/results.jsonl")) else ROOT / "results" / dataset
 
 
-def experiment(dataset: str) -> Experiment:
-    """The constants of a data set, from the folder whose config.py has them. Raises UserError."""
-    for path in sorted(ROOT.glob("*/config.py")):
-        known = getattr(importlib.import_module(f"{path.parent.name}.config"), "EXPERIMENTS", {})
-        if dataset in known:
-            return known[dataset]
-    raise UserError(f"no folder's config.py knows the data set {dataset}")
-
-
 def warn(text: str) -> None:
     print(text, file=sys.stderr)
 
 
-def show(figure: plot.FigureOf, results: plot.Results, options: argparse.Namespace) -> None:
+def show(figure: results.FigureData, found: results.Results, options: argparse.Namespace) -> None:
     """One figure: what it is of, its tables, its files."""
-    runs = range(options.run_start, options.run_stop) if options.run_stop else results.runs
-    source = f"run {ranges(results.runs)} in {shown(results.folder)}" if figure.trials else "the paper's curves"
+    runs = range(options.run_start, options.run_stop) if options.run_stop else found.runs
+    source = f"run {ranges(found.runs)} in {shown(found.folder)}" if figure.trials else "the paper's curves"
     print(f"\n{figure.title}: {source}")
-    plot.say_missing(figure, runs, print)
+    results.print_missing(figure, runs, print)
     if figure.all_train:
-        print(f"  {figure.all_train_said}")
-    path = plot.draw_figure(figure, options.out, options.reference)
+        print(f"  {figure.all_train_text}")
+    path = results.plot_figure(figure, options.out, options.reference)
     printed = {}
     if options.reference:
         compared = tables.comparison_table(figure)
         printed["Ours, the paper's and the release's"] = compared and f"{compared}\n\n{tables.agreement(figure)}"
-    summary, claims = tables.summary_rows(figure, results.minority), []
+    hardest = getattr(all_experiments().get(found.folder.name), "hardest", ())
+    summary, claims = tables.summary_rows(figure, found.minority, hardest), []
     printed["Curves as numbers"] = tables.summary_table(summary)
-    ours = tables.hero(figure, options.claim)
+    ours = tables.claimant(figure, options.claim)
     if options.claim and ours is None:
         warn(f"warning: {figure.name} has no {options.claim} to make claims for")
     if ours is not None:
         claims = tables.claim_rows(figure, ours, options.at)
-        printed[f"{plot.name_of(ours)} against the others"] = tables.claim_table(claims)
+        printed[f"{results.name_of(ours)} against the others"] = tables.claim_table(claims)
     for title, table in printed.items():
         if table:
             print(f"\n{title}\n\n{table}")

@@ -1,7 +1,9 @@
 """The acquisition methods, a registry (paper, Section 4; the keys are those of the command line).
 
-An acquisition has two steps: `measure` runs the network over validation set and pool, `choose` decides from what it
-found. The scripts keep the first step's result in files; `select` does both in memory, for your own loop.
+A method declares what it needs to know (`inputs`) and gives one function from that to a `Selection`. An acquisition has
+two steps: `measure` runs the network over validation set and pool, `choose` calls the method's function. The scripts
+keep the measurement in files between the two; `select` does both in memory, for a training loop of your own. How to add
+a method: docs/method.md, section 11.
 """
 
 import dataclasses
@@ -10,40 +12,103 @@ from collections.abc import Callable, Sequence
 import torch
 from torch import Tensor, nn
 
-from alfk import matching, pseudo_labels
+from alfk import distributed, matching, pseudo_labels
 from alfk.data import Split
 from alfk.descriptors import Descriptors, LabelRule, describe
 from alfk.errors import UserError
 from alfk.matching import Selection
+from alfk.network import add_passes, count_passes, evaluation_mode
 from alfk.perturbation import RotationAndNoise, Strategy
 from alfk.uncertainty import uncertainty
+
+INPUTS = {
+    "features": "z of every validation and pool image, standardised",
+    "scores": "Fisher scores g of both, for the labels that the method's rules give; implies features",
+    "uncertainty": "the method's MC-dropout measure of every pool image, from an ensemble of models",
+    "logits": "the network's output for every pool image",
+    "annotation": "labels of images inside the query, from the annotator, before the query is complete",
+}
+
+
+@dataclasses.dataclass
+class Measurement:
+    """What was computed for a method, in memory or mapped from files; None where the method does not need it.
+
+    Attributes:
+        validation, pool: descriptors of both sides ("features", "scores").
+        uncertainty: (N,) of the pool.
+        logits: (N, C) of the pool.
+        forward, backward: how many images went through the network either way: the cost of measuring.
+    """
+
+    validation: Descriptors | None = None
+    pool: Descriptors | None = None
+    uncertainty: Tensor | None = None
+    logits: Tensor | None = None
+    forward: int = 0
+    backward: int = 0
+
+
+@dataclasses.dataclass
+class Situation:
+    """What a method chooses from.
+
+    Attributes:
+        available: (N,) bool, pool images that are not labelled yet.
+        n: query size; at most the number of available images.
+        generator: source of all random draws.
+        measurement: None while the method draws at random.
+        validation_labels: (V,) int64, true labels.
+        annotate: positions (k,) in the pool -> their labels (k,), for methods that need "annotation".
+    """
+
+    available: Tensor
+    n: int
+    generator: torch.Generator
+    measurement: Measurement | None = None
+    validation_labels: Tensor | None = None
+    annotate: Callable[[Tensor], Tensor] | None = None
 
 
 @dataclasses.dataclass(frozen=True)
 class Method:
-    """One row of the paper's list.
+    """An acquisition method.
 
     Attributes:
         key: its name on the command line and in files.
-        notation: its name in the paper's figures.
-        kind: "random", "matching" (of descriptors to those of misclassified validation images) or "uncertainty".
-        pool_label, validation_label: of a matching method, the label for g on either side; None: no g.
+        notation: its name in figures, in TeX.
+        choose: the n images to label next.
+        inputs: what it needs, keys of INPUTS; from them follow the passes through the network and the files.
+        from_first_label: whether it draws at random while no image is labelled.
+        pool_label, validation_label: the rules for the labels of g on either side ("scores").
     """
 
     key: str
     notation: str
-    kind: str = "matching"
+    choose: Callable[[Situation], Selection]
+    inputs: frozenset[str] = frozenset()
+    from_first_label: bool = False
     pool_label: str | None = None
     validation_label: str | None = None
 
-    @property
-    def matches(self) -> bool:
-        return self.kind == "matching"
+    def __post_init__(self) -> None:
+        unknown = self.inputs - set(INPUTS)
+        if unknown:
+            raise ValueError(f"{self.key} needs unknown inputs: {', '.join(sorted(unknown))}")
 
     @property
-    def doubts(self) -> bool:
-        """Whether it takes the most uncertain images; its networks then have MC-dropout."""
-        return self.kind == "uncertainty"
+    def needs_descriptors(self) -> bool:
+        return bool(self.inputs & {"features", "scores"})
+
+    @property
+    def needs_uncertainty(self) -> bool:
+        """Whether its networks sample with MC-dropout; only then can they be an ensemble."""
+        return "uncertainty" in self.inputs
+
+    @property
+    def needs_passes(self) -> bool:
+        """Whether the network has to be run over the pool."""
+        return bool(self.inputs - {"annotation"})
 
     @property
     def estimates_from_copies(self) -> bool:
@@ -56,24 +121,74 @@ class Method:
         return self.pool_label not in (None, "true")
 
 
-METHODS = {
-    method.key: method
-    for method in (
-        Method("random", "random", kind="random"),
-        Method("varR", "varR", kind="uncertainty"),
-        Method("entropy", "entropy", kind="uncertainty"),
-        Method("BALD", "BALD", kind="uncertainty"),
-        Method("std", "mean std", kind="uncertainty"),
-        Method("Rz", "$R_z$"),
-        Method("Rzg_true", "$R_{z,g}$, $S=y$", pool_label="true", validation_label="true"),
-        Method("Rzg_pred", r"$R_{z,g}$, $S=\hat{y}$", pool_label="pred", validation_label="pred"),
-        Method("Rzg_trace", "$R_{z,g}$, $S=tr(C_{z,g})$", pool_label="trace", validation_label="trace"),
-        Method("Rzg_mi", "$R_{z,g}$, $S=I(z;g)$", pool_label="mi", validation_label="mi"),
-        Method("Rzg_mi_diag", "$R_{z,g}$, $S=I_{diag}(z;g)$", pool_label="mi_diag", validation_label="mi_diag"),
-        Method("Rzg_pz", r"$R_{z,g}$, $S=\hat{p}(y,z)$", pool_label="pz", validation_label="true"),
-        Method("Rzg_pzg", r"$R_{z,g}$, $S=\hat{p}_{z,g}(y,z)$", pool_label="pzg", validation_label="true"),
-    )
-}
+# The methods' functions
+
+
+def draw_at_random(situation: Situation) -> Selection:
+    """n available images, uniformly."""
+    return Selection(matching.draw(situation.available, situation.n, situation.generator))
+
+
+def match_errors(situation: Situation) -> Selection:
+    """The pool images most similar to the misclassified validation images (docs/method.md, section 7)."""
+    measurement, labels = situation.measurement, situation.validation_labels
+    predictions = torch.as_tensor(measurement.validation.predictions).to(labels.device)
+    wrong = (predictions != labels).nonzero().flatten()
+    errors = matching.load_rows(measurement.validation.vectors, wrong, labels.device)
+    return matching.match(errors, measurement.pool.vectors, situation.available, situation.n, situation.generator)
+
+
+def take_most_uncertain(situation: Situation) -> Selection:
+    """The n available images of the highest uncertainty."""
+    scores = situation.measurement.uncertainty.cpu()
+    return Selection(top_scoring(scores, situation.available, situation.n, situation.generator))
+
+
+def top_scoring(scores: Tensor, available: Tensor, n: int, generator: torch.Generator) -> Tensor:
+    """The n available images of the highest score (N,), best first, equals in random order: (n,) int64."""
+    candidates = available.cpu().nonzero().flatten()
+    candidates = candidates[torch.randperm(len(candidates), generator=generator)]
+    return candidates[scores[candidates].argsort(descending=True, stable=True)[:n]]
+
+
+# The registry
+
+METHODS: dict[str, Method] = {}
+
+
+def register(method: Method) -> Method:
+    """Add a method. Raises ValueError if its key is taken."""
+    if method.key in METHODS:
+        raise ValueError(f"there is a method {method.key!r} already")
+    METHODS[method.key] = method
+    return method
+
+
+def _uncertainty_method(key: str, notation: str) -> Method:
+    return Method(key, notation, take_most_uncertain, frozenset({"uncertainty"}), from_first_label=True)
+
+
+def _matching_method(key: str, notation: str, pool_label: str | None = None, validation: str | None = None) -> Method:
+    inputs = {"features", "scores"} if pool_label else {"features"}
+    return Method(key, notation, match_errors, frozenset(inputs), False, pool_label, validation or pool_label)
+
+
+for _method in (
+    Method("random", "random", draw_at_random),
+    _uncertainty_method("varR", "varR"),
+    _uncertainty_method("entropy", "entropy"),
+    _uncertainty_method("BALD", "BALD"),
+    _uncertainty_method("std", "mean std"),
+    _matching_method("Rz", "$R_z$"),
+    _matching_method("Rzg_true", "$R_{z,g}$, $S=y$", "true"),
+    _matching_method("Rzg_pred", r"$R_{z,g}$, $S=\hat{y}$", "pred"),
+    _matching_method("Rzg_trace", "$R_{z,g}$, $S=tr(C_{z,g})$", "trace"),
+    _matching_method("Rzg_mi", "$R_{z,g}$, $S=I(z;g)$", "mi"),
+    _matching_method("Rzg_mi_diag", "$R_{z,g}$, $S=I_{diag}(z;g)$", "mi_diag"),
+    _matching_method("Rzg_pz", r"$R_{z,g}$, $S=\hat{p}(y,z)$", "pz", validation="true"),
+    _matching_method("Rzg_pzg", r"$R_{z,g}$, $S=\hat{p}_{z,g}(y,z)$", "pzg", validation="true"),
+):
+    register(_method)
 
 
 def get_method(key: str) -> Method:
@@ -83,22 +198,7 @@ def get_method(key: str) -> Method:
     return METHODS[key]
 
 
-@dataclasses.dataclass
-class Measurement:
-    """What a method looks at, in memory or mapped from files.
-
-    Attributes:
-        validation, pool: descriptors of both sides, of a matching method.
-        uncertainty: (N,) of the pool, of a method that doubts.
-        forward, backward: how many images went through the network either way: the cost of measuring.
-    """
-
-    validation: Descriptors | None = None
-    pool: Descriptors | None = None
-    uncertainty: Tensor | None = None
-    forward: int = 0
-    backward: int = 0
-
+# Measuring
 
 Allocate = Callable[[str, int, int], Descriptors]  # "validation" or "pool", images, width -> where to write
 
@@ -127,22 +227,44 @@ def measure(
     batch_size: int = 1000,
     allocate: Allocate | None = None,
 ) -> Measurement:
-    """What `method` wants to know of the pool.
+    """Compute what `method` declares as its inputs.
 
     Args:
-        models: the ensemble; a matching method describes images by its only member.
+        models: the ensemble of an uncertainty method; one network for all others.
         allocate: gives the arrays to write descriptors into, by default new tensors.
+    Raises:
+        UserError: several models for a method that uses one.
     """
-    if method.doubts:
-        scores = uncertainty(method.key, models, pool, sampling.samples, sampling.generator, batch_size)
-        return Measurement(uncertainty=scores, forward=sampling.samples * len(pool))
-    if len(models) != 1:
-        raise UserError(f"{method.key} describes images by one network, not by an ensemble of {len(models)}")
-    return _Describer(models[0], pool, validation, sampling, taps, batch_size, allocate).measure(method)
+    if len(models) != 1 and not method.needs_uncertainty:
+        raise UserError(f"{method.key} uses one network, not an ensemble of {len(models)}")
+    measurement = Measurement()
+    with count_passes() as passes:
+        if method.needs_uncertainty:
+            samples, draws = sampling.samples, sampling.generator
+            measurement.uncertainty = uncertainty(method.key, models, pool, samples, draws, batch_size)
+        if "logits" in method.inputs:
+            measurement.logits = logits_of(models[0], pool, batch_size)
+        if method.needs_descriptors:
+            describer = _Describer(models[0], pool, validation, sampling, taps, batch_size, allocate)
+            measurement.validation, measurement.pool = describer.both_sides(method)
+    measurement.forward, measurement.backward = map(distributed.all_sum, (passes.forward, passes.backward))
+    return measurement
+
+
+@torch.inference_mode()
+def logits_of(model: nn.Module, split: Split, batch_size: int) -> Tensor:
+    """(N, C) float32 on the split's device. Processes share the batches."""
+
+    def forward(images: Tensor, _: Tensor) -> tuple[Tensor]:
+        add_passes(forward=len(images))
+        return (model(images)[0].float(),)
+
+    with evaluation_mode(model):
+        return torch.cat([logits for _, (logits,) in distributed.map_batches(forward, split, batch_size)])
 
 
 class _Describer:
-    """Descriptors of both sides, and the label rules of Section 4.4 by their keys. Each image is described once."""
+    """Descriptors of both sides, with the label rules of Section 4.4. Each image is described once."""
 
     def __init__(
         self,
@@ -158,25 +280,25 @@ class _Describer:
             raise ValueError("the validation set has no labels")
         self.model, self.pool, self.validation, self.sampling = model, pool, validation, sampling
         self.taps, self.batch_size, self.allocate = taps, batch_size, allocate
-        self.forward = self.backward = 0
 
-    def measure(self, method: Method) -> Measurement:
+    def both_sides(self, method: Method) -> tuple[Descriptors, Descriptors]:
+        """Of validation set and pool."""
         copies = pool_copies = None
         if method.estimates_from_copies:
             shape = next(self.validation.batches(1))[0].shape[1:]
-            strategy = self.sampling.strategy
-            copies = pool_copies = strategy.draw(self.sampling.samples, shape, self.sampling.generator)
+            strategy, samples, generator = self.sampling.strategy, self.sampling.samples, self.sampling.generator
+            copies = pool_copies = strategy.draw(samples, shape, generator)
             if not getattr(strategy, "shared", True):
-                pool_copies = strategy.draw(self.sampling.samples, shape, self.sampling.generator)
+                pool_copies = strategy.draw(samples, shape, generator)
         validation_rule = self._rule(method.validation_label, self.validation, None, copies)
         reference = self._describe(self.validation, validation_rule, "validation")
         pool_rule = self._rule(method.pool_label, self.pool, reference, pool_copies)
-        described = self._describe(self.pool, pool_rule, "pool")
-        self._count_extra(method)
-        return Measurement(reference, described, forward=self.forward, backward=self.backward)
+        return reference, self._describe(self.pool, pool_rule, "pool")
 
-    def _rule(self, label: str | None, split: Split, reference: Descriptors | None, copies: list | None):
-        known = self.validation.labels
+    def _rule(
+        self, label: str | None, split: Split, reference: Descriptors | None, copies: list | None
+    ) -> LabelRule | None:
+        validation_labels = self.validation.labels
         if label is None:
             return None
         if label == "true":
@@ -186,73 +308,39 @@ class _Describer:
         if label == "pred":
             return pseudo_labels.predicted
         if label == "pz":
-            return pseudo_labels.nearest_by_feature(reference, known)
+            return pseudo_labels.nearest_by_feature(reference, validation_labels)
         if label == "pzg":
             by_prediction = self._describe(self.validation, pseudo_labels.predicted)
-            return pseudo_labels.nearest_by_feature_and_score(by_prediction, known)
+            return pseudo_labels.nearest_by_feature_and_score(by_prediction, validation_labels)
         return pseudo_labels.from_copies(pseudo_labels.ESTIMATORS[label], self.model, self.taps, copies)
 
     def _describe(self, split: Split, rule: LabelRule | None, side: str | None = None) -> Descriptors:
-        self.forward += len(split)
-        self.backward += len(split) if rule is not None else 0
         target = None
         if self.allocate is not None and side is not None:
             target = lambda images, width: self.allocate(side, images, width)  # noqa: E731
         return describe(self.model, split, self.taps, rule, self.batch_size, target)
 
-    def _count_extra(self, method: Method) -> None:
-        """What the label rules themselves cost: the second gradient of pzg, the copies' passes of an estimator."""
-        both = self.sampling.samples * (len(self.pool) + len(self.validation))
-        if method.pool_label == "pzg":
-            self.backward += len(self.pool)
-        elif method.pool_label == "trace":
-            self.forward, self.backward = self.forward + both, self.backward + 2 * both
-        elif method.pool_label in ("mi", "mi_diag"):
-            classes = 1 + int(self.validation.labels.max())
-            self.forward, self.backward = self.forward + both, self.backward + classes * both
+
+# Choosing
 
 
-def choose(
-    method: Method,
-    measurement: Measurement | None,
-    labels: Tensor | None,
-    available: Tensor,
-    n: int,
-    generator: torch.Generator,
-) -> Selection:
-    """Which n of the available pool images to label.
+def choose(method: Method, situation: Situation) -> Selection:
+    """Which n of the available pool images to label, by the method or, without a measurement, at random.
 
-    Args:
-        measurement: what `measure` found; without it (random choice, or the first iteration of a method that doubts)
-            the images are drawn at random.
-        labels: (V,) the validation set's true labels.
-        available: (N,) bool, pool images that are not labelled yet.
     Raises:
         UserError: fewer than n images are available.
     """
-    _check_query(n, available)
-    if measurement is None:
-        return Selection(matching.draw(available, n, generator))
-    if method.doubts:
-        return Selection(most(measurement.uncertainty.cpu(), available, n, generator))
-    found = measurement.validation
-    predictions = found.predictions if isinstance(found.predictions, Tensor) else torch.tensor(found.predictions)
-    wrong = (predictions.to(labels.device) != labels).nonzero().flatten()
-    errors = matching.load_rows(found.vectors, wrong, labels.device)
-    return matching.match(errors, measurement.pool.vectors, available, n, generator)
+    check_query_size(situation)
+    if method.needs_passes and situation.measurement is None:
+        return draw_at_random(situation)
+    return method.choose(situation)
 
 
-def _check_query(n: int, available: Tensor) -> None:
-    left = int(available.sum())
-    if not 1 <= n <= left:
-        raise UserError(f"the query size is {n} but {left} pool images are unlabelled")
-
-
-def most(scores: Tensor, available: Tensor, n: int, generator: torch.Generator) -> Tensor:
-    """The n available images of the highest score (N,), best first, equals in random order: (n,) int64."""
-    candidates = available.cpu().nonzero().flatten()
-    candidates = candidates[torch.randperm(len(candidates), generator=generator)]
-    return candidates[scores[candidates].argsort(descending=True, stable=True)[:n]]
+def check_query_size(situation: Situation) -> None:
+    """Raises UserError unless n images are available."""
+    left = int(situation.available.sum())
+    if not 1 <= situation.n <= left:
+        raise UserError(f"the query size is {situation.n} but {left} pool images are unlabelled")
 
 
 def select(
@@ -268,11 +356,12 @@ def select(
     generator: torch.Generator | None = None,
     samples: int = 128,
     strategy: Strategy | None = None,
+    annotate: Callable[[Tensor], Tensor] | None = None,
 ) -> Tensor:
     """Which n pool images to label next: one acquisition step for your own active-learning loop.
 
-    In a process group of torch.distributed every rank has to call it, with equal arguments: they share the work. One
-    that shall choose for itself calls it inside `alfk.ranks.alone()`.
+    In a process group of torch.distributed every process has to call it, with equal arguments: they share the work. To
+    call it in one process alone, use `alfk.distributed.single_process()`.
 
     Args:
         method: a key of METHODS; "Rzg_pz" is the paper's.
@@ -287,6 +376,7 @@ def select(
         generator: source of the random draws (start of k-centre, dropout masks, ...); seed 0 where it is None.
         samples: K of the uncertainty methods and of the estimators from perturbed copies.
         strategy: how copies are perturbed, rotation and noise where it is None.
+        annotate: labels of pool positions (k,), for methods that need some inside the query.
     Returns:
         (n,) int64 on the CPU, positions in the pool, in the order they were chosen.
     Raises:
@@ -296,11 +386,11 @@ def select(
     available = torch.ones(len(pool), dtype=torch.bool)
     if labelled is not None:
         available[labelled.cpu()] = False
-    _check_query(n, available)
-    generator = generator or torch.Generator().manual_seed(0)
-    models = [model] if isinstance(model, nn.Module) else list(model)
-    measurement = None
-    if chosen.matches or (chosen.doubts and not available.all()):
-        sampling = Sampling(generator, samples, strategy or RotationAndNoise())
-        measurement = measure(chosen, models, pool, validation, sampling, taps, batch_size)
-    return choose(chosen, measurement, validation.labels, available, n, generator).indices
+    situation = Situation(available, n, generator or torch.Generator().manual_seed(0), annotate=annotate)
+    situation.validation_labels = validation.labels
+    check_query_size(situation)  # before anything is computed
+    if chosen.needs_passes and not (chosen.from_first_label and available.all()):
+        models = [model] if isinstance(model, nn.Module) else list(model)
+        sampling = Sampling(situation.generator, samples, strategy or RotationAndNoise())
+        situation.measurement = measure(chosen, models, pool, validation, sampling, taps, batch_size)
+    return choose(chosen, situation).indices

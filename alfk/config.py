@@ -1,10 +1,9 @@
-"""Typed experiment constants: what a data set's folder states about itself (the columns of the paper's protocol)."""
+"""Typed constants of an experiment: a column of the table in docs/method.md, section 2."""
 
-import argparse
 import dataclasses
-from collections.abc import Callable
-from pathlib import Path
-from typing import TYPE_CHECKING
+from collections.abc import Callable, Mapping
+from dataclasses import field
+from typing import TYPE_CHECKING, Any, Protocol
 
 from torch import nn
 
@@ -12,7 +11,7 @@ from alfk.errors import UserError
 from alfk.network import Initialiser
 
 if TYPE_CHECKING:
-    from alfk.data import Sources, Split
+    from alfk.data import Dataset, Split
 
 Schedule = Callable[[int, float], float]  # epoch, from 1, and the share of it that is done after the step -> factor
 
@@ -60,39 +59,53 @@ class Recipe:
     compiled: bool = False  # by torch.compile
 
 
-@dataclasses.dataclass(frozen=True)
-class Experiment:
-    """All constants of one data set, with the two callables that bring its images and its network."""
+class Flags(Protocol):
+    """A data set's own flags of the command line."""
 
-    name: str
-    classes: int | None  # None: as many as its folder turns out to have
+    def add(self, parser: Any) -> None:
+        """Add them to an argparse.ArgumentParser."""
+
+    def apply(self, experiment: "Experiment", options: Any) -> "Experiment":
+        """The constants as the parsed `options` change them. May raise UserError."""
+
+
+FREE = {"binds": False}  # metadata of fields on which no result depends: a run is not bound to their values
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Experiment:
+    """All constants of one data set, with the callables that load its images and make its network."""
+
+    name: str = field(metadata=FREE)
+    classes: int | None  # None: as many as its folder has
     mean: tuple[float, ...]  # per channel, of pixels scaled to [0, 1]
     std: tuple[float, ...]
     minority: tuple[int, ...] | None  # classes thinned out by the imbalance ratio; None: in each run a random half
     validation_per_class: tuple[int, ...]  # drawn from the training images; none where validation has its own
-    iterations: int  # B, AL iterations
+    iterations: int = field(metadata=FREE)  # B, AL iterations
     query_size: int  # n, images labelled in each iteration
-    runs: int
+    runs: int = field(metadata=FREE)  # as many as the paper has
     retraining: Recipe
     pretraining: Recipe  # rotation task
-    descriptors: dict[int, tuple[int, ...]]  # L -> indices into the network's list of taps
-    default_length: int  # L where a method is asked for without one
-    default_ir: float  # imbalance ratio likewise
+    descriptors: dict[int, tuple[int, ...]] = field(metadata=FREE)  # L -> indices into the network's list of taps
+    default_length: int = field(metadata=FREE)  # L of a method that is named without one
+    default_ir: float = field(metadata=FREE)  # imbalance ratio likewise
     descriptor_batch: int  # images a batch outside training; changes rounding, and the order of dropout masks
     training_threads: int  # CPU threads while training: fixed, so that results depend on neither --jobs nor the machine
     samples: int  # K, dropout samples or perturbed copies of an image, over all of an ensemble
     network: Callable[[int], nn.Module]  # number of classes -> network
     initialise: Initialiser  # draws its weights
-    load: "Load"  # may raise UnofficialFiles
-    load_part: "Load | None" = None  # the same from files that are not the official
-    train_images: int | None = None  # of the official files; with fewer the validation set shrinks in proportion
+    load: "Load" = field(metadata=FREE)
+    has_subsets: bool = field(default=False, metadata=FREE)  # whether load(..., strict=False) takes unofficial files
+    train_images: int | None = field(default=None, metadata=FREE)  # official ones; fewer shrink the validation set
     descriptor_dtype: str = "float32"  # of databases on disk: float32 or float16
     image_size: int | None = None  # pixels that images in files are cropped to
-    loader: str | None = None  # who decodes them
+    loader: str | None = None  # of image files: "dali" or "torchvision"
     holdout: float = 0.0  # share of the validation images that are for test alone, where both are the same images
     top5: bool = False  # whether accuracy among the five likeliest classes is recorded too
-    add_flags: Callable[[argparse.ArgumentParser], None] | None = None  # the data set's own flags
-    with_flags: "Callable[[Experiment, argparse.Namespace], Experiment] | None" = None  # these constants as they say
+    flags: Flags | None = field(default=None, metadata=FREE)  # the data set's own
+    panels: Mapping[float, str] = field(default_factory=dict, metadata=FREE)  # ir -> the paper's panel
+    hardest: tuple[int, ...] = field(default=(), metadata=FREE)  # minority classes whose accuracy the paper states
 
     def taps(self, length: int) -> tuple[int, ...]:
         """Indices of the taps whose concatenation is a descriptor of `length` values. Raises UserError."""
@@ -114,25 +127,22 @@ class Experiment:
         return dataclasses.replace(self, **changed)
 
     def settings(self) -> dict[str, object]:
-        """The constants on which results depend, as flat JSON-able values: what a run's manifest records."""
-        neither = {"name", "runs", "iterations", "descriptors", "default_length", "default_ir", "load"}
-        neither |= {"network", "initialise", "load_part", "train_images", "add_flags", "with_flags"}
-        flat: dict[str, object] = {
-            "network": self.network.__name__,
-            "initialise": self.initialise.__name__,
-        }
-        for field in dataclasses.fields(self):
-            value = getattr(self, field.name)
-            if field.name in neither:
+        """The constants on which results depend, as flat JSON-able values: a run's manifest records them."""
+        flat: dict[str, object] = {}
+        for each in dataclasses.fields(self):
+            name, value = each.name, getattr(self, each.name)
+            if not each.metadata.get("binds", True):
                 continue
             if isinstance(value, Recipe):
                 for part in dataclasses.fields(value):
                     item = getattr(value, part.name)
-                    plain = isinstance(item, int | float)
-                    flat[f"{field.name}.{part.name}"] = item if plain else str(item)
+                    flat[f"{name}.{part.name}"] = item if isinstance(item, int | float) else str(item)
+            elif callable(value):
+                flat[name] = value.__name__
             else:
-                flat[field.name] = list(value) if isinstance(value, tuple) else value
+                flat[name] = list(value) if isinstance(value, tuple) else value
         return flat
 
 
-Load = Callable[[Path], "tuple[Split, Split] | Sources"]  # data directory -> train and test, or more
+# (data directory: Path[, strict: bool]) -> training and test images, or more
+Load = Callable[..., "tuple[Split, Split] | Dataset"]

@@ -12,7 +12,7 @@ from nvidia.dali.plugin.pytorch import feed_ndarray
 from torch import Tensor
 
 from alfk.errors import UserError
-from alfk.image_files import Request, evaluation_side, open_image
+from alfk.image_decoding import Request, evaluation_side, open_image
 
 AHEAD = 2  # batches decoded while another one is in use
 RGB = {"output_type": types.RGB, "adjust_orientation": False}
@@ -87,7 +87,7 @@ class _Source:
 
 @pipeline_def
 def _decoding(source: _Source, size: int, augmented: bool, device: str) -> DataNode:
-    """(B, size, size, 3) uint8 on the device; what `image_files` does with Pillow."""
+    """(B, size, size, 3) uint8 on the device; what `image_decoding` does with Pillow."""
     if not augmented:
         (path,) = fn.external_source(source=source, num_outputs=1, batch=True, dtype=[types.UINT8], ndim=[1])
         images = fn.decoders.image(fn.io.file.read(path), device=device, **RGB)

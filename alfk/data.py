@@ -1,4 +1,4 @@
-"""A split: images, labels and batches on a device. Everything above is blind to where the images live."""
+"""Splits: images, labels and batches on a device, with one interface for images in memory and in files."""
 
 from collections.abc import Iterator, Sequence
 from typing import NamedTuple
@@ -8,7 +8,7 @@ from torch import Tensor
 
 from alfk.image_files import ImageFiles
 
-UNOFFICIAL = "unofficial"  # how the source of images begins that are not from the data set's own files
+UNOFFICIAL = "unofficial"  # prefix of the source of images that are not from the data set's official files
 
 
 class Split:
@@ -23,8 +23,7 @@ class Split:
         mean, std: per channel, on the [0, 1] scale.
         rows: (n,) int64, which of the images these are, in that order; then labels are (n,). All of them where it is
             None.
-        source: which files the images are from, where they may change under the same name; runs made of others are
-            told apart by it.
+        source: which files the images are from, where files of the same name may differ; a run is bound to it.
     """
 
     def __init__(
@@ -97,8 +96,8 @@ class Split:
         return self.store.fetch(rows, seed) if self.in_files else (self.store[part] for part in rows)
 
 
-class Sources(NamedTuple):
-    """A data set's images: for the pool, for test, and for validation where they are not drawn from the pool's."""
+class Dataset(NamedTuple):
+    """A data set's splits; validation images are drawn from `train` where it has none of their own."""
 
     train: Split
     test: Split

@@ -1,7 +1,15 @@
-"""Fisher-kernel descriptors: features z and Fisher scores g at chosen layers of a network (paper, Section 4).
+"""Fisher-kernel descriptors of images (paper, Section 4; docs/method.md, section 5).
 
-With the identity in place of the Fisher information, the kernel of two images is the inner product of their scores.
-Every tap of the network is one *scale*; similarities add over the scales.
+For an image i, a tap a of the network (one *scale*) and a label s_i, with <.>_space the mean over the tap's positions:
+
+    z_i = <a_i>_space                                         features, one value a channel
+    g_i = <d cross-entropy(logits_i, s_i) / d a_i>_space      Fisher score at the tap
+    z~  = (z - mean z) / (std z + 1e-10), g~ likewise         each vector by its own mean and unbiased std
+    R_z(i, j)     = sum over scales of <z~_i, z~_j>
+    R_{z,g}(i, j) = sum over scales of <z~_i, z~_j> + <g~_i, g~_j>
+
+An inner product of standardised vectors is, up to a constant, their Pearson correlation. The Fisher information matrix
+is taken as the identity. A descriptor is the row [z~, g~] of all scales: R is the inner product of two rows.
 """
 
 import dataclasses
@@ -13,9 +21,9 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from alfk import ranks
+from alfk import distributed
 from alfk.data import Split
-from alfk.network import evaluation_mode
+from alfk.network import add_passes, evaluation_mode
 
 
 def pool_spatially(tap: Tensor) -> Tensor:
@@ -37,8 +45,8 @@ def standardise(scales: Sequence[Tensor]) -> Tensor:
     return torch.cat([c / (c.std(1, keepdim=True) + 1e-10) for c in centred], dim=1)
 
 
-class Probe:
-    """One batch after one forward pass, kept alive so that gradients for any label may follow.
+class ForwardPass:
+    """One batch after one forward pass, its graph kept so that gradients for any label may follow.
 
     Attributes:
         images: (B, C, H, W), as they went in.
@@ -51,6 +59,7 @@ class Probe:
         self, model: nn.Module, images: Tensor, positions: Tensor | None, taps: Sequence[int] | None, grad: bool
     ):
         self.images, self.positions = images, positions
+        add_passes(forward=len(images))
         with torch.set_grad_enabled(grad):
             logits, every_tap = model(images)
         self._live_logits, self._live_taps = logits, [every_tap[i] for i in taps] if taps is not None else every_tap
@@ -76,6 +85,7 @@ class Probe:
             labels: (B,) int64, true or pseudo labels.
             last: whether the graph may be freed, no further labels being asked for.
         """
+        add_passes(backward=len(labels))
         loss = F.cross_entropy(self._live_logits, labels, reduction="sum")
         return [pool_spatially(g) for g in torch.autograd.grad(loss, self._live_taps, retain_graph=not last)]
 
@@ -85,6 +95,7 @@ class Probe:
 
     def pullback(self, v: Tensor) -> list[Tensor]:
         """J^T v, J the derivative of the logits by the taps, pooled: a list of (B, L_s), differentiable by v (B, C)."""
+        add_passes(backward=len(v))
         return [
             pool_spatially(g) for g in torch.autograd.grad(self._live_logits, self._live_taps, v, create_graph=True)
         ]
@@ -92,6 +103,7 @@ class Probe:
     def jacobian(self) -> Tensor:
         """(B, C, L): J^T e_c, pooled, for every class c, from one batched backward pass, which frees the graph."""
         images, classes = self.logits.shape
+        add_passes(backward=images * classes)
         units = torch.eye(classes, dtype=self.logits.dtype, device=self.logits.device)
         units = units.unsqueeze(1).expand(classes, images, classes)
         rows = torch.autograd.grad(self._live_logits, self._live_taps, units, is_grads_batched=True)
@@ -99,7 +111,7 @@ class Probe:
         return torch.cat(pooled, dim=2).transpose(0, 1)
 
 
-LabelRule = Callable[[Probe], Tensor]
+LabelRule = Callable[[ForwardPass], Tensor]
 
 
 @dataclasses.dataclass
@@ -113,7 +125,7 @@ class Descriptors:
         predictions: (N,) int64, the model's arg max.
     """
 
-    vectors: Tensor | np.ndarray | None  # None in a process that needs none but the labels
+    vectors: Tensor | np.ndarray | None  # None in a process that needs the labels alone
     pseudo_labels: Tensor | np.ndarray
     predictions: Tensor | np.ndarray
 
@@ -135,7 +147,7 @@ def describe(
     batch_size: int = 1000,
     allocate: Callable[[int, int], Descriptors] | None = None,
 ) -> Descriptors:
-    """Descriptors of every image of `split`, each image going through the network once. Ranks share the batches.
+    """Descriptors of every image of `split`, from one forward pass an image. Processes share the batches.
 
     Args:
         model: returns (logits (B, C), list of taps), each tap (B, c, h, w) or (B, c).
@@ -146,16 +158,16 @@ def describe(
     if len(split) == 0:
         raise ValueError("there is no image to describe")
 
-    def work(images: Tensor, positions: Tensor) -> tuple[Tensor, ...]:
-        probe = Probe(model, images, positions, taps, grad=label is not None)
+    def describe_batch(images: Tensor, positions: Tensor) -> tuple[Tensor, ...]:
+        batch = ForwardPass(model, images, positions, taps, grad=label is not None)
         if label is None:
-            return probe.z, probe.predictions
-        labels = label(probe)
-        return torch.cat([probe.z, probe.g(labels)], dim=1), probe.predictions, labels
+            return batch.z, batch.predictions
+        labels = label(batch)
+        return torch.cat([batch.z, batch.g(labels)], dim=1), batch.predictions, labels
 
     out = None
     with evaluation_mode(model):
-        for positions, (rows, predictions, *labels) in ranks.by_batches(work, split, batch_size):
+        for positions, (rows, predictions, *labels) in distributed.map_batches(describe_batch, split, batch_size):
             if out is None:
                 width = rows.shape[1]
                 out = allocate(len(split), width) if allocate else Descriptors.empty(len(split), width, split.device)

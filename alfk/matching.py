@@ -1,8 +1,16 @@
-"""Density matching: which pool images lie where the model errs (paper, Section 4.3; METHOD steps 1 to 3).
+"""Density matching of the pool to the misclassified validation images (paper, Section 4.3; docs/method.md, section 7).
 
-Vectors are rows of 2-D arrays, tensors or memory-mapped numpy arrays; the similarity of two rows is their inner
-product. All-pairs work streams over tiles: beside the queries and their answers no tensor is
-larger than `budget`, whatever the sizes of both sides.
+With R(i, j) = <x_i, x_j> the similarity of two descriptors, E the misclassified validation images, M = |E|, and n the
+query size:
+
+    1. centres      c_1 drawn at random from E;  c_{t+1} = argmin over i in E of max_{s <= t} R(i, c_s)
+                    for t < n, if n < M (greedy k-centre); else all of E
+    2. ranks        for every centre the available pool images by descending R: its 1st, 2nd, ... match
+    3. walk         all centres' 1st matches by descending R, then all 2nd matches, ...; an image is taken once,
+                    until n distinct images are taken
+
+Descriptors are rows of 2-D tensors or memory-mapped arrays. All-pairs work streams over tiles: beside the queries and
+their answers no tensor is larger than `budget`, whatever the sizes of both sides.
 """
 
 import dataclasses
@@ -12,7 +20,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from alfk import ranks
+from alfk import distributed
 
 TILE = 2**22  # similarities held at once: 16 MiB in float32, which is fastest on a CPU
 BUDGET = 2**30  # bytes that the largest tensor may take on a CPU
@@ -61,7 +69,7 @@ def top_matches(
         available: (N,) bool, rows that may be chosen; all where it is None.
         tile: similarities held at once; TILE on a CPU, more on a GPU, where it is None.
         room: bytes that the largest tensor may take; the device's `budget` where it is None.
-        shared: whether all processes of a group (alfk.ranks) ask for the same; each then takes part of the tiles.
+        shared: whether all processes (alfk.distributed) call with equal arguments; each then computes some tiles.
     Returns:
         similarity (m, k) float32 and index (m, k) int64.
     """
@@ -71,11 +79,11 @@ def top_matches(
     tile = min(tile or (TILE if on_cpu else room // 64), room // 8)  # top-k needs as much again for its indices
     width = max(1, min(len(database), max(k, 2**13 if on_cpu else 2**16), room // (4 * dimensions)))
     if shared:
-        width = ranks.agreed(lambda: width)  # GPUs of one group may differ
+        width = distributed.broadcast_from_main(lambda: width)  # GPUs of one group may differ
     height = max(1, tile // width)
     similarity = torch.full((m, k), -torch.inf, device=device)
     index = torch.zeros(m, k, dtype=torch.int64, device=device)
-    number, count = (ranks.rank(), ranks.world()) if shared else (0, 1)
+    number, count = (distributed.rank(), distributed.world_size()) if shared else (0, 1)
     for start in range(number * width, len(database), count * width):
         part = load_rows(database, slice(start, start + width), device).T
         hidden = None if available is None else ~available[start : start + width].to(device)
@@ -90,8 +98,8 @@ def top_matches(
             similarity[block], order = _top(value, k)
             index[block] = torch.cat([index[block], column + start], 1).gather(1, order)
     if count > 1:
-        similarity, order = _top(torch.cat(ranks.gathered(similarity), 1), k)
-        index = torch.cat(ranks.gathered(index), 1).gather(1, order)
+        similarity, order = _top(torch.cat(distributed.all_gather(similarity), 1), k)
+        index = torch.cat(distributed.all_gather(index), 1).gather(1, order)
     return similarity, index
 
 
@@ -192,12 +200,12 @@ def match(
     centres = errors
     if n < count:
         start = int(torch.randint(count, (1,), generator=generator)) if first is None else first
-        centres = errors[ranks.agreed(lambda: k_centre(errors, n, start).cpu())]
+        centres = errors[distributed.broadcast_from_main(lambda: k_centre(errors, n, start).cpu())]
     left = int(available.sum())
     depth = min(left, 8 + 4 * -(-n // len(centres)))
     while True:
         found = top_matches(centres, pool, depth, available, shared=True)
-        chosen = ranks.agreed(functools.partial(walk_ranks, *found, n))
+        chosen = distributed.broadcast_from_main(functools.partial(walk_ranks, *found, n))
         if len(chosen) == n:
             return Selection(chosen, count, len(centres))
         depth = min(left, 2 * depth)

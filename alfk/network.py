@@ -1,6 +1,8 @@
-"""What the method asks of a network: a module whose forward returns (logits (B, C), list of taps)."""
+"""Networks as the method needs them: modules whose forward returns (logits (B, C), list of taps)."""
 
 import contextlib
+import contextvars
+import dataclasses
 import hashlib
 import math
 from collections.abc import Callable, Iterable, Iterator, Mapping
@@ -47,6 +49,36 @@ def dropout(features: Tensor, p: float) -> Tensor:
     return (features * keep.view_as(features)).mul_(1 / (1 - p))
 
 
+@dataclasses.dataclass
+class Passes:
+    """How many images went through networks, forward and backward: the cost of measuring."""
+
+    forward: int = 0
+    backward: int = 0
+
+
+_passes: contextvars.ContextVar[Passes | None] = contextvars.ContextVar("passes", default=None)
+
+
+@contextlib.contextmanager
+def count_passes() -> Iterator[Passes]:
+    """Counts what is reported by `add_passes` inside the block, in this process."""
+    passes = Passes()
+    token = _passes.set(passes)
+    try:
+        yield passes
+    finally:
+        _passes.reset(token)
+
+
+def add_passes(forward: int = 0, backward: int = 0) -> None:
+    """Report that so many images go through a network, where somebody counts."""
+    passes = _passes.get()
+    if passes is not None:
+        passes.forward += forward
+        passes.backward += backward
+
+
 @contextlib.contextmanager
 def evaluation_mode(model: nn.Module) -> Iterator[None]:
     """Evaluation mode inside the block; every submodule gets its own mode back after it."""
@@ -78,7 +110,7 @@ def dropout_mode(models: Iterable[nn.Module]) -> Iterator[None]:
 
 
 def has_batch_norm(model: nn.Module) -> bool:
-    """Whether the network looks at a training batch as a whole."""
+    """Whether the network normalises by statistics of the whole training batch."""
     return any(isinstance(module, nn.modules.batchnorm._BatchNorm) for module in model.modules())
 
 
@@ -87,8 +119,8 @@ def linear_layers(model: nn.Module) -> list[str]:
     return [name for name, module in model.named_modules() if isinstance(module, nn.Linear)]
 
 
-def belongs(parameter: str, layers: Iterable[str]) -> bool:
-    """Whether an entry of a state is of one of the named layers, or of a layer inside one."""
+def is_in_layers(parameter: str, layers: Iterable[str]) -> bool:
+    """Whether an entry of a state dict belongs to one of the named layers, or to a layer inside one."""
     return parameter.startswith(tuple(f"{layer}." for layer in layers))
 
 
@@ -128,7 +160,7 @@ def snapshot(model: nn.Module) -> dict[str, Tensor]:
 
 
 def fingerprint(state: Mapping[str, Tensor]) -> str:
-    """Sixteen hexadecimal digits that tell two sets of weights apart."""
+    """Sixteen hexadecimal digits of a hash of the weights."""
     digest = hashlib.sha256()
     for name in sorted(state):
         digest.update(name.encode())

@@ -1,6 +1,17 @@
-"""Labels S for the Fisher scores of images whose label is unknown (paper, Section 4.4).
+"""Labels S for the Fisher scores of images whose label is unknown (paper, Section 4.4; docs/method.md, section 6).
 
-A rule takes a Probe, one batch after its forward pass, and returns a label for each image.
+For a pool image i, y the true labels, V the validation set, z_k and g_{k,c} the features of its K perturbed copies and
+their Fisher scores for class c, with Z (L, K) and G_c (L, K) the matrices of all copies:
+
+    true    S_i = y_i                                               oracle, the upper bound
+    pred    S_i = argmax_c logits_i                                 the model's prediction
+    pz      S_i = y_j, j = argmax over V of R_z(i, j)               the paper's method
+    pzg     S_i = y_j, j = argmax over V of R_{z,g}(i, j)           g of both sides for predicted labels
+    trace   S_i = argmax_c sum_k <z_k, g_{k,c}>
+    mi      S_i = argmax_c logdet(Z Z' + eps I) + logdet(G_c G_c' + eps I) - logdet([Z; G_c] [Z; G_c]' + eps I)
+    mi_diag the same with the diagonals alone of Z Z', G_c G_c' and Z G_c'
+
+A rule maps a ForwardPass of one batch to a label (B,) int64 for each image.
 """
 
 import math
@@ -9,8 +20,9 @@ from collections.abc import Callable, Sequence
 import torch
 from torch import Tensor, nn
 
-from alfk.descriptors import Descriptors, LabelRule, Probe
+from alfk.descriptors import Descriptors, ForwardPass, LabelRule
 from alfk.matching import Rows, budget, load_rows, top_matches
+from alfk.network import add_passes
 from alfk.perturbation import Transformation
 
 STATISTICS = 2**24  # values in float64, 128 MiB
@@ -19,12 +31,12 @@ EPSILON = 1e-8  # added to the diagonals whose determinants are taken
 
 def given(labels: Tensor) -> LabelRule:
     """S = y: the labels (N,) themselves, the oracle of the ablation on the pool."""
-    return lambda probe: labels[probe.positions]
+    return lambda batch: labels[batch.positions]
 
 
-def predicted(probe: Probe) -> Tensor:
+def predicted(batch: ForwardPass) -> Tensor:
     """S = y^: the model's arg max."""
-    return probe.predictions
+    return batch.predictions
 
 
 def nearest_by_feature(validation: Descriptors, labels: Tensor) -> LabelRule:
@@ -35,7 +47,7 @@ def nearest_by_feature(validation: Descriptors, labels: Tensor) -> LabelRule:
         labels: (V,) its true labels.
     """
     nearest = _Nearest(validation, labels)
-    return lambda probe: nearest.label(probe.z)
+    return lambda batch: nearest.label(batch.z)
 
 
 def nearest_by_feature_and_score(validation: Descriptors, labels: Tensor) -> LabelRule:
@@ -46,7 +58,7 @@ def nearest_by_feature_and_score(validation: Descriptors, labels: Tensor) -> Lab
         labels: (V,) its true labels.
     """
     nearest = _Nearest(validation, labels)
-    return lambda probe: nearest.label(torch.cat([probe.z, probe.g(probe.predictions, last=False)], dim=1))
+    return lambda batch: nearest.label(torch.cat([batch.z, batch.g(batch.predictions, last=False)], dim=1))
 
 
 class _Nearest:
@@ -76,18 +88,18 @@ Estimator = Callable[[nn.Module, Sequence[int] | None, Tensor, Sequence[Transfor
 def from_copies(
     estimator: Estimator, model: nn.Module, taps: Sequence[int] | None, copies: Sequence[Transformation]
 ) -> LabelRule:
-    """S = arg max over classes c of what `estimator` finds in an image's perturbed copies.
+    """S = arg max over classes of `estimator` on an image's perturbed copies.
 
     Images are taken so many at a time that the statistics of their copies hold at most `STATISTICS` values.
     """
 
-    def rule(probe: Probe) -> Tensor:
-        length, classes = probe.z.shape[1], probe.logits.shape[1]
+    def rule(batch: ForwardPass) -> Tensor:
+        length, classes = batch.z.shape[1], batch.logits.shape[1]
         samples = len(copies)
         chunk = max(1, STATISTICS // (classes * (length * samples + 4 * min(length, samples) ** 2)))
-        if estimator is trace:  # which keeps nothing of a copy
-            chunk = len(probe.images)
-        return torch.cat([estimator(model, taps, images, copies).argmax(1) for images in probe.images.split(chunk)])
+        if estimator is trace:  # which keeps no statistics of single copies
+            chunk = len(batch.images)
+        return torch.cat([estimator(model, taps, images, copies).argmax(1) for images in batch.images.split(chunk)])
 
     return rule
 
@@ -101,11 +113,12 @@ def trace(model: nn.Module, taps: Sequence[int] | None, images: Tensor, copies: 
     """
     total = 0
     for copy in copies:
-        probe = Probe(model, copy(images), None, taps, grad=True)
-        v = torch.zeros_like(probe.logits, requires_grad=True)
-        inner = sum((g * z).sum() for g, z in zip(probe.pullback(v), probe.features, strict=True))
+        batch = ForwardPass(model, copy(images), None, taps, grad=True)
+        v = torch.zeros_like(batch.logits, requires_grad=True)
+        inner = sum((g * z).sum() for g, z in zip(batch.pullback(v), batch.features, strict=True))
+        add_passes(backward=len(images))
         (jz,) = torch.autograd.grad(inner, v)
-        total = total + (jz * probe.logits.softmax(1)).sum(1, keepdim=True) - jz
+        total = total + (jz * batch.logits.softmax(1)).sum(1, keepdim=True) - jz
     return total
 
 
@@ -145,10 +158,10 @@ def _statistics(
     """
     features, scores = [], []
     for copy in copies:
-        probe = Probe(model, copy(images), None, taps, grad=True)
-        rows = probe.jacobian()
-        mean = torch.einsum("bc,bcl->bl", probe.logits.softmax(1), rows)
-        features.append(torch.cat(probe.features, dim=1))
+        batch = ForwardPass(model, copy(images), None, taps, grad=True)
+        rows = batch.jacobian()
+        mean = torch.einsum("bc,bcl->bl", batch.logits.softmax(1), rows)
+        features.append(torch.cat(batch.features, dim=1))
         scores.append(mean.unsqueeze(1) - rows)
     return torch.stack(features, dim=-1).double(), torch.stack(scores, dim=-1).double()
 

@@ -1,6 +1,6 @@
 """The folder of one run: names, atomic writing, checked reading, manifest and results.
 
-Of several ranks the first writes, while the others wait (see `ranks.by_first`).
+Of several processes the main one writes and checks which files exist, while the others wait.
 """
 
 import contextlib
@@ -16,14 +16,16 @@ from typing import IO, Any
 import numpy as np
 import torch
 
-from alfk import ranks
+from alfk import distributed
 from alfk.errors import UserError
 
 Record = dict[str, Any]
 
 
+BASELINE = "all_train"  # in place of a method: the whole distorted pool is labelled, a line in figures
+
 INITS = {  # how AL starts -> what file names begin with
-    "rotation": "unsup_",  # from the rotation model, its last linear layer new (METHOD: initial models)
+    "rotation": "unsup_",  # from the rotation model, its last linear layer new (docs/method.md, section 4)
     "rotation_conv": "unsup_conv_",  # from the rotation model's convolutions, every linear layer new
     "random": "",
 }
@@ -31,7 +33,7 @@ INITS = {  # how AL starts -> what file names begin with
 
 @dataclasses.dataclass(frozen=True)
 class Trial:
-    """One curve of a figure within one run: a method on one distortion of the pool from one kind of initial model.
+    """One curve of a figure: a method on one distortion of the pool from one kind of initial model.
 
     Attributes:
         init: a key of INITS.
@@ -72,11 +74,11 @@ class Trial:
         return self.stem(0, 0).replace("batch_0_size_0_", "")
 
     def label(self) -> str:
-        """A short name for a line of progress."""
-        return f"{self.column()} ir={self.ir:g} {self.init}"
+        """A short name with distortion and initial model, e.g. "Rzg_pz L80 ir=100 rotation"."""
+        return f"{self.short()} ir={self.ir:g} {self.init}"
 
-    def column(self) -> str:
-        """The method with its descriptor length or ensemble size."""
+    def short(self) -> str:
+        """The method with what varies within a figure, e.g. "Rzg_pz L80", "varR E4"."""
         length, members = self.length, self.ensemble
         copies = f" {self.copies}" if self.copies not in (None, "degrees") else ""
         return self.method + (f" L{length}" if length else "") + (f" E{members}" if members > 1 else "") + copies
@@ -111,7 +113,7 @@ class RunFolder:
     def __init__(self, root: Path, number: int):
         self.path, self.number = root / f"run{number}", number
 
-    @ranks.by_first
+    @distributed.main_process_only
     def create(self) -> None:
         """Make the folders. Raises UserError if they cannot be written."""
         try:
@@ -141,14 +143,18 @@ class RunFolder:
         return self.path / "descr" / f"{side}_{trial.stem(b, size)}.npy"
 
     @contextlib.contextmanager
-    def exclusively(self, name: str) -> Iterator[None]:
-        """Hold `name` against other processes, which are told so. Released when the process ends, however it ends."""
-        with contextlib.ExitStack() as held:
-            ranks.by_first(held.enter_context)(self._held(name))
+    def lock(self, name: str) -> Iterator[None]:
+        """Work on `name` exclusively; the lock is released when the process ends, however it ends.
+
+        Raises:
+            UserError: another process holds it.
+        """
+        with contextlib.ExitStack() as stack:
+            distributed.main_process_only(stack.enter_context)(self._locked(name))
             yield
 
     @contextlib.contextmanager
-    def _held(self, name: str) -> Iterator[None]:
+    def _locked(self, name: str) -> Iterator[None]:
         with open(self.path / f".{name}.lock", "w") as lock:
             try:
                 fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
@@ -181,7 +187,7 @@ class RunFolder:
                 )
         return manifest
 
-    @ranks.by_first
+    @distributed.main_process_only
     def record_session(self, settings: Mapping[str, Any], session: Mapping[str, Any]) -> None:
         """Write into the manifest what the run is made with, and by whom: settings must not change, sessions may."""
         with locked(self.path / ".lock"):
@@ -194,21 +200,24 @@ class RunFolder:
         """The finished iterations, one record each. A last line cut short by a crash is not one."""
         return read_results(self.path / "results.jsonl")
 
-    @ranks.by_first
+    @distributed.main_process_only
     def add_result(self, record: Record) -> None:
         """Append a record, replacing one of the same trial and iteration."""
         key = ("method", "L", "ir", "nr", "init", "ensemble", "select", "copies", "b")
         with locked(self.path / ".lock"):
-            kept = [old for old in self.results() if any(old.get(k) != record.get(k) for k in key)]
+            found = self.results()
+            if record in found:
+                return
+            kept = [old for old in found if any(old.get(k) != record.get(k) for k in key)]
             with atomic(self.path / "results.jsonl") as file:
                 file.write("".join(json.dumps(line) + "\n" for line in [*kept, record]).encode())
 
 
 def read_results(path: Path, skipped: Callable[[str], None] | None = None) -> list[Record]:
-    """The records of a results file, none where there is no file; a truncated last line is passed over.
+    """The records of a results file, none where there is no file; a truncated last line is left out.
 
     Args:
-        skipped: is told of a line that is passed over.
+        skipped: called with a message about a line that is left out.
     Raises:
         UserError: another line is not a record.
     """
@@ -266,7 +275,7 @@ def read_json(path: Path) -> dict[str, Any]:
     return content
 
 
-@ranks.by_first
+@distributed.main_process_only
 def save_checkpoint(path: Path, state: Mapping[str, Any], about: Mapping[str, Any]) -> None:
     """Weights and what they are, for `load_checkpoint`."""
     buffer = io.BytesIO()  # torch.save answers a full disk with an error of its own
@@ -283,7 +292,7 @@ def load_checkpoint(path: Path, expected: Mapping[str, Any]) -> tuple[dict[str, 
     Raises:
         UserError: missing, truncated, foreign, or of other settings than expected.
     """
-    if not path.exists():
+    if not has_file(path):
         raise UserError(f"there is no checkpoint {path}")
     try:
         content = torch.load(path, map_location="cpu", weights_only=True)
@@ -296,7 +305,7 @@ def load_checkpoint(path: Path, expected: Mapping[str, Any]) -> tuple[dict[str, 
     return state, about
 
 
-@ranks.by_first
+@distributed.main_process_only
 def save_array(path: Path, array: np.ndarray, header: Mapping[str, Any]) -> None:
     """An array as .npy and, beside it, its header as .json, which is written last and so marks it complete."""
     path.with_suffix(".json").unlink(missing_ok=True)
@@ -305,7 +314,7 @@ def save_array(path: Path, array: np.ndarray, header: Mapping[str, Any]) -> None
     write_json(path.with_suffix(".json"), {**_layout(array), **header})
 
 
-@ranks.by_first
+@distributed.main_process_only
 def create_array(path: Path, shape: tuple[int, ...], dtype: np.dtype) -> np.memmap:
     """A memory-mapped array under a temporary name, which `complete_array` ends. Raises UserError.
 
@@ -322,7 +331,7 @@ def create_array(path: Path, shape: tuple[int, ...], dtype: np.dtype) -> np.memm
         raise UserError(f"cannot write {temporary}: {problem.strerror or problem}") from None
 
 
-@ranks.by_first
+@distributed.main_process_only
 def complete_array(path: Path, array: np.memmap, header: Mapping[str, Any]) -> None:
     """Give the array its name and its header."""
     array.flush()
@@ -355,13 +364,24 @@ def _layout(array: np.ndarray) -> dict[str, Any]:
     return {"shape": list(array.shape), "dtype": str(array.dtype)}
 
 
+def has_file(path: Path) -> bool:
+    """Whether a file exists, with one answer for all processes."""
+    return distributed.broadcast_from_main(path.exists)
+
+
 def has_array(path: Path) -> bool:
-    return path.exists() and path.with_suffix(".json").exists()
+    """Whether an array and its header exist, with one answer for all processes."""
+    return distributed.broadcast_from_main(lambda: path.exists() and path.with_suffix(".json").exists())
 
 
-@ranks.by_first
+@distributed.main_process_only
 def delete_array(path: Path) -> None:
     path.with_suffix(".json").unlink(missing_ok=True)
+    path.unlink(missing_ok=True)
+
+
+@distributed.main_process_only
+def delete_file(path: Path) -> None:
     path.unlink(missing_ok=True)
 
 

@@ -9,7 +9,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.nn.parallel import DistributedDataParallel
 
-from alfk import ranks
+from alfk import distributed
 from alfk.config import Recipe
 from alfk.data import Split
 from alfk.errors import UserError
@@ -51,7 +51,7 @@ def fit(
     Raises:
         UserError: too few images to train on.
     """
-    rank, world = ranks.rank(), ranks.world()
+    rank, world = distributed.rank(), distributed.world_size()
     least = (2 if has_batch_norm(model) else 1) * world  # one image has no variance
     if recipe.batch_size < least and world > 1:
         raise UserError(f"a batch of {recipe.batch_size} images is too small for {world} processes: start fewer")
@@ -75,7 +75,7 @@ def fit(
                 optimiser.zero_grad()
                 loss.backward()
                 optimiser.step()
-        ranks.follow_first(model.buffers())
+        distributed.broadcast_tensors(model.buffers())
         if after_epoch is not None:
             after_epoch(epoch)
 
@@ -86,15 +86,17 @@ def _shuffled(images: int, batch_size: int, least: int, generator: torch.Generat
     if 0 < images % batch_size < least:
         order = order[: -(images % batch_size)]  # which images those are changes with every epoch
     if images and not len(order):
-        if ranks.world() == 1:
+        if distributed.world_size() == 1:
             raise UserError("a network with batch norm cannot be trained on a single image: raise -as")
-        raise UserError(f"{images} images are too few for {ranks.world()} processes: raise -as or start fewer")
+        raise UserError(
+            f"{images} images are too few for {distributed.world_size()} processes: raise -as or start fewer"
+        )
     return order.split(batch_size)
 
 
 def _together(model: nn.Module, device: torch.device) -> nn.Module:
     """The network as several processes train it: with the mean of their gradients."""
-    if ranks.world() == 1:
+    if distributed.world_size() == 1:
         return model
     on_gpu = device.type == "cuda"
     if on_gpu:
@@ -166,7 +168,7 @@ class Evaluator:
             return likeliest, (likeliest[:, 0] != targets).view(-1, len(images)).sum(0)
 
         with evaluation_mode(model):
-            for positions, (likeliest, wrong) in ranks.by_batches(answer, split.subset(order), self.batch_size):
+            for positions, (likeliest, wrong) in distributed.map_batches(answer, split.subset(order), self.batch_size):
                 rows = order[positions]
                 self.difficulty[rows] = self.difficulty[rows] / 2 + wrong
                 errors, answers = errors + int(wrong.sum()), answers + len(likeliest)

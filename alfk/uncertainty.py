@@ -8,9 +8,9 @@ from collections.abc import Callable, Sequence
 import torch
 from torch import Tensor, nn
 
-from alfk import ranks
+from alfk import distributed
 from alfk.data import Split
-from alfk.network import dropout_mode
+from alfk.network import add_passes, dropout_mode
 from alfk.seeding import draw_seed, seeded_globally
 
 
@@ -74,7 +74,7 @@ def entropy_bits(p: Tensor) -> Tensor:
 def uncertainty(
     measure: str, models: Sequence[nn.Module], split: Split, samples: int, generator: torch.Generator, batch_size: int
 ) -> Tensor:
-    """How uncertain an ensemble of dropout networks is about every image of `split`. Ranks share the batches.
+    """Uncertainty of an ensemble of dropout networks on every image of `split`. Processes share the batches.
 
     Args:
         measure: a key of MEASURES.
@@ -89,7 +89,7 @@ def uncertainty(
     each, rest = divmod(samples, len(models))
     if rest or not each:
         raise ValueError(f"{samples} samples cannot be shared by {len(models)} models")
-    # Of every batch its own stream, so that it does not matter who works on the batches before.
+    # A seed for every batch, so that its masks do not depend on which process samples the others.
     seeds = [draw_seed(generator) for _ in range(0, len(split), batch_size)]
 
     def score(images: Tensor, positions: Tensor) -> tuple[Tensor]:
@@ -97,6 +97,7 @@ def uncertainty(
         with seeded_globally(seeds[int(positions[0]) // batch_size], split.device):
             for model in models:
                 sample = sampler(model, images)
+                add_passes(forward=each * len(images))
                 for _ in range(each):
                     logits = sample()
                     found = found or Samples(*logits.shape, device=split.device)
@@ -104,7 +105,7 @@ def uncertainty(
         return (MEASURES[measure](found),)
 
     with dropout_mode(models):
-        return torch.cat([scores for _, (scores,) in ranks.by_batches(score, split, batch_size)])
+        return torch.cat([scores for _, (scores,) in distributed.map_batches(score, split, batch_size)])
 
 
 def sampler(model: nn.Module, images: Tensor) -> Callable[[], Tensor]:

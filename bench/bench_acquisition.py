@@ -19,9 +19,9 @@ ROOT = Path(__file__).resolve().parents[1]
 sys.path.insert(0, str(ROOT))
 
 from alfk.acquisition import METHODS, Sampling, choose, get_method, measure
+from alfk.cli.options import positive
 from alfk.runs import RunFolder, Trial
 from alfk.stages.memory import peak_mib, reset_peak
-from alfk.stages.options import positive
 from alfk.stages.workspace import Workspace
 from bench.bench_iteration import TRIAL, B, warm_up, with_epochs
 from bench.common import guarded, machine, mnist_on, mnist_parser

@@ -39,13 +39,13 @@ from torchvision.transforms import Compose, Normalize, ToTensor
 ROOT = Path(__file__).resolve().parents[1]
 sys.path.insert(0, str(ROOT))
 
+from alfk.cli.options import positive
 from alfk.config import Experiment
 from alfk.data import Split
-from alfk.descriptors import Probe, standardise
+from alfk.descriptors import ForwardPass, standardise
 from alfk.network import snapshot
 from alfk.runs import Record, RunFolder, Trial
 from alfk.stages import describe, pretrain, retrain
-from alfk.stages.options import positive
 from alfk.stages.workspace import Workspace
 from alfk.training import Evaluator, cpu_threads
 from alfk.uncertainty import uncertainty
@@ -194,7 +194,7 @@ def print_parts(clock: Clock, record: Record, options: argparse.Namespace) -> No
         ("total", total, ""),
     ]
     before = f"{record['labelled'] - MNIST.query_size} -> {record['labelled']} labels"
-    print(f"\nMNIST b={record['b']}, {before}, ir={record['ir']:g}, {TRIAL.column()}\n")
+    print(f"\nMNIST b={record['b']}, {before}, ir={record['ir']:g}, {TRIAL.short()}\n")
     print(f"{'part':<18}{'seconds':>10}{'share':>9}")
     for name, value, remark in lines:
         print(f"{name:<18}{value:>10.3f}{100 * value / total:>7.1f} %   {remark}".rstrip())
@@ -209,10 +209,11 @@ def print_limits(work: Workspace, clock: Clock, record: Record, options: argpars
     pool, validation = work.pool(TRIAL.ir, TRIAL.nr, TRIAL.distortion), work.validation()
     (model,), _ = work.models_before(TRIAL, B + 1)
     images, batch = next(validation.batches(100))[0], MNIST.descriptor_batch
+    labels = torch.zeros(100, dtype=torch.int64)
     forward = flop(lambda: model(images)) / 100
-    both = flop(lambda: F.cross_entropy(model(images)[0], torch.zeros(100, dtype=torch.int64)).backward()) / 100
+    both = flop(lambda: F.cross_entropy(model(images)[0], labels).backward()) / 100
     taps = MNIST.taps(TRIAL.length)
-    scored = flop(lambda: Probe(model, images, None, taps, grad=True).g(torch.zeros(100, dtype=torch.int64))) / 100
+    scored = flop(lambda: ForwardPass(model, images, None, taps, grad=True).g(labels)) / 100
     search = 2 * len(pool) * len(validation) * TRIAL.length
     hidden = model.before_dropout(images)
     sampled = flop(lambda: model.after_dropout(hidden)) / 100

@@ -17,9 +17,9 @@ sys.path.insert(0, str(ROOT))
 import torch
 from tabulate import tabulate
 
+from alfk.cli.options import Parser, device_of, positive
 from alfk.data import Split
 from alfk.image_files import has_dali, usual_workers
-from alfk.stages.options import Parser, device_of, positive
 from bench.common import guarded, machine
 from imagenet.custom_datasets.image_folder import load_folder
 

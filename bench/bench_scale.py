@@ -21,10 +21,10 @@ import numpy as np
 import torch
 from tabulate import tabulate
 
+from alfk.cli.options import Parser, device_of, positive
 from alfk.matching import budget, k_centre, match
 from alfk.seeding import generator
 from alfk.stages.memory import peak_mib, reset_peak
-from alfk.stages.options import Parser, device_of, positive
 from bench.common import guarded, machine
 
 CHUNK = 10_000  # rows written at a time

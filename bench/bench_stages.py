@@ -27,6 +27,7 @@ from torchvision.transforms import Compose, Normalize, ToTensor
 ROOT = Path(__file__).resolve().parents[1]
 sys.path.insert(0, str(ROOT))
 
+from alfk.cli.options import Parser, positive
 from alfk.data import Split
 from alfk.descriptors import standardise
 from alfk.errors import UserError
@@ -34,7 +35,6 @@ from alfk.matching import k_centre, top_matches
 from alfk.network import kaiming_fan_out
 from alfk.seeding import generator
 from alfk.stages.memory import peak_mib, reset_peak
-from alfk.stages.options import Parser, positive
 from alfk.training import predict
 from bench.common import fastest, guarded, machine, mnist_is_in
 from mnist.config import MNIST

@@ -20,9 +20,9 @@ from torch.utils.flop_counter import FlopCounterMode
 ROOT = Path(__file__).resolve().parents[1]
 sys.path.insert(0, str(ROOT))
 
+from alfk.cli.options import positive
 from alfk.config import Experiment
 from alfk.data import Split
-from alfk.stages.options import positive
 from bench.common import guarded, machine
 from vaal.config import RECIPES, Recipe, experiments
 from vaal.model import SIZE

@@ -10,9 +10,9 @@ from typing import TypeVar
 
 import torch
 
+from alfk.cli.options import ROOT, Parser, device_of
 from alfk.data import Split
 from alfk.errors import UserError
-from alfk.stages.options import ROOT, Parser, device_of
 from mnist.custom_datasets.mnist import FILES, load_mnist
 
 T = TypeVar("T")

@@ -9,11 +9,11 @@ import functools
 from dataclasses import replace
 from pathlib import Path
 
+from alfk.cli.options import positive
 from alfk.config import Experiment, Recipe, WarmUpAndDecay
 from alfk.errors import UserError
 from alfk.image_files import LOADERS, has_dali, usual_workers
 from alfk.network import kaiming_fan_out
-from alfk.stages.options import positive
 from imagenet.custom_datasets import image_folder
 from imagenet.custom_models.resnet import resnet18, resnet34, resnet50
 
@@ -27,51 +27,57 @@ def descriptors(expansion: int) -> dict[int, tuple[int, ...]]:
     return {expansion * length: which for length, which in taps.items()}
 
 
-def add_flags(parser: argparse.ArgumentParser) -> None:
-    """What ImageNet's scripts understand beyond those of other data sets."""
-    add = parser.add_argument
-    where = (
-        "folder with train/<class>/*.JPEG and val/<class>/*.JPEG (<datadir>/ILSVRC2012_pytorch, or the one used last)"
-    )
-    add("folder", nargs="?", type=Path, metavar="DIR", help=where)
-    add("--imagenetdir", type=Path, metavar="DIR", help="the same folder, given by name")
-    add("-a", "--arch", choices=ARCHITECTURES, default="resnet18", help="network (resnet18)")
-    add("--loader", choices=LOADERS, help="who decodes images (dali where it is installed, else torchvision)")
-    add("--workers", type=positive, metavar="N", help="threads or processes that decode (as many as there are CPUs)")
-    add("--image-size", type=positive, metavar="PIXELS", help="side of the crops (224)")
-    add("--holdout-val", type=float, default=0.0, metavar="F", help="share of val kept for test alone (0: all is both)")
-    add("--amp", action="store_true", help="train in mixed precision, bfloat16")
-    add("--compile", action="store_true", help="train with torch.compile")
+class ImageNetFlags:
+    """The flags of ImageNet's scripts beyond those of other data sets."""
 
+    def add(self, parser: argparse.ArgumentParser) -> None:
+        add = parser.add_argument
+        where = "folder with train/<class>/*.JPEG and val/<class>/*.JPEG"
+        where += " (<datadir>/ILSVRC2012_pytorch, or the one used last)"
+        add("folder", nargs="?", type=Path, metavar="DIR", help=where)
+        add("--imagenetdir", type=Path, metavar="DIR", help="the same folder, given by name")
+        add("-a", "--arch", choices=ARCHITECTURES, default="resnet18", help="network (resnet18)")
+        add("--loader", choices=LOADERS, help="library that decodes (dali where it is installed, else torchvision)")
+        add("--workers", type=positive, metavar="N", help="threads or processes that decode (the number of CPUs)")
+        add("--image-size", type=positive, metavar="PIXELS", help="side of the crops (224)")
+        add(
+            "--holdout-val",
+            type=float,
+            default=0.0,
+            metavar="F",
+            help="share of val for test alone (0: all is both)",
+        )
+        add("--amp", action="store_true", help="train in mixed precision, bfloat16")
+        add("--compile", action="store_true", help="train with torch.compile")
 
-def with_flags(experiment: Experiment, options: argparse.Namespace) -> Experiment:
-    """The constants as those flags change them. Raises UserError."""
-    if not 0 <= options.holdout_val < 1:
-        raise UserError(f"--holdout-val is a share of val, from 0 to under 1, not {options.holdout_val:g}")
-    size = options.image_size or experiment.image_size
-    if size < 32:
-        raise UserError(f"--image-size is at least 32, not {size}")
-    loader = options.loader or ("dali" if has_dali() else "torchvision")
-    expansion = 4 if options.arch == "resnet50" else 1
-    precision = {"amp": options.amp, "compiled": options.compile}
-    return replace(
-        experiment,
-        image_size=size,
-        loader=loader,
-        holdout=options.holdout_val,
-        network=ARCHITECTURES[options.arch],
-        descriptors=descriptors(expansion),
-        default_length=768 * expansion,
-        retraining=replace(experiment.retraining, **precision),
-        pretraining=replace(experiment.pretraining, **precision),
-        load=functools.partial(
-            image_folder.load_folder,
-            root=options.imagenetdir or options.folder,
-            size=size,
+    def apply(self, experiment: Experiment, options: argparse.Namespace) -> Experiment:
+        """The constants as these flags change them. Raises UserError."""
+        if not 0 <= options.holdout_val < 1:
+            raise UserError(f"--holdout-val is a share of val, from 0 to under 1, not {options.holdout_val:g}")
+        size = options.image_size or experiment.image_size
+        if size < 32:
+            raise UserError(f"--image-size is at least 32, not {size}")
+        loader = options.loader or ("dali" if has_dali() else "torchvision")
+        expansion = 4 if options.arch == "resnet50" else 1
+        precision = {"amp": options.amp, "compiled": options.compile}
+        return replace(
+            experiment,
+            image_size=size,
             loader=loader,
-            workers=options.workers or usual_workers(),
-        ),
-    )
+            holdout=options.holdout_val,
+            network=ARCHITECTURES[options.arch],
+            descriptors=descriptors(expansion),
+            default_length=768 * expansion,
+            retraining=replace(experiment.retraining, **precision),
+            pretraining=replace(experiment.pretraining, **precision),
+            load=functools.partial(
+                image_folder.load_folder,
+                root=options.imagenetdir or options.folder,
+                size=size,
+                loader=loader,
+                workers=options.workers or usual_workers(),
+            ),
+        )
 
 
 IMAGENET = Experiment(
@@ -103,6 +109,7 @@ IMAGENET = Experiment(
     descriptors=descriptors(1),
     default_length=768,
     default_ir=100,
+    panels={1: "(c)", 100: "(d)"},
     descriptor_batch=512,
     training_threads=1,
     samples=32,  # an ensemble of four takes 8 each
@@ -112,8 +119,7 @@ IMAGENET = Experiment(
     descriptor_dtype="float16",  # z and g of L=768: 3 KB an image, 3.9 GB in all
     image_size=224,
     top5=True,
-    add_flags=add_flags,
-    with_flags=with_flags,
+    flags=ImageNetFlags(),
 )
 
 EXPERIMENTS = {IMAGENET.name: IMAGENET}

@@ -14,7 +14,7 @@ from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
-from alfk.stages import cli
+from alfk.cli import scripts
 from imagenet.config import EXPERIMENTS
 
 # (imbalance ratio, method, descriptor length L, ensemble size E)
@@ -33,4 +33,4 @@ cfg = [
 ]
 
 if __name__ == "__main__":
-    sys.exit(cli.run(EXPERIMENTS, {"ImageNet": cfg}, __doc__))
+    sys.exit(scripts.run(EXPERIMENTS, {"ImageNet": cfg}, __doc__))

@@ -28,6 +28,8 @@ MNIST = Experiment(
     descriptors={10: (LOGITS,), 20: (X2,), 30: (X1, X2), 80: (X1, X2, X4), 90: (X1, X2, X4, LOGITS)},
     default_length=80,
     default_ir=100,
+    panels={1: "(a)", 100: "(b)"},
+    hardest=(5, 8, 9),
     descriptor_batch=500,  # the release used 10,000; 500 images fit the cache
     training_threads=1,
     samples=128,  # an ensemble of four takes 32 each
@@ -46,6 +48,7 @@ DIGITS = replace(
     query_size=15,
     runs=5,
     default_ir=20,
+    panels={},
     load=digits.load_digits,
 )
 

@@ -15,7 +15,7 @@ from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
-from alfk.stages import cli
+from alfk.cli import scripts
 from mnist.config import EXPERIMENTS
 
 # (imbalance ratio, method, descriptor length L, ensemble size E)
@@ -47,4 +47,4 @@ cfg_digits = [
 ]
 
 if __name__ == "__main__":
-    sys.exit(cli.run(EXPERIMENTS, {"MNIST": cfg, "DIGITS": cfg_digits}, __doc__))
+    sys.exit(scripts.run(EXPERIMENTS, {"MNIST": cfg, "DIGITS": cfg_digits}, __doc__))

@@ -10,8 +10,8 @@ from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
-from alfk.stages import cli
+from alfk.cli import scripts
 from mnist.config import EXPERIMENTS
 
 if __name__ == "__main__":
-    sys.exit(cli.unsup(EXPERIMENTS, __doc__))
+    sys.exit(scripts.unsup(EXPERIMENTS, __doc__))

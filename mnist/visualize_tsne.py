@@ -13,7 +13,7 @@ from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
-from alfk.stages.visualise import visualise
+from alfk.cli.visualise import visualise
 from mnist.config import EXPERIMENTS, X4
 
 if __name__ == "__main__":

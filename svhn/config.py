@@ -26,13 +26,14 @@ SVHN = Experiment(
     descriptors={256: (LAYER3,), 512: (LAYER4,), 768: (LAYER3, LAYER4)},
     default_length=768,
     default_ir=100,
+    panels={1: "(a)", 100: "(b)"},
     descriptor_batch=1000,  # the release used 5,000
     training_threads=1,
     samples=64,  # an ensemble of four takes 16 each
     network=ResNet10,
     initialise=kaiming_fan_out,
     load=svhn.load_svhn,
-    load_part=svhn.load_part,
+    has_subsets=True,
     train_images=604_388,
 )
 

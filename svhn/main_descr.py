@@ -11,8 +11,8 @@ from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
-from alfk.stages import cli
+from alfk.cli import scripts
 from svhn.config import EXPERIMENTS
 
 if __name__ == "__main__":
-    sys.exit(cli.main_descr(EXPERIMENTS, __doc__))
+    sys.exit(scripts.main_descr(EXPERIMENTS, __doc__))

@@ -13,7 +13,7 @@ from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
-from alfk.stages import cli
+from alfk.cli import scripts
 from svhn.config import EXPERIMENTS
 
 # (imbalance ratio, method, descriptor length L, ensemble size E)
@@ -32,4 +32,4 @@ cfg = [
 ]
 
 if __name__ == "__main__":
-    sys.exit(cli.run(EXPERIMENTS, {"SVHN": cfg}, __doc__))
+    sys.exit(scripts.run(EXPERIMENTS, {"SVHN": cfg}, __doc__))

@@ -7,7 +7,7 @@ from torch import nn
 from alfk import acquisition
 from alfk.acquisition import METHODS, Sampling, choose, measure, most, select
 from alfk.data import Split
-from alfk.descriptors import Probe, describe, standardise
+from alfk.descriptors import ForwardPass, describe, standardise
 from alfk.errors import UserError
 
 CLASSES = 4
@@ -48,7 +48,7 @@ def rows(model, split, labels=None):
     out = []
     for i in range(len(split)):
         images, positions = next(split.batches(1, torch.tensor([i])))
-        probe = Probe(model.eval(), images, positions, None, grad=True)
+        probe = ForwardPass(model.eval(), images, positions, None, grad=True)
         out.append(torch.cat([probe.z] + ([probe.g(labels[i : i + 1])] if labels is not None else []), 1)[0])
     return torch.stack(out)
 

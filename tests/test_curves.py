@@ -9,8 +9,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from alfk import curves
-from alfk.curves import Curve
 from alfk.errors import UserError
+from alfk.plotting.curves import Curve
 from alfk.runs import Trial
 
 

@@ -9,7 +9,7 @@ from hypothesis import strategies as st
 from torch import nn
 
 from alfk.data import Split
-from alfk.descriptors import Probe, describe, pool_spatially, standardise
+from alfk.descriptors import ForwardPass, describe, pool_spatially, standardise
 
 
 class Tiny(nn.Module):
@@ -70,7 +70,7 @@ def test_scores_are_each_images_own_gradient(tiny, split):
     """One backward pass for the batch equals a pass for each image with the loss computed by hand."""
     images, positions = next(split.batches(11))
     images = images.double()
-    probe = Probe(tiny.eval(), images, positions, None, grad=True)
+    probe = ForwardPass(tiny.eval(), images, positions, None, grad=True)
     scores = probe.scores(split.labels)
     for i in range(11):
         x = torch.tanh(tiny.conv(images[i : i + 1])).detach().requires_grad_()
@@ -84,7 +84,7 @@ def test_scores_are_each_images_own_gradient(tiny, split):
 
 def test_probe_gives_gradients_for_several_labels(tiny, split):
     images, positions = next(split.batches(11))
-    probe = Probe(tiny.eval(), images.double(), positions, (1,), grad=True)
+    probe = ForwardPass(tiny.eval(), images.double(), positions, (1,), grad=True)
     for label in range(4):
         wanted = probe.logits.softmax(1) - F.one_hot(torch.tensor(label), 4)
         assert torch.allclose(probe.scores(torch.full((11,), label), last=False)[0], wanted)

@@ -13,7 +13,7 @@ import torch
 from alfk import pseudo_labels
 from alfk.acquisition import METHODS, Sampling, measure
 from alfk.data import Split
-from alfk.descriptors import Probe, pool_spatially
+from alfk.descriptors import ForwardPass, pool_spatially
 from alfk.network import kaiming_fan_out
 from alfk.perturbation import STRATEGIES, ReleasedRotationAndNoise, Rotated, RotatedToNearest, RotationAndNoise
 from mnist.config import DIGITS, MNIST
@@ -90,10 +90,10 @@ def test_pseudo_labels_of_mutual_information_agree_with_the_plain_version(parity
     images, positions = next(Split(pixels, None, MNIST.mean, MNIST.std).batches(500))
     many = RotationAndNoise().draw(48, (1, 28, 28), torch.Generator().manual_seed(5))
     rule = pseudo_labels.from_copies(pseudo_labels.mutual_information, trained, (1,), many)
-    ours = rule(Probe(trained, images, positions, (1,), grad=True)).numpy()
+    ours = rule(ForwardPass(trained, images, positions, (1,), grad=True)).numpy()
     z, g = [], [[] for _ in range(10)]
     for copy in many:
-        probe = Probe(trained, copy(images), None, (1,), grad=True)
+        probe = ForwardPass(trained, copy(images), None, (1,), grad=True)
         z.append(probe.features[0].double().numpy())
         for c in range(10):
             g[c].append(probe.scores(torch.full((500,), c), last=False)[0].double().numpy())
@@ -111,9 +111,9 @@ def test_pseudo_labels_of_mutual_information_agree_with_the_plain_version(parity
 
 def test_linearity_gives_every_class_its_gradient(model):
     images = next(digits(4).batches(4))[0]
-    rows = Probe(model, images, None, (0, 1, 2, 3), grad=True).jacobian()
+    rows = ForwardPass(model, images, None, (0, 1, 2, 3), grad=True).jacobian()
     assert rows.shape == (4, 10, 90)
-    probe = Probe(model, images, None, (0, 1, 2, 3), grad=True)
+    probe = ForwardPass(model, images, None, (0, 1, 2, 3), grad=True)
     p = probe.logits.softmax(1)
     for c in range(10):
         wanted = torch.cat(probe.scores(torch.full((4,), c), last=False), 1)
@@ -133,7 +133,7 @@ def test_both_sides_get_estimated_labels(model):
 
 def test_chunks_do_not_change_labels(model, copies, monkeypatch):
     images, positions = next(digits(50).batches(50))
-    probe = Probe(model, images, positions, (1,), grad=True)
+    probe = ForwardPass(model, images, positions, (1,), grad=True)
     whole = pseudo_labels.from_copies(pseudo_labels.mutual_information, model, (1,), copies)(probe)
     monkeypatch.setattr(pseudo_labels, "STATISTICS", 1)
     assert torch.equal(pseudo_labels.from_copies(pseudo_labels.mutual_information, model, (1,), copies)(probe), whole)
@@ -162,7 +162,7 @@ def test_a_dead_network_still_gets_labels(copies):
     for name in pseudo_labels.ESTIMATORS:
         rule = pseudo_labels.from_copies(pseudo_labels.ESTIMATORS[name], dead, (0, 1, 2), copies)
         images, positions = next(digits(3).batches(3))
-        assert ((labels := rule(Probe(dead, images, positions, (0, 1, 2), grad=True))) >= 0).all()
+        assert ((labels := rule(ForwardPass(dead, images, positions, (0, 1, 2), grad=True))) >= 0).all()
         assert labels.shape == (3,)
 
 

@@ -12,7 +12,8 @@ from PIL import Image
 
 from alfk.data import Split
 from alfk.errors import UserError
-from alfk.image_files import ImageFiles, draw_crops, has_dali, window
+from alfk.image_decoding import draw_crops, window
+from alfk.image_files import ImageFiles, has_dali
 from imagenet.custom_datasets.image_folder import MEAN, STD, load_folder
 from tests.conftest import SHARED
 

@@ -5,8 +5,8 @@ import argparse
 import pytest
 import torch
 
+from alfk.cli.options import device_of, init_of, method_key, trials_of
 from alfk.errors import UserError
-from alfk.stages.options import device_of, init_of, method_key, trials_of
 from mnist.config import MNIST
 from svhn.config import SVHN
 

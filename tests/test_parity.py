@@ -6,7 +6,7 @@ import torch
 
 from alfk import acquisition, matching
 from alfk.data import Split
-from alfk.descriptors import Probe, describe, standardise
+from alfk.descriptors import ForwardPass, describe, standardise
 from mnist.config import MNIST
 from mnist.custom_models.lenet import LeNet
 
@@ -34,7 +34,7 @@ def problem(parity):
 def raw(model, split, taps, labels):
     """z and g before standardisation, of the whole split in one batch."""
     images, positions = next(split.batches(len(split)))
-    probe = Probe(model, images, positions, taps, grad=True)
+    probe = ForwardPass(model, images, positions, taps, grad=True)
     return torch.cat(probe.features, 1), torch.cat(probe.scores(labels(probe)), 1)
 
 

@@ -12,7 +12,7 @@ import numpy as np
 import pytest
 from sklearn.metrics import confusion_matrix
 
-from alfk.curves import Curve
+from alfk.plotting.curves import Curve
 from alfk.stages import draw
 
 ROOT = Path(__file__).resolve().parents[1]

@@ -18,8 +18,9 @@ import torch
 import torch.distributed as dist
 from torch import nn
 
-from alfk import matching, ranks
+from alfk import distributed, matching
 from alfk.acquisition import select
+from alfk.cli.scripts import guarded
 from alfk.config import Recipe, StepDecay
 from alfk.data import Split
 from alfk.descriptors import Descriptors, describe
@@ -28,7 +29,6 @@ from alfk.matching import match, top_matches
 from alfk.network import MCDropout
 from alfk.pseudo_labels import nearest_by_feature
 from alfk.runs import RunFolder, complete_array, create_array, open_array, save_array
-from alfk.stages.cli import guarded
 from alfk.training import Evaluation, Evaluator, classify, fit, rotate
 from alfk.uncertainty import MEASURES, uncertainty
 from tests.test_scripts import SMALL, is_child, outcome
@@ -140,12 +140,12 @@ def in_a_group(number, folder):
     found["names"] = list(model.state_dict())
     found["refused"] = [refusal(split(20), 1), refusal(split(1), 8)]
 
-    found["agreed"] = ranks.agreed(lambda: number + 10)
-    found["everyone's error"] = said(lambda: ranks.agreed(lambda: fail("there is no file")))
-    with ranks.alone():
-        found["alone"] = (ranks.world(), ranks.agreed(lambda: number))
+    found["agreed"] = distributed.broadcast_from_main(lambda: number + 10)
+    found["everyone's error"] = said(lambda: distributed.broadcast_from_main(lambda: fail("there is no file")))
+    with distributed.single_process():
+        found["alone"] = (distributed.world_size(), distributed.broadcast_from_main(lambda: number))
     order = folder / "order"
-    ranks.in_turn(lambda: note(order, number, folder))
+    distributed.main_process_first(lambda: note(order, number, folder))
     found["in turn"] = order.read_text()
 
     path = folder / "array.npy"
@@ -157,17 +157,17 @@ def in_a_group(number, folder):
     found["array"] = open_array(path, {"kind": "x"})[0].tolist()
     run = RunFolder(folder, 0)
     run.create()
-    with run.exclusively("x"):
+    with run.lock("x"):
         (folder / f"working{number}").touch()
-    ranks.agreed(lambda: None)
+    distributed.broadcast_from_main(lambda: None)
     if number == 0:
-        with ranks.alone(), run.exclusively("y"):
+        with distributed.single_process(), run.lock("y"):
             dist.barrier()
             dist.barrier()
     else:
         dist.barrier()
-        with ranks.alone():
-            found["locked"] = said(lambda: run.exclusively("y").__enter__())
+        with distributed.single_process():
+            found["locked"] = said(lambda: run.lock("y").__enter__())
         dist.barrier()
 
     sys.argv, errors = ["vaal"], io.StringIO()

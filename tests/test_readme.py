@@ -8,7 +8,7 @@ import numpy as np
 import torch
 from torch import nn
 
-from alfk.curves import parse_series
+from alfk.plotting.curves import parse_series
 from alfk.runs import Trial
 
 ROOT = Path(__file__).resolve().parents[1]

@@ -199,7 +199,7 @@ def test_a_folder_that_cannot_be_made(tmp_path):
 
 
 def hold(folder, started, stop):
-    with folder.exclusively("x"):
+    with folder.lock("x"):
         started.set()
         stop.wait(30)
 
@@ -210,11 +210,11 @@ def test_two_processes_do_not_work_on_the_same_thing(folder):
     process = context.Process(target=hold, args=(folder, started, stop))
     process.start()
     assert started.wait(60)
-    with pytest.raises(UserError, match="another process is working on x"), folder.exclusively("x"):
+    with pytest.raises(UserError, match="another process is working on x"), folder.lock("x"):
         pass
-    with folder.exclusively("y"):
+    with folder.lock("y"):
         pass
     process.kill()  # not even asked to let go
     process.join()
-    with folder.exclusively("x"):
+    with folder.lock("x"):
         pass

@@ -7,11 +7,11 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+from alfk.stages.drive import active_learning, make_initial_models
 
 from alfk.errors import UserError
 from alfk.network import snapshot
 from alfk.runs import RunFolder, Trial, save_checkpoint, write_json
-from alfk.stages.drive import active_learning, make_initial_models
 from alfk.stages.pretrain import initial_models
 from alfk.stages.retrain import retrain
 from alfk.stages.workspace import Workspace

@@ -14,6 +14,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+from alfk.stages.drive import make_initial_models
 from test_scripts import ROOT, SMALL, draw, outcome
 from test_scripts import call as call_mnist
 from torch import nn
@@ -22,7 +23,6 @@ from alfk.data import Split
 from alfk.errors import UserError
 from alfk.network import snapshot
 from alfk.runs import RunFolder, Trial
-from alfk.stages.drive import make_initial_models
 from alfk.stages.retrain import Selector
 from alfk.stages.workspace import Workspace
 from mnist.config import DIGITS

@@ -1,4 +1,4 @@
-"""What VAAL needs to know of each data set (METHOD, section 10), beyond the data set's own constants.
+"""VAAL's constants of each data set (docs/method.md, section 10), beyond the data set's own.
 
 MNIST, ir=100, rotation init (published, 10 runs, mean +- std): 51.5 +- 2.3, 53.9 +- 2.8 and 57.0 +- 3.1 % at 125, 250
 and 375 labels.
@@ -6,16 +6,14 @@ and 375 labels.
 
 import dataclasses
 import functools
-import importlib.util
-from collections.abc import Callable, Mapping
+from collections.abc import Callable
 from typing import Any
 
 from torch import nn
 
+from alfk.cli.datasets import all_experiments
 from alfk.config import Experiment
 from mnist.custom_models.lenet import LeNet
-
-FOLDERS = ("mnist", "svhn", "imagenet")  # of data sets; those that are there have a registry in their config.py
 
 
 @dataclasses.dataclass(frozen=True)
@@ -69,10 +67,5 @@ RECIPES = {
 
 
 def experiments() -> dict[str, Experiment]:
-    """The data sets whose folders are there, by name."""
-    found: dict[str, Experiment] = {}
-    for folder in FOLDERS:
-        if importlib.util.find_spec(folder) and importlib.util.find_spec(f"{folder}.config"):
-            registry: Mapping[str, Experiment] = importlib.import_module(f"{folder}.config").EXPERIMENTS
-            found |= {name: experiment for name, experiment in registry.items() if name in RECIPES}
-    return found
+    """The data sets that have a recipe and whose folders are there, by name."""
+    return {name: experiment for name, experiment in all_experiments().items() if name in RECIPES}

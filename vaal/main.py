@@ -21,25 +21,20 @@ from torch import Tensor
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
-from alfk.acquisition import choose, get_method
+
+from alfk.acquisition import draw_at_random
+from alfk.cli import options as flags
+from alfk.cli import scripts
+from alfk.cli.progress import Progress
 from alfk.config import Experiment
 from alfk.data import Split
 from alfk.errors import UserError
 from alfk.matching import Selection
-from alfk.runs import Record, Trial, has_array, load_checkpoint, open_array, save_array, save_checkpoint
-from alfk.stages import cli
-from alfk.stages import options as flags
-from alfk.stages.drive import every_iteration
-from alfk.stages.report import Progress
-from alfk.stages.retrain import (
-    Selector,
-    conclude,
-    finished,
-    labelled_before,
-    make_record,
-    read_labelled,
-    write_labelled,
-)
+from alfk.runs import Record, Trial, has_array, has_file, load_checkpoint, open_array, save_array, save_checkpoint
+from alfk.stages.acquire import situation_of, write_labelled
+from alfk.stages.loop import Stages, active_learning
+from alfk.stages.retrain import Selector, make_record, write_result
+from alfk.stages.round import Round
 from alfk.stages.workspace import Report, Workspace
 from alfk.training import BestEpoch, Evaluation, cpu_threads
 from vaal.config import RECIPES, Recipe, experiments
@@ -49,67 +44,57 @@ from vaal.solver import Solver
 
 
 class Vaal:
-    """VAAL on one run: what happens in an AL iteration, and the files it leaves."""
+    """The three stages of a VAAL iteration, and the files they leave."""
 
-    def __init__(self, work: Workspace, recipe: Recipe):
-        train, test = (in_vaals_range(split, recipe) for split in (work.train, work.test))
-        apart = work.apart
-        if apart is not None:
-            apart = test if apart is work.test else in_vaals_range(apart, recipe)
-        self.work, self.recipe = dataclasses.replace(work, train=train, test=test, apart=apart), recipe
+    def __init__(self, recipe: Recipe):
+        self.recipe = recipe
 
-    def all_iterations(self, trial: Trial) -> None:
-        """Every AL iteration of a trial; the complete ones are skipped."""
-        every_iteration(self.work, trial, self.iteration, self.tidy)
+    def learn(self, work: Workspace, trials: Sequence[Trial]) -> None:
+        """All AL iterations of the trials."""
+        stages = Stages(self.describe, self.acquire, self.retrain)
+        active_learning(in_vaals_range_of(work, self.recipe), trials, stages)
 
-    def iteration(self, trial: Trial, b: int, pool: Split, validation: Split) -> Record:
-        """Label n more images, train fresh networks, score the pool for the next time. Returns the record."""
-        work = self.work
-        found = finished(work, trial, b, work.size(b))
-        if found is not None:
-            return found
-        labelled, header = self.acquire(trial, b, pool)
+    def describe(self, current: Round) -> None:
+        """Nothing: the pool was scored at the end of the previous iteration, whose VAE and discriminator are gone."""
+
+    def acquire(self, current: Round) -> None:
+        """Label the first n images at random, as every method does, then those that look least labelled."""
+        situation, facts = situation_of(current), {}
         start = time.perf_counter()
-        selector = Selector(trial.select, work.test, validation, work.experiment.descriptor_batch)
-        solver = self.train(trial, b, pool, labelled, selector)
+        if current.b == 0:
+            selection = draw_at_random(situation)
+        else:
+            scores, facts = self.read_scores(current.previous)
+            selection = Selection(least_labelled(scores, situation.available, situation.n, situation.generator))
+        write_labelled(current, selection, {**facts, "seconds_acquire": time.perf_counter() - start})
+
+    def retrain(self, current: Round) -> Record:
+        """Train fresh networks, score the pool for the next iteration. Returns the results record."""
+        labelled, header = current.labelled()
+        start = time.perf_counter()
+        work, trial = current.work, current.trial
+        selector = Selector(trial.select, work.test, current.validation, current.experiment.descriptor_batch)
+        solver = self.train(current, labelled, selector)
         if trial.select == "last":
             selector(solver.step, solver.task)
-        trained = selector.conclude(solver.task)
+        trained = selector.result(solver.task)
         seconds = time.perf_counter() - start
-        self.write_scores(trial, b, pool, solver)
-        newest = labelled[-work.experiment.query_size :]
-        record = make_record(work, trial, b, pool, labelled, newest, header, [trained], seconds)
-        conclude(work, trial, b, record, [trained.weights], settings(work, self.recipe))
+        self.write_scores(current, solver)
+        newest = labelled[-current.experiment.query_size :]
+        record = make_record(current, labelled, newest, header, [trained], seconds)
+        write_result(current, record, [trained], settings(work, self.recipe))
         return record
 
-    def acquire(self, trial: Trial, b: int, pool: Split) -> tuple[Tensor, dict[str, Any]]:
-        """The labelled set of AL iteration b and its header: the first n images at random, as every method's."""
-        work = self.work
-        if has_array(work.folder.index_list(trial, b, work.size(b))):
-            return read_labelled(work, trial, b)
-        before, n = labelled_before(work, trial, b), work.experiment.query_size
-        available = torch.ones(len(pool), dtype=torch.bool)
-        available[before] = False
-        draws = work.generator("acquire", b)
-        start = time.perf_counter()
-        if b == 0:
-            chosen, facts = choose(get_method("random"), None, None, available, n, draws), {}
-        else:
-            scores, facts = self.read_scores(trial, b - 1)
-            chosen = Selection(least_labelled(scores, available, n, draws))
-        facts["seconds_acquire"] = time.perf_counter() - start
-        return write_labelled(work, trial, b, before, chosen, facts)
+    def train(self, current: Round, labelled: Tensor, selector: Selector) -> Solver:
+        """The trained networks, the task model evaluated at every check. Resumes at the last check.
 
-    def train(self, trial: Trial, b: int, pool: Split, labelled: Tensor, selector: Selector) -> Solver:
-        """The networks of AL iteration b, trained, the task model evaluated at every check. Resumes at the last check.
-
-        The starting model does not count here (METHOD, section 10).
+        The starting model does not count here (docs/method.md, section 10).
         """
-        work = self.work
-        draws = {name: work.generator(f"vaal {name}", b) for name in ("task", "init", "noise", "batches")}
+        work, trial, pool = current.work, current.trial, current.pool
+        draws = {name: current.generator(f"vaal {name}") for name in ("task", "init", "noise", "batches")}
         task = task_model(work.experiment, self.recipe, work.initial_state(trial), draws["task"])
         solver = Solver(self.recipe, task, pool, draws["init"], draws["noise"])
-        self.load_part(trial, b, solver, selector.best)
+        self.load_partial(current, solver, selector.best)
         unlabelled = torch.ones(len(pool), dtype=torch.bool)
         unlabelled[labelled] = False
         if not unlabelled.any():
@@ -117,80 +102,86 @@ class Vaal:
 
         def after_check() -> None:
             selector(solver.step, solver.task)
-            self.save_part(trial, b, solver, selector.best)
+            self.save_partial(current, solver, selector.best)
 
         def after_step() -> None:
             if solver.step % 10 == 0:
-                told = {"step": solver.step, "of": self.recipe.train_iterations}
-                work.report("step", run=work.folder.number, doing=f"{trial.label()} b={b}", **told)
+                doing = f"{trial.label()} b={current.b}"
+                current.report("step", doing=doing, step=solver.step, of=self.recipe.train_iterations)
 
         solver.train(labelled, unlabelled.nonzero().flatten(), draws["batches"], after_check, after_step)
         return solver
 
-    def write_scores(self, trial: Trial, b: int, pool: Split, solver: Solver) -> None:
-        """What the discriminator of iteration b says of every pool image, from which iteration b+1 chooses."""
+    def write_scores(self, current: Round, solver: Solver) -> None:
+        """Write the discriminator's score of every pool image, from which the next iteration chooses."""
         start = time.perf_counter()
         with cpu_threads(self.recipe.training_threads):
-            batch_size = self.work.experiment.descriptor_batch
-            scores = labelled_scores(solver.vae, solver.discriminator, pool, batch_size)
+            batch_size = current.experiment.descriptor_batch
+            scores = labelled_scores(solver.vae, solver.discriminator, current.pool, batch_size)
         header = {
             "kind": "labelled scores",
-            **self.work.identity(trial, b),
+            **current.identity(),
             "meaning": "logit of every pool image's being labelled, after iteration b",
-            "forward": len(pool),
+            "forward": len(current.pool),
             "seconds": time.perf_counter() - start,
         }
-        save_array(self._scores(trial, b), scores.numpy(), header)
+        save_array(scores_path(current), scores.numpy(), header)
 
-    def read_scores(self, trial: Trial, b: int) -> tuple[Tensor, dict[str, Any]]:
-        """(N,) the scores after iteration b, and what they cost. Raises UserError if they are not there."""
-        path = self._scores(trial, b)
+    def read_scores(self, current: Round) -> tuple[Tensor, dict[str, Any]]:
+        """(N,) the scores after iteration b, and their cost. Raises UserError if they are missing."""
+        path = scores_path(current)
         if not has_array(path):
-            best = self.work.folder.checkpoint(trial, b, self.work.size(b))
-            raise UserError(f"there is no {path} with its .json header: delete {best}, then both are made anew")
-        array, header = open_array(path, {"kind": "labelled scores", **self.work.identity(trial, b)})
+            remedy = f"delete {current.checkpoint}, then both are made anew"
+            raise UserError(f"there is no {path} with its .json header: {remedy}")
+        array, header = open_array(path, {"kind": "labelled scores", **current.identity()})
         return torch.tensor(array), {"forward": header["forward"], "seconds_describe": header["seconds"]}
 
-    def save_part(self, trial: Trial, b: int, solver: Solver, best: BestEpoch) -> None:
-        """The training so far."""
+    def save_partial(self, current: Round, solver: Solver, best: BestEpoch) -> None:
+        """Write the training so far."""
         evaluation = dataclasses.asdict(best.evaluation) if best.evaluation else None
         state = {"solver": solver.state(), "epoch": best.epoch, "weights": best.weights, "evaluation": evaluation}
         if best.evaluator:
             state["difficulty"] = best.evaluator.difficulty
-        save_checkpoint(self._part(trial, b), state, self._about_part(trial, b))
+        save_checkpoint(current.partial_checkpoint, state, self._about_partial(current))
 
-    def load_part(self, trial: Trial, b: int, solver: Solver, best: BestEpoch) -> None:
-        """Put solver and best step where an interrupted training of the same settings left them, if there was one."""
-        if not self._part(trial, b).exists():
+    def load_partial(self, current: Round, solver: Solver, best: BestEpoch) -> None:
+        """Restore solver and best step of an interrupted training with the same settings, if there was one."""
+        if not has_file(current.partial_checkpoint):
             return
-        wanted = self._about_part(trial, b)
-        settings_now = wanted.pop("settings")
-        state, about = load_checkpoint(self._part(trial, b), wanted)
+        expected = self._about_partial(current)
+        settings_now = expected.pop("settings")
+        state, about = load_checkpoint(current.partial_checkpoint, expected)
         if about["settings"] != settings_now:
             return
+        device = current.work.device
         solver.load_state(state["solver"])
         best.epoch, best.weights = state["epoch"], state["weights"]
         if best.evaluator:
-            best.evaluator.difficulty = state["difficulty"].to(self.work.device)
+            best.evaluator.difficulty = state["difficulty"].to(device)
+        if state["evaluation"]:
             best.evaluation = Evaluation(**state["evaluation"])
-            best.evaluation.predictions = best.evaluation.predictions.to(self.work.device)
+            best.evaluation.predictions = best.evaluation.predictions.to(device)
 
-    def tidy(self, trial: Trial, b: int) -> None:
-        self._part(trial, b).unlink(missing_ok=True)
+    def _about_partial(self, current: Round) -> dict[str, Any]:
+        return {"kind": "part", **current.identity(), "settings": settings(current.work, self.recipe)}
 
-    def _scores(self, trial: Trial, b: int) -> Path:
-        return self.work.folder.descriptors("scores", trial, b, self.work.size(b))
 
-    def _part(self, trial: Trial, b: int) -> Path:
-        whole = self.work.folder.checkpoint(trial, b, self.work.size(b))
-        return whole.with_name(whole.name.replace("best_", "part_"))
+def scores_path(current: Round) -> Path:
+    """The discriminator's scores after an iteration."""
+    return current.folder.descriptors("scores", current.trial, current.b, current.size)
 
-    def _about_part(self, trial: Trial, b: int) -> dict[str, Any]:
-        return {"kind": "part", **self.work.identity(trial, b), "settings": settings(self.work, self.recipe)}
+
+def in_vaals_range_of(work: Workspace, recipe: Recipe) -> Workspace:
+    """The workspace with all splits as VAAL takes them."""
+    train, test = (in_vaals_range(split, recipe) for split in (work.train, work.test))
+    validation = work.separate_validation
+    if validation is not None:
+        validation = test if validation is work.test else in_vaals_range(validation, recipe)
+    return dataclasses.replace(work, train=train, test=test, separate_validation=validation)
 
 
 def in_vaals_range(split: Split, recipe: Recipe) -> Split:
-    """The split as VAAL sees it: in [0, 1], without normalisation, and padded."""
+    """The split as VAAL takes it: in [0, 1], without normalisation, and padded."""
     unchanged = [0.0] * len(split.mean), [1.0] * len(split.std)
     if not recipe.padding:
         return Split(split.store, split.labels, *unchanged, split.rows, split.source)
@@ -204,7 +195,8 @@ def settings(work: Workspace, recipe: Recipe) -> dict[str, Any]:
 
 def add_recipe(parser: flags.Parser) -> None:
     """The flags that change the recipe."""
-    parser.set_defaults(epochs=None, samples=None, descr_batch=None, descr_dtype=None)  # the other methods' alone
+    # The other methods' flags alone.
+    parser.set_defaults(epochs=None, samples=None, descr_batch=None, descr_dtype=None, initial=False, baseline=False)
     add = parser.add_argument
     add("--batch-size", type=flags.positive, metavar="N", help="images a batch, labelled and unlabelled each")
     add("--train-iterations", type=flags.positive, metavar="N", help="steps of the task model in an AL iteration")
@@ -232,25 +224,23 @@ def trials_of(experiment: Experiment, options: argparse.Namespace, irs: Sequence
     return tuple(Trial(ir, "vaal", 0, nr=options.nr, select=options.select) for ir in wanted)
 
 
-class WholeRun:
+class VaalRun(scripts.ExperimentRun):
     """All of one run's work, in this process or, pickled, in another."""
 
-    def __init__(self, experiment: Experiment, options: argparse.Namespace, trials: tuple[Trial, ...]):
-        self.experiment, self.options, self.trials = experiment, options, trials
-
-    def __call__(self, number: int, report: Report) -> None:
+    def open(self, number: int, report: Report) -> Workspace:
         recipe = recipe_of(self.options)
         arguments = (self.experiment, self.options, number, report, self.trials, self.experiment.iterations)
-        work = cli.open_workspace(*arguments, settings_of=lambda work: settings(work, recipe))
-        for trial in self.trials:
-            Vaal(work, recipe).all_iterations(trial)
+        return scripts.open_workspace(*arguments, settings_of=lambda work: settings(work, recipe))
+
+    def learn(self, work: Workspace) -> None:
+        Vaal(recipe_of(self.options)).learn(work, self.trials)
 
 
 def check_initial_models(
     experiment: Experiment, options: argparse.Namespace, runs: Sequence[int], trials: Sequence[Trial]
 ) -> None:
     """Raises UserError if a rotation model is missing."""
-    cli.check_initial_models(experiment, options, runs, trials, "make it with run.py --initial of the data set")
+    scripts.check_initial_models(experiment, options, runs, trials, "make it with run.py --initial of the data set")
 
 
 def main(registry: dict[str, Experiment], about: str) -> int:
@@ -266,10 +256,10 @@ def main(registry: dict[str, Experiment], about: str) -> int:
         trials = trials_of(experiment, options, options.ir and [options.ir])
         check_initial_models(experiment, options, [options.run], trials)
         with Progress(total=experiment.iterations) as progress:
-            WholeRun(experiment, options, trials)(options.run, progress)
+            VaalRun(experiment, options, trials)(options.run, progress)
         return 0
 
-    return cli.guarded(parser, body)
+    return scripts.guarded(parser, body)
 
 
 if __name__ == "__main__":

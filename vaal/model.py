@@ -8,7 +8,7 @@ from torch import Tensor, nn
 
 from alfk.config import Experiment
 from alfk.errors import UserError
-from alfk.network import belongs, linear_layers, uniform_fan_in
+from alfk.network import is_in_layers, linear_layers, uniform_fan_in
 from vaal.config import Recipe
 
 SIZE = 32  # pixels on a side of what the VAE sees
@@ -127,11 +127,11 @@ def task_model(
     model = make(experiment.classes).to(memory_format=torch.channels_last)
     experiment.initialise(model, generator)
     linear = linear_layers(model)
-    kept = {name: value for name, value in pretrained.items() if not belongs(name, linear)}
+    kept = {name: value for name, value in pretrained.items() if not is_in_layers(name, linear)}
     try:
         found = model.load_state_dict(kept, strict=False)
     except RuntimeError:  # layers of another size
         found = None
-    if found is None or found.unexpected_keys or any(not belongs(name, linear) for name in found.missing_keys):
+    if found is None or found.unexpected_keys or any(not is_in_layers(name, linear) for name in found.missing_keys):
         raise UserError(f"the rotation model of {experiment.name} is of another network: make it anew")
     return model

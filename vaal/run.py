@@ -13,9 +13,9 @@ from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
+from alfk.cli import options as flags
+from alfk.cli import scripts
 from alfk.config import Experiment
-from alfk.stages import cli
-from alfk.stages import options as flags
 from vaal import main
 from vaal.config import experiments
 
@@ -28,12 +28,12 @@ def run(registry: dict[str, Experiment], about: str) -> int:
 
     def body(options: argparse.Namespace) -> int:
         experiment = flags.experiment_of(registry, options)
-        runs, trials = cli.runs_of(options, experiment.runs), main.trials_of(experiment, options, options.ir)
+        runs, trials = scripts.runs_of(options, experiment.runs), main.trials_of(experiment, options, options.ir)
         main.check_initial_models(experiment, options, runs, trials)
-        work = main.WholeRun(experiment, options, trials)
-        return cli.over_runs(experiment, options, runs, work, len(trials) * experiment.iterations, trials)
+        task = main.VaalRun(experiment, options, trials)
+        return scripts.over_runs(experiment, options, runs, task, len(trials) * experiment.iterations, trials)
 
-    return cli.guarded(parser, body)
+    return scripts.guarded(parser, body)
 
 
 if __name__ == "__main__":

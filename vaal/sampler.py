@@ -3,7 +3,7 @@
 import torch
 from torch import Tensor
 
-from alfk.acquisition import most
+from alfk.acquisition import top_scoring
 from alfk.data import Split
 from alfk.network import evaluation_mode
 from vaal.model import VAE, Discriminator, fit_to_vae
@@ -22,4 +22,4 @@ def labelled_scores(vae: VAE, discriminator: Discriminator, pool: Split, batch_s
 
 def least_labelled(scores: Tensor, available: Tensor, n: int, generator: torch.Generator) -> Tensor:
     """(n,) int64 positions of the n available images of the lowest score (N,), lowest first, equals in random order."""
-    return most(-scores, available, n, generator)
+    return top_scoring(-scores, available, n, generator)

@@ -1,132 +1,128 @@
-"""Stage 2: what the current model says of the pool, in databases (paper, Section 4.1): descriptors, or uncertainty."""
+"""Stage 2: what the current model computes on the pool, in databases: descriptors, uncertainty or logits.
+
+Which databases an iteration has follows from the inputs that its method declares (paper, Section 4.1).
+"""
 
 import dataclasses
 import time
-from pathlib import Path
 from typing import Any
 
 import numpy as np
 import torch
 
-from alfk import ranks
-from alfk.acquisition import Measurement, Method, Sampling, get_method, measure
+from alfk import distributed
+from alfk.acquisition import Measurement, Method, Sampling, measure
 from alfk.data import Split
 from alfk.descriptors import Descriptors
+from alfk.errors import UserError
 from alfk.perturbation import STRATEGIES
-from alfk.runs import Trial, complete_array, create_array, delete_array, has_array, open_array, save_array
-from alfk.stages.workspace import Workspace
+from alfk.runs import complete_array, create_array, has_array, open_array, save_array
+from alfk.stages.round import Round
 from alfk.training import accuracy, accuracy_per_class
 
-FIELDS = (
+DESCRIPTOR_FIELDS = (
     "descriptor: z, then g if the method uses it, each standardised per scale; "
-    "pseudo_label: the label g was taken for, -1 without g; prediction: the model's"
+    "pseudo_label: the label of g, -1 without g; prediction: the model's"
 )
+FIELDS = {
+    "uncertainty": "uncertainty of every pool image, the larger the less certain",
+    "logits": "the network's output for every pool image",
+}
 
 
-def databases(trial: Trial, b: int) -> tuple[str, ...]:
-    """What AL iteration b of a trial has to be told before it chooses; nothing if it draws at random."""
-    method = get_method(trial.method)
-    if method.matches:
-        return ("validation", "pool")
-    return ("uncertainty",) if method.doubts and b > 0 else ()
+def databases(current: Round) -> tuple[str, ...]:
+    """The names of the databases that the iteration's method chooses from; none if it draws at random."""
+    method = current.method
+    if not method.needs_passes or (method.from_first_label and current.b == 0):
+        return ()
+    descriptors = ("validation", "pool") if method.needs_descriptors else ()
+    return descriptors + tuple(name for name in FIELDS if name in method.inputs)
 
 
-def write_databases(work: Workspace, trial: Trial, b: int, pool: Split, validation: Split) -> None:
-    """Write runN/descr/{validation,pool,uncertainty}_*.npy for AL iteration b, as far as its method wants them.
+def describe(current: Round) -> None:
+    """Write runN/descr/<name>_*.npy for every database of the iteration.
 
-    Databases that are there already and were made with the same model are kept.
+    Databases that exist and were made with the same model are kept.
     """
-    wanted = databases(trial, b)
-    if not wanted:
+    names = databases(current)
+    if not names:
         return
-    method = get_method(trial.method)
-    taps = work.experiment.taps(trial.length) if method.matches else None
-    models, model_is = work.models_before(trial, b)
-    if ranks.agreed(lambda: all(_up_to_date(work, trial, b, name, model_is) for name in wanted)):
+    method, work = current.method, current.work
+    taps = work.experiment.taps(current.trial.length) if method.needs_descriptors else None
+    models, model_hash = current.starting_models()
+    if distributed.broadcast_from_main(lambda: all(_is_current(current, name, model_hash) for name in names)):
         return
-    work.report("stage", run=work.folder.number, trial=trial, b=b, doing="descriptors" if taps else "uncertainty")
+    current.report("stage", trial=current.trial, b=current.b, doing="descriptors" if taps else "uncertainty")
     start = time.perf_counter()
     arrays: dict[str, np.memmap | None] = {}
 
     def allocate(side: str, images: int, width: int) -> Descriptors:
         vector = ("descriptor", np.dtype(work.experiment.descriptor_dtype).newbyteorder("<"), (width,))
         dtype = np.dtype([vector, ("pseudo_label", "<i8"), ("prediction", "<i8")])
-        arrays[side] = create_array(database_path(work, trial, b, side), (images,), dtype)
-        if ranks.first():
+        arrays[side] = create_array(current.database(side), (images,), dtype)
+        if distributed.is_main_process():
             return _fields(arrays[side])
-        if side == "validation":  # where every rank looks for the nearest
+        if side == "validation":  # every process searches it for nearest neighbours
             return _fields(np.zeros(images, dtype))
         return dataclasses.replace(Descriptors.empty(images, 0), vectors=None)
 
-    sampling = Sampling(work.generator("sample", b), work.experiment.samples, STRATEGIES[trial.copies or "degrees"])
+    strategy = STRATEGIES[current.trial.copies or "degrees"]
+    sampling = Sampling(current.generator("sample"), work.experiment.samples, strategy)
     batch_size = work.experiment.descriptor_batch
-    found = measure(method, models, pool, validation, sampling, taps, batch_size, allocate)
+    found = measure(method, models, current.pool, current.validation, sampling, taps, batch_size, allocate)
     header = {
-        "model": model_is,
+        "model": model_hash,
         "taps": None if taps is None else list(taps),
-        "fields": FIELDS if method.matches else "uncertainty of every pool image, the larger the less certain",
         "forward": found.forward,
         "backward": found.backward,
-        "pseudo_labels": _pseudo_labels(method, found, pool, work.experiment.classes),
+        "pseudo_labels": _pseudo_label_accuracy(method, found, current.pool, work.experiment.classes),
         "seconds": time.perf_counter() - start,
     }
-    for name in wanted:
-        path, about = database_path(work, trial, b, name), {**_expected(work, trial, b, name), **header}
-        if name == "uncertainty":
-            save_array(path, found.uncertainty.cpu().numpy(), about)
+    for name in names:
+        about = {**_expected(current, name), "fields": FIELDS.get(name, DESCRIPTOR_FIELDS), **header}
+        if name in FIELDS:
+            save_array(current.database(name), getattr(found, name).cpu().numpy(), about)
         else:
-            complete_array(path, arrays[name], about)
+            complete_array(current.database(name), arrays[name], about)
 
 
-def read_databases(work: Workspace, trial: Trial, b: int, model_is: str) -> tuple[Measurement | None, dict[str, Any]]:
-    """What AL iteration b has to be told, the vectors memory-mapped, and the header; (None, {}) if that is nothing.
+def read_databases(current: Round) -> tuple[Measurement | None, dict[str, Any]]:
+    """The measurement that the iteration chooses from, descriptors memory-mapped, and a header; (None, {}) if none.
 
     Raises:
-        UserError: missing, damaged, of another trial, or of another model than `model_is`.
+        UserError: missing, damaged, of another trial, or of another model than the iteration starts from.
     """
-    found, header = {}, {}
-    for name in databases(trial, b):
-        expected = {**_expected(work, trial, b, name), "model": model_is}
-        array, header = open_array(database_path(work, trial, b, name), expected)
-        found[name] = torch.from_numpy(np.array(array)) if name == "uncertainty" else _fields(array)
-    return Measurement(**found) if found else None, header
+    names, found, header = databases(current), {}, {}
+    if not names:
+        return None, {}
+    if not all(has_array(current.database(name)) for name in names):
+        raise UserError(f"there are no descriptors of {current.trial.label()} b={current.b}: run gen_descr.py first")
+    _, model_hash = current.starting_models()
+    for name in names:
+        array, header = open_array(current.database(name), {**_expected(current, name), "model": model_hash})
+        found[name] = torch.from_numpy(np.array(array)) if name in FIELDS else _fields(array)
+    return Measurement(**found), header
 
 
-def delete_databases(work: Workspace, trial: Trial, b: int) -> None:
-    """Remove the databases of AL iteration b."""
-    for name in databases(trial, b):
-        delete_array(database_path(work, trial, b, name))
+def _expected(current: Round, name: str) -> dict[str, Any]:
+    return {"kind": name if name in FIELDS else f"{name} descriptors", **current.identity()}
 
 
-def have_databases(work: Workspace, trial: Trial, b: int) -> bool:
-    """Whether the databases of AL iteration b are there, of whatever model."""
-    return ranks.agreed(lambda: all(has_array(database_path(work, trial, b, name)) for name in databases(trial, b)))
-
-
-def database_path(work: Workspace, trial: Trial, b: int, name: str) -> Path:
-    return work.folder.descriptors(name, trial, b, work.size(b - 1))
-
-
-def _expected(work: Workspace, trial: Trial, b: int, name: str) -> dict[str, Any]:
-    kind = name if name == "uncertainty" else f"{name} descriptors"
-    return {"kind": kind, **work.identity(trial, b)}
-
-
-def _up_to_date(work: Workspace, trial: Trial, b: int, name: str, model_is: str) -> bool:
-    path = database_path(work, trial, b, name)
+def _is_current(current: Round, name: str, model_hash: str) -> bool:
+    path = current.database(name)
     if not has_array(path):
         return False
-    _, header = open_array(path, _expected(work, trial, b, name))
-    return header.get("model") == model_is
+    _, header = open_array(path, _expected(current, name))
+    return header.get("model") == model_hash
 
 
 def _fields(array: np.ndarray) -> Descriptors:
     return Descriptors(array["descriptor"], array["pseudo_label"], array["prediction"])
 
 
-def _pseudo_labels(method: Method, found: Measurement, pool: Split, classes: int) -> dict[str, Any] | None:
-    """How many of the pool's pseudo-labels are right, in percent: of all, and of each true class."""
+def _pseudo_label_accuracy(method: Method, found: Measurement, pool: Split, classes: int) -> dict[str, Any] | None:
+    """Accuracy of the pool's pseudo-labels in percent: of all, and of each true class."""
     if not method.estimates_labels or pool.labels is None:
         return None
-    said, true = torch.from_numpy(np.array(found.pool.pseudo_labels)), pool.labels.cpu()
-    return {"accuracy": accuracy(said, true), "per_class": accuracy_per_class(said, true, classes)}
+    estimated, true = torch.from_numpy(np.array(found.pool.pseudo_labels)), pool.labels.cpu()
+    return {"accuracy": accuracy(estimated, true), "per_class": accuracy_per_class(estimated, true, classes)}

@@ -1,16 +1,15 @@
-"""Stage 1: a run's initial models, random and pretrained by rotation (paper, Section 5; METHOD, initial models)."""
+"""Stage 1: a run's initial models, random and pretrained by rotation (paper, Section 5; docs/method.md, section 4)."""
 
 import time
 
 from torch import Tensor
 
-from alfk import ranks
-from alfk.runs import save_checkpoint
+from alfk.runs import has_file, save_checkpoint
 from alfk.stages.workspace import Workspace
 from alfk.training import BestEpoch, Evaluator, fit, rotate
 
 
-def initial_models(work: Workspace, ir: float, nr: float, members: int = 1, select: str = "test") -> None:
+def make_initial_models(work: Workspace, ir: float, nr: float, members: int = 1, select: str = "test") -> None:
     """Make what is missing of the random and the rotation model of one distortion, for each member of an ensemble.
 
     A member's rotation network starts from its random one's weights and is trained on the distorted pool. The epoch
@@ -18,12 +17,12 @@ def initial_models(work: Workspace, ir: float, nr: float, members: int = 1, sele
     the untrained model counting as epoch 0, or the "last".
     """
     distortion = f"ir_{ir:g}_nr_{nr:g}"
-    with work.folder.exclusively(f"init_{distortion}"):
+    with work.folder.lock(f"init_{distortion}"):
         for member in range(members):
             for init, make in (("random", _random), ("rotation", _rotation)):
                 facts = {"init": init, "ir": ir, "member": member}
                 path = work.folder.initial(distortion, init == "rotation", member, select)
-                if ranks.agreed(path.exists):
+                if has_file(path):
                     work.report("initial", run=work.folder.number, **facts, skipped=True)
                     continue
                 start = time.perf_counter()

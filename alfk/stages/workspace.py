@@ -8,25 +8,24 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from alfk import bias, ranks
+from alfk import bias
 from alfk.config import Experiment
 from alfk.data import Split
 from alfk.errors import UserError
-from alfk.network import belongs, fingerprint, linear_layers, snapshot
-from alfk.runs import RunFolder, Trial, has_array, load_checkpoint, open_array, save_array
+from alfk.network import is_in_layers, linear_layers, snapshot
+from alfk.runs import RunFolder, Trial, has_array, has_file, load_checkpoint, open_array, save_array
 from alfk.seeding import generator
 
-Report = Callable[..., None]  # report(event, **information)
-
+Report = Callable[..., None]  # report(event, **information), for progress displays
 
 # Settings of active learning alone, on which initial models do not depend.
-LATER = ("retraining.", "query_size", "samples", "descriptor_batch", "descriptor_dtype", "holdout", "top5")
+LATER = ("retraining.", "query_size", "samples", "descriptor_batch", "descriptor_dtype", "top5")
 
 PROTOCOL = 2  # raised when results under unchanged settings change; runs of another number are not continued
 
 
-def silent(event: str, **information: Any) -> None:
-    """A Report that tells nobody."""
+def no_report(event: str, **information: Any) -> None:
+    """A Report that does nothing."""
 
 
 @dataclasses.dataclass
@@ -35,7 +34,7 @@ class Workspace:
 
     Attributes:
         train, test: the data set as it is, on `device`.
-        apart: the validation images, where they are not drawn from the training images.
+        separate_validation: the validation images, where they are not drawn from the training images.
         seed: of the whole experiment; the run's draws derive from it and the run's number.
     """
 
@@ -45,8 +44,8 @@ class Workspace:
     test: Split
     seed: int
     device: torch.device
-    report: Report = silent
-    apart: Split | None = None
+    report: Report = no_report
+    separate_validation: Split | None = None
 
     def settings(self, initial: bool = False) -> dict[str, Any]:
         """What active learning from the initial models depends on, or, `initial`, what those depend on."""
@@ -60,36 +59,32 @@ class Workspace:
         return common | later
 
     def generator(self, *purpose: object, member: int = 0) -> torch.Generator:
-        """The source of one purpose's draws, for one member of an ensemble; the first is as one that stands alone."""
+        """The source of random draws for one purpose; member 0 of an ensemble draws as a single model does."""
         return generator(self.seed, self.folder.number, *purpose, *([f"member {member}"] if member else []))
 
-    def identity(self, trial: Trial | None = None, b: int | None = None) -> dict[str, Any]:
-        """What a file of this run says it is."""
-        about: dict[str, Any] = {"dataset": self.experiment.name, "run": self.folder.number, "seed": self.seed}
-        if trial is not None:
-            about |= {**trial.facts(), "b": b}
-        return about
-
-    def size(self, b: int) -> int:
-        """Labelled images after AL iteration b; none after iteration -1."""
-        return self.experiment.query_size * (b + 1)
+    def identity(self) -> dict[str, Any]:
+        """The entries of headers and checkpoints that name this run."""
+        return {"dataset": self.experiment.name, "run": self.folder.number, "seed": self.seed}
 
     def validation_indices(self) -> Tensor:
         """(V,) positions of the validation images in the training set: drawn once, then read."""
         return self._drawn("validation", self._draw_validation)
 
     def validation(self) -> Split:
-        return self.train.subset(self.validation_indices()) if self.apart is None else self.apart
+        if self.separate_validation is not None:
+            return self.separate_validation
+        return self.train.subset(self.validation_indices())
 
     def hold_out(self, share: float) -> None:
-        """Divide validation images that have been test images too: `share` of them, drawn at random, for test alone."""
-        rows = torch.randperm(len(self.apart), generator=self.generator("holdout"))
+        """Divide validation images that were test images too: `share` of them, drawn at random, for test alone."""
+        images = self.separate_validation
+        rows = torch.randperm(len(images), generator=self.generator("holdout"))
         rows = self._drawn(f"test_{share:g}", lambda: rows[: round(share * len(rows))].sort().values)
-        if not 0 < len(rows) < len(self.apart):
-            raise UserError(f"of {len(self.apart)} validation images --holdout-val {share:g} leaves none for one side")
-        rest = torch.ones(len(self.apart), dtype=torch.bool)
+        if not 0 < len(rows) < len(images):
+            raise UserError(f"of {len(images)} validation images --holdout-val {share:g} leaves none for one side")
+        rest = torch.ones(len(images), dtype=torch.bool)
         rest[rows] = False
-        self.test, self.apart = self.apart.subset(rows), self.apart.subset(rest.nonzero().flatten())
+        self.test, self.separate_validation = images.subset(rows), images.subset(rest.nonzero().flatten())
 
     def undistorted_pool_size(self) -> int:
         """Pool images at imbalance ratio 1: the whole of which the figures' x axis shows a share."""
@@ -108,7 +103,7 @@ class Workspace:
     def check_sizes(self, trials: Sequence[Trial], iterations: int) -> None:
         """Raises UserError if a pool is too small for that many AL iterations."""
         for trial in trials:
-            there, wanted = len(self.pool_indices(trial.ir, trial.distortion)), self.size(iterations - 1)
+            there, wanted = len(self.pool_indices(trial.ir, trial.distortion)), self.experiment.query_size * iterations
             if wanted > there:
                 raise UserError(
                     f"{iterations} AL iterations of {self.experiment.query_size} images need {wanted} pool images, "
@@ -124,7 +119,7 @@ class Workspace:
 
     def _draw_pool(self, ir: float, distortion: str) -> Tensor:
         taken = torch.zeros(len(self.train), dtype=torch.bool)
-        if self.apart is None:
+        if self.separate_validation is None:
             taken[self.validation_indices()] = True
         rows = (~taken).nonzero().flatten()
         labels = self.train.labels.cpu()[rows]
@@ -139,7 +134,7 @@ class Workspace:
 
     def _drawn(self, name: str, draw: Callable[[], Tensor]) -> Tensor:
         path, about = self.folder.data(name), {"kind": name, **self.identity()}
-        if not ranks.agreed(lambda: has_array(path)):
+        if not has_array(path):
             save_array(path, draw().numpy(), about)
         array, _ = open_array(path, about)
         return torch.from_numpy(np.array(array))
@@ -156,23 +151,6 @@ class Workspace:
         self.experiment.initialise(model, self.generator(purpose, member=member))
         return snapshot(model)
 
-    def models_before(self, trial: Trial, b: int) -> tuple[list[nn.Module], str]:
-        """The ensemble that AL iteration b starts from, and the fingerprint of its weights.
-
-        Iteration 0 starts from the initial models; a rotation model's last linear layer gives way to a new one.
-        """
-        models = [self.network(self.experiment.classes) for _ in range(trial.ensemble)]
-        if b > 0:
-            path = self.folder.checkpoint(trial, b - 1, self.size(b - 1))
-            state, _ = load_checkpoint(path, {"kind": "best", **self.identity(trial, b - 1)})
-        else:
-            state = join_states([self.initial_state(trial, member) for member in range(trial.ensemble)])
-        try:
-            nn.ModuleList(models).load_state_dict(state)
-        except RuntimeError:
-            raise UserError(f"the checkpoint of {trial.label()} before b={b} is of another network") from None
-        return models, fingerprint(state)
-
     def initial_state(self, trial: Trial, member: int = 0) -> dict[str, Tensor]:
         """Weights that a trial starts from; where they come from the rotation task, its last linear layer is new.
 
@@ -182,7 +160,7 @@ class Workspace:
             UserError: they have not been made.
         """
         path = self.folder.initial(trial.distortion, trial.unsupervised, member, trial.select)
-        if not path.exists():
+        if not has_file(path):
             raise UserError(f"there is no initial model {path}: run with --initial first")
         made = "rotation" if trial.unsupervised else "random"
         about = {"kind": "initial", "init": made, "ir": trial.ir, "nr": trial.nr, **self.identity()}
@@ -192,7 +170,7 @@ class Workspace:
             network = self.experiment.network(self.experiment.classes)
             new = linear_layers(network) if trial.init == "rotation_conv" else [network.head]
             fresh = self.random_state(self.experiment.classes, "head", member)
-            state |= {name: value for name, value in fresh.items() if belongs(name, new)}
+            state |= {name: value for name, value in fresh.items() if is_in_layers(name, new)}
         return state
 
 

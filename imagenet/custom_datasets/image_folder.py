@@ -7,7 +7,7 @@ from pathlib import Path
 import numpy as np
 import torch
 
-from alfk.data import UNOFFICIAL, Sources, Split
+from alfk.data import UNOFFICIAL, Dataset, Split
 from alfk.errors import UserError
 from alfk.image_files import ImageFiles
 from alfk.runs import has_array, locked, open_array, read_json, save_array
@@ -17,7 +17,7 @@ SUFFIXES = (".jpeg", ".jpg", ".png")
 OFFICIAL = {"train": 1_281_167, "val": 50_000}  # images of ILSVRC-2012
 
 
-def load_folder(folder: Path, root: Path | None, size: int, loader: str, workers: int) -> Sources:
+def load_folder(folder: Path, root: Path | None, size: int, loader: str, workers: int) -> Dataset:
     """Pool images from train/, validation and test images both from val/: the paper's protocol.
 
     Args:
@@ -32,7 +32,7 @@ def load_folder(folder: Path, root: Path | None, size: int, loader: str, workers
     for name in sorted(set(_classes(root, "train")) ^ set(_classes(root, "val"))):
         raise UserError(f"{root} has the class {name} in one of train/ and val/ alone")
     train, val = (_split(folder, root, part, size, loader, workers) for part in OFFICIAL)
-    return Sources(train, val, val)
+    return Dataset(train, val, val)
 
 
 def _split(folder: Path, root: Path, part: str, size: int, loader: str, workers: int) -> Split:

@@ -1,6 +1,8 @@
 """SVHN, cropped digits: the three .mat files, converted once to memory-mapped arrays of bytes."""
 
 import hashlib
+import multiprocessing
+import sys
 import urllib.error
 from pathlib import Path
 from typing import Any
@@ -10,8 +12,9 @@ import torch
 from torchvision.datasets import SVHN as TorchvisionSVHN
 from torchvision.datasets.utils import download_url
 
+from alfk import distributed
 from alfk.data import UNOFFICIAL, Split
-from alfk.errors import UnofficialFiles, UserError
+from alfk.errors import UserError
 from alfk.runs import complete_array, create_array, has_array, locked, open_array, read_json, save_array
 
 MEAN, STD = (0.5, 0.5, 0.5), (0.5, 0.5, 0.5)
@@ -22,29 +25,26 @@ CHUNK = 8192  # images converted at a time
 IMAGE = (3, 32, 32)
 
 
-def load_svhn(folder: Path) -> tuple[Split, Split]:
+def load_svhn(folder: Path, strict: bool = True) -> tuple[Split, Split]:
     """The 604,388 images of train and extra, in this order, and the 26,032 of test, mapped from files.
 
     Args:
         folder: local_data/SVHN. The .mat files are read from its raw/, or put there by a download, unless its
             processed/ has what they were converted to.
+        strict: refuse .mat files that are not the official ones; else only warn.
     Raises:
-        UnofficialFiles: a .mat file is not the official one.
-        UserError: a file is missing and cannot be downloaded, or is damaged.
+        UserError: a file is missing and cannot be downloaded, is damaged, or is not official.
     """
     splits = tuple(_split(folder, split) for split in PARTS)
     foreign = [source["name"] for split in PARTS for source in _sources(folder, split) if not _official(source)]
     if foreign:
-        raise UnofficialFiles(
-            f"{', '.join(foreign)} in {folder / 'raw'} differ from the official files (md5): figures are not those of "
-            "SVHN; --allow-subset takes them all the same"
-        )
+        problem = f"{', '.join(foreign)} in {folder / 'raw'} differ from the official files (md5): figures are not "
+        problem += "those of SVHN"
+        if strict:
+            raise UserError(f"{problem}; --allow-subset takes them all the same")
+        if multiprocessing.parent_process() is None and distributed.is_main_process():
+            print(f"warning: {problem}", file=sys.stderr)
     return splits
-
-
-def load_part(folder: Path) -> tuple[Split, Split]:
-    """The same from whatever .mat files are there."""
-    return tuple(_split(folder, split) for split in PARTS)
 
 
 def _split(folder: Path, split: str) -> Split:

@@ -1,13 +1,15 @@
-"""The figures that run_plot.py draws: results lines gathered by figure, beside the paper's curves; what is missing."""
+"""Results lines, gathered by figure, with the paper's curves and its release's; what is missing."""
 
 import dataclasses
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from pathlib import Path
 
 import numpy as np
 
-from alfk.curves import (
-    BASELINE,
+from alfk.data import UNOFFICIAL
+from alfk.errors import UserError
+from alfk.plotting import plots
+from alfk.plotting.curves import (
     Curve,
     Reference,
     missing,
@@ -17,44 +19,37 @@ from alfk.curves import (
     read_release,
     series,
 )
-from alfk.data import UNOFFICIAL
-from alfk.errors import UserError
-from alfk.runs import Record, Trial, read_json, read_results, selection_suffix
-from alfk.stages import draw
-from alfk.stages.draw import Drawn
+from alfk.plotting.plots import PlottedCurve
+from alfk.runs import BASELINE, Record, Trial, read_json, read_results, selection_suffix
 
-Say = Callable[[str], None]
-
-PANELS = {  # the paper's figures: (data set, imbalance ratio) -> letter
-    ("MNIST", 1): "(a) ",
-    ("MNIST", 100): "(b) ",
-    ("SVHN", 1): "(a) ",
-    ("SVHN", 100): "(b) ",
-    ("ImageNet", 1): "(c) ",
-    ("ImageNet", 100): "(d) ",
-}
-PAPER_RUNS = {"MNIST": 10, "SVHN": 5, "ImageNet": 1}
+Print = Callable[[str], None]
 
 
 @dataclasses.dataclass
 class Results:
-    """The results of one data set: records, the runs among them, minority classes; `remark` goes into every title."""
+    """The results of one data set.
+
+    Attributes:
+        remark: goes into every title.
+        sources: of training and test images, where the data set names them.
+    """
 
     folder: Path
     records: list[Record]
     minority: tuple[int, ...]
     remark: str = ""
-    sources: tuple[str | None, ...] = ()  # of training and test images, where the data set names them
+    sources: tuple[str | None, ...] = ()
 
     @property
     def runs(self) -> list[int]:
         return sorted({record["run"] for record in self.records})
 
 
-def read_runs(folder: Path, start: int, stop: int | None, warn: Say) -> Results:
+def read_runs(folder: Path, start: int, stop: int | None, warn: Print) -> Results:
     """All records under `folder`/run<N>, N from `start` to before `stop`.
 
-    `warn` is told of truncated lines and of runs whose settings differ, which do not belong into one mean.
+    Args:
+        warn: called with a message about a truncated line, or runs whose settings differ.
 
     Raises:
         UserError: a damaged file.
@@ -86,7 +81,7 @@ def read_runs(folder: Path, start: int, stop: int | None, warn: Say) -> Results:
 
 
 @dataclasses.dataclass
-class FigureOf:
+class FigureData:
     """One figure: its file name, its title, our trials with their records, the paper's curves and the release's."""
 
     name: str
@@ -117,7 +112,7 @@ class FigureOf:
         return (float(published[0].mean[-1]), "all train (paper)") if published else None
 
     @property
-    def all_train_said(self) -> str:
+    def all_train_text(self) -> str:
         return f"{self.all_train[1]}: {self.all_train[0]:.2f} %" if self.all_train else ""
 
     def paper(self, trial: Trial) -> Curve | None:
@@ -127,11 +122,20 @@ class FigureOf:
         return self.release.get((series(trial), trial.init))
 
 
-def figures(dataset: str, records: Sequence[Record], reference_folder: Path, paper_alone: bool) -> list[FigureOf]:
-    """Every figure that has a record: one for each distortion and initial model, and the paper's ablation.
+def figures(
+    dataset: str,
+    records: Sequence[Record],
+    reference_folder: Path,
+    paper_alone: bool,
+    panels: Mapping[float, str],
+    paper_runs: int,
+) -> list[FigureData]:
+    """Every figure that has a record: one for each distortion, initial model and --select, and the paper's ablation.
 
     Args:
-        paper_alone: also those of the paper's that have none.
+        paper_alone: also figures of the paper without a record.
+        panels: imbalance ratio -> letter of the paper's figure.
+        paper_runs: how many runs the paper's means are over.
     """
     groups: dict[tuple[float, float, str, str], dict[Trial, list[Record]]] = {}
     for record in records:
@@ -145,48 +149,48 @@ def figures(dataset: str, records: Sequence[Record], reference_folder: Path, pap
     for (ir, nr, init, select), trials in sorted(groups.items()):
         plain = nr == 0 and init == "rotation" and select == "test"
         compared = nr == 0 and init != "random"
-        main = _reference(reference_folder, dataset, f"{dataset.lower()}_ir{ir:g}") if compared else {}
+        main = _reference(reference_folder, f"{dataset.lower()}_ir{ir:g}", paper_runs) if compared else {}
         main = {(name, init): curve for (name, _), curve in main.items()}  # the paper's are all from rotation
         released = reference_folder / f"release_{dataset.lower()}_ir{ir:g}.csv"
         release = read_release(released) if plain and released.exists() else {}
-        ablation = _reference(reference_folder, dataset, f"{dataset.lower()}_ir{ir:g}_ablation") if nr == 0 else {}
+        ablation = _reference(reference_folder, f"{dataset.lower()}_ir{ir:g}_ablation", paper_runs) if nr == 0 else {}
         only_there = set(ablation) - set(main)
         where = f"{'no' if ir == 1 else f'{ir:g}x'} class imbalance{f', {nr:.0%} label noise' if nr else ''}"
         own = {t: r for t, r in trials.items() if (series(t), init) not in only_there}
         if any(t.method != BASELINE for t in own) or (main and paper_alone):
             name = f"{dataset}_ir{ir:g}{f'_nr{nr:g}' if nr else ''}{'' if init == 'rotation' else f'_{init}'}"
             name += selection_suffix(select)
-            letter = PANELS.get((dataset, ir), "") if compared else ""
-            title = f"{letter}{dataset}, {where}{started(init)}{selected(select)}"
-            made.append(FigureOf(name, title, ir, own, main, release))
+            letter = f"{panels[ir]} " if compared and ir in panels else ""
+            title = f"{letter}{dataset}, {where}{init_suffix(init)}{select_suffix(select)}"
+            made.append(FigureData(name, title, ir, own, main, release))
         if plain and ablation:
             everything = {**groups.get((ir, nr, "random", "test"), {}), **trials}
             shown = {t: r for t, r in everything.items() if (series(t), t.init) in ablation}
             if paper_alone or any((series(t), t.init) in only_there for t in shown):
                 title = f"(c) {dataset}, {where}: pseudo-labels and initial models"
-                made.append(FigureOf(f"{dataset}_ir{ir:g}_ablation", title, ir, shown, ablation, release))
+                made.append(FigureData(f"{dataset}_ir{ir:g}_ablation", title, ir, shown, ablation, release))
     return made
 
 
-def started(init: str) -> str:
-    """What a title or a name says of an initial model; nothing of the rotation model."""
+def init_suffix(init: str) -> str:
+    """The initial model in a title or a name; nothing for the rotation model."""
     return {"rotation": "", "rotation_conv": ", only convolutions kept", "random": ", random init"}[init]
 
 
-def selected(select: str) -> str:
-    """What a title or a name says of the epoch that is kept; nothing of the paper's protocol."""
+def select_suffix(select: str) -> str:
+    """The rule for the epoch kept, in a title or a name; nothing for the paper's protocol."""
     return "" if select == "test" else f", --select {select}"
 
 
 def name_of(trial: Trial) -> str:
     """A trial in a line of text or a table, e.g. "Rzg_pz_L80, random init"."""
     copies = f", {trial.copies} copies" if trial.copies not in (None, "degrees") else ""
-    return f"{series(trial)}{copies}{started(trial.init)}{selected(trial.select)}"
+    return f"{series(trial)}{copies}{init_suffix(trial.init)}{select_suffix(trial.select)}"
 
 
-def _reference(folder: Path, dataset: str, stem: str) -> Reference:
+def _reference(folder: Path, stem: str, runs: int) -> Reference:
     path = folder / f"{stem}.csv"
-    return read_reference(path, PAPER_RUNS.get(dataset, 1)) if path.exists() else {}
+    return read_reference(path, runs) if path.exists() else {}
 
 
 def select(records: Iterable[Record], irs: Sequence[float], methods: Sequence[str], init: str | None) -> list[Record]:
@@ -200,7 +204,7 @@ def select(records: Iterable[Record], irs: Sequence[float], methods: Sequence[st
     return kept
 
 
-def narrow(figure: FigureOf, methods: Sequence[str], init: str | None) -> FigureOf:
+def narrow(figure: FigureData, methods: Sequence[str], init: str | None) -> FigureData:
     """The same figure with the paper's and the release's curves narrowed as its own are."""
 
     def wanted(name: str, started_from: str) -> bool:
@@ -211,33 +215,33 @@ def narrow(figure: FigureOf, methods: Sequence[str], init: str | None) -> Figure
     return dataclasses.replace(figure, reference=kept[0], release=kept[1])
 
 
-def draw_figure(figure: FigureOf, out: Path, with_reference: bool) -> Path:
+def plot_figure(figure: FigureData, out: Path, with_reference: bool) -> Path:
     """<out>/<name>.png and .pdf, with the paper's and the release's curves if wanted; the path without suffix."""
-    drawn = [drawn_of(trial, curve) for trial, curve in figure.curves.items()]
+    curves = [plotted(trial, curve) for trial, curve in figure.curves.items()]
     if with_reference:
-        for source, curves in (("paper", figure.reference), ("release", figure.release)):
-            for (name, init), curve in curves.items():
+        for source, references in (("paper", figure.reference), ("release", figure.release)):
+            for (name, init), curve in references.items():
                 method, length, ensemble = parse_series(name)
                 if name != BASELINE and len(curve) > (3 if source == "release" else 0):
-                    drawn.append(Drawn(curve, method, length, ensemble, init, source=source))
-    drawn.sort(key=_place)
+                    curves.append(PlottedCurve(curve, method, length, ensemble, init, source=source))
+    curves.sort(key=_place)
     path = out / figure.name
-    draw.curves(path, figure.title, drawn, figure.all_train)
+    plots.plot_curves(path, figure.title, curves, figure.all_train)
     return path
 
 
-def drawn_of(trial: Trial, curve: Curve | None = None) -> Drawn:
+def plotted(trial: Trial, curve: Curve | None = None) -> PlottedCurve:
     """A trial as a figure draws it."""
-    return Drawn(curve, trial.method, trial.length, trial.ensemble, trial.init, trial.copies)
+    return PlottedCurve(curve, trial.method, trial.length, trial.ensemble, trial.init, trial.copies)
 
 
-def _place(each: Drawn | Trial) -> tuple:
-    order = list(draw.STYLES)
+def _place(each: PlottedCurve | Trial) -> tuple:
+    order = list(plots.STYLES)
     known = order.index(each.method) if each.method in order else len(order)
     return known, each.length, each.ensemble, each.init != "rotation"
 
 
-def say_missing(figure: FigureOf, runs: Sequence[int], say: Say) -> None:
+def print_missing(figure: FigureData, runs: Sequence[int], write: Print) -> None:
     """Name every run and iteration that a trial of the figure lacks, of those that another one has."""
     iterations = sorted(
         {r["b"] for trial, records in figure.trials.items() if trial.method != BASELINE for r in records}
@@ -247,4 +251,4 @@ def say_missing(figure: FigureOf, runs: Sequence[int], say: Say) -> None:
             continue
         for gone, lacking in missing(records, runs, iterations).items():
             what = "all" if len(gone) == len(iterations) else f"b={ranges(gone)}"
-            say(f"  not there: {name_of(trial)}: run {ranges(lacking)}, {what}")
+            write(f"  not there: {name_of(trial)}: run {ranges(lacking)}, {what}")

@@ -1,4 +1,4 @@
-"""What a person sees of a long run: progress on the terminal or in a log, and the table at the end."""
+"""Progress of a long run, on a terminal or in a log, and the tables at its end."""
 
 import statistics
 from collections.abc import Iterable, Sequence
@@ -7,7 +7,7 @@ from typing import Any
 from tabulate import tabulate
 from tqdm import tqdm
 
-from alfk import ranks
+from alfk import distributed
 from alfk.runs import Record, Trial
 
 COLUMNS = "run  method            ir  init            b  labelled      %   test %  errors   s"
@@ -21,7 +21,11 @@ class Progress:
 
     def __init__(self, total: int):
         self.bar = tqdm(
-            total=total, disable=None if ranks.first() else True, unit="iteration", dynamic_ncols=True, smoothing=0.05
+            total=total,
+            disable=None if distributed.is_main_process() else True,
+            unit="iteration",
+            dynamic_ncols=True,
+            smoothing=0.05,
         )
         self.doing: dict[int, str] = {}
         self.header_shown = False
@@ -85,7 +89,7 @@ def line(record: Record) -> str:
     trial = Trial.of(record)
     errors = "" if record["misclassified"] is None else record["misclassified"]
     return (
-        f"{record['run']:>3}  {trial.column():<15} {trial.ir:>4g}  {trial.init:<13} {record['b']:>3}  "
+        f"{record['run']:>3}  {trial.short():<15} {trial.ir:>4g}  {trial.init:<13} {record['b']:>3}  "
         f"{record['labelled']:>8} {record['labelled_share']:>6.2f}  {record['accuracy']:>7.2f} "
         f"{errors:>7} {sum(record['seconds'].values()):>5.1f}"
     )
@@ -107,7 +111,7 @@ def table(records: Iterable[Record], trials: Iterable[Trial]) -> str:
         present = [(trial, column) for trial, column in zip(members, columns, strict=True) if column]
         if not present:
             continue
-        names = [f"{trial.column()}\n{_runs(column)}" for trial, column in present]
+        names = [f"{trial.short()}\n{_runs(column)}" for trial, column in present]
         rows = []
         for size, share in sorted({(r["labelled"], r["labelled_share"]) for r in records if _in(r, members)}):
             cells = [_cell(column.get(size), max(map(len, column.values()))) for _, column in present]
@@ -135,7 +139,7 @@ def cost_table(records: Sequence[Record], trials: Iterable[Trial]) -> str:
         by_class = [r["pseudo_label_accuracy_per_class"] for r in own if r["pseudo_label_accuracy"] is not None]
         worst = [min(value for value in values if value is not None) for values in by_class]
         quality = [f"{statistics.fmean(values):.1f}" if values else "" for values in (right, worst)]
-        rows.append([trial.column(), f"{trial.ir:g}", trial.init, *passes, f"{seconds:.2f}", *quality])
+        rows.append([trial.short(), f"{trial.ir:g}", trial.init, *passes, f"{seconds:.2f}", *quality])
     headers = ["method", "ir", "init", "forward\n10^6", "backward\n10^6", "seconds", "right\n%", "worst\nclass %"]
     title = "One acquisition after the first (mean), and the pool's pseudo-labels"
     return f"{title}\n\n{tabulate(rows, headers=headers, disable_numparse=True, stralign='right')}" if rows else ""

@@ -1,4 +1,4 @@
-"""Contact sheets of the images that a method chose, iteration by iteration: the quickest way to see what it does."""
+"""Contact sheets of the images that a method chose, one block an AL iteration."""
 
 from collections.abc import Iterator
 from pathlib import Path
@@ -7,12 +7,11 @@ import numpy as np
 import torch
 
 from alfk.config import Experiment
-from alfk.curves import BASELINE
 from alfk.data import Split
 from alfk.errors import UserError
-from alfk.runs import Record, RunFolder, Trial, open_array
-from alfk.stages import draw
-from alfk.stages.plot import Results, name_of
+from alfk.plotting import plots
+from alfk.plotting.results import Results, name_of
+from alfk.runs import BASELINE, Record, RunFolder, Trial, open_array
 
 MOST = 125  # images shown of an AL iteration
 
@@ -27,8 +26,8 @@ def contact_sheets(experiment: Experiment, results: Results, datadir: Path, out:
     for record in results.records:
         if record["method"] != BASELINE:
             groups.setdefault((record["run"], Trial.of(record)), []).append(record)
-    load = experiment.load_part or experiment.load
-    train = load(datadir / experiment.name)[0] if groups else None
+    options = {"strict": False} if experiment.has_subsets else {}
+    train = experiment.load(datadir / experiment.name, **options)[0] if groups else None
     if groups and (results.sources or [train.source])[0] != train.source:
         raise UserError(
             f"{experiment.name}'s images as last used are not those of these runs: give their folder to run.py again"
@@ -43,7 +42,7 @@ def contact_sheets(experiment: Experiment, results: Results, datadir: Path, out:
             rows.append(_row(record, train, torch.from_numpy(chosen)))
         path = out / f"{experiment.name}_selected_run{run}_{trial.name}"
         title = f"{experiment.name}, {trial.ir:g}x class imbalance, run {run}: what {name_of(trial)} chose"
-        draw.contact_sheet(path, title, rows, experiment.minority or ())
+        plots.plot_contact_sheet(path, title, rows, experiment.minority or ())
         yield path
 
 
@@ -53,7 +52,7 @@ def _read(path: Path) -> np.ndarray:
     return np.array(open_array(path, {})[0])
 
 
-def _row(record: Record, train: Split, chosen: torch.Tensor) -> draw.Row:
+def _row(record: Record, train: Split, chosen: torch.Tensor) -> plots.Row:
     part = train.subset(chosen)
     first = chosen[:MOST]
     normalised = next(train.subset(first).batches(len(first)))[0]
@@ -61,4 +60,4 @@ def _row(record: Record, train: Split, chosen: torch.Tensor) -> draw.Row:
     images = (normalised.cpu() * std + mean).clamp(0, 1).numpy()
     more = f", the first {MOST} of {len(chosen)}" if len(chosen) > MOST else ""
     name = f"b={record['b']}, {record['labelled']} labelled, {record['accuracy']:.1f} % right after it{more}"
-    return draw.Row(name, images, part.labels.cpu().numpy())
+    return plots.Row(name, images, part.labels.cpu().numpy())

@@ -1,4 +1,4 @@
-"""What the flags of the four scripts mean. Flag names are those of the paper's release."""
+"""The flags of the scripts. Their names are those of the paper's release."""
 
 import argparse
 from collections.abc import Mapping, Sequence
@@ -8,14 +8,13 @@ from typing import NoReturn
 
 import torch
 
-from alfk import ranks
+from alfk import distributed
 from alfk.acquisition import METHODS, get_method
 from alfk.config import Experiment
-from alfk.curves import BASELINE
 from alfk.errors import UserError
 from alfk.network import linear_layers
 from alfk.perturbation import STRATEGIES
-from alfk.runs import Trial
+from alfk.runs import BASELINE, Trial
 
 ROOT = Path(__file__).resolve().parents[2]
 
@@ -44,10 +43,10 @@ FAMILIES = {
 
 
 class Parser(argparse.ArgumentParser):
-    """An argument parser whose complaints take one line."""
+    """An argument parser whose errors take one line."""
 
     def error(self, message: str) -> NoReturn:
-        ranks.complain(f"{self.prog}: {message} (see --help)")
+        distributed.print_error(f"{self.prog}: {message} (see --help)")
         self.exit(2)
 
 
@@ -66,11 +65,11 @@ def places_parser(experiments: Mapping[str, Experiment], about: str) -> Parser:
     add("--select", choices=("test", "val", "last"), default="test", help=kept)
     add("-nr", type=noise_ratio, default=0.0, metavar="NR", help="share of the pool's labels made random (0)")
     add("--datadir", type=Path, default=ROOT / "local_data", help="folder with the data sets (local_data)")
-    if any(experiment.load_part for experiment in experiments.values()):
+    if any(experiment.has_subsets for experiment in experiments.values()):
         add("--allow-subset", action="store_true", help="take data files that are not the official ones")
     add("--save-folder", type=Path, help="folder for the runN folders (<datadir>/<DATASET>)")
-    for add_flags in dict.fromkeys(e.add_flags for e in experiments.values() if e.add_flags):
-        add_flags(parser)
+    for own_flags in dict.fromkeys(e.flags for e in experiments.values() if e.flags):
+        own_flags.add(parser)
     return parser
 
 
@@ -207,8 +206,8 @@ def noise_ratio(text: str) -> float:
 def experiment_of(experiments: Mapping[str, Experiment], options: argparse.Namespace) -> Experiment:
     """The data set's constants with what the flags change. Raises UserError."""
     experiment = experiments[options.dataset]
-    if experiment.with_flags:
-        experiment = experiment.with_flags(experiment, options)
+    if experiment.flags:
+        experiment = experiment.flags.apply(experiment, options)
     given = {
         "query_size": options.query_size,
         "descriptor_batch": options.descr_batch,
@@ -231,11 +230,11 @@ def device_of(options: argparse.Namespace) -> torch.device:
     usual = "cuda" if torch.cuda.is_available() else "cpu"
     wanted = options.device or (usual if options.gpu is None else f"cuda:{options.gpu}")
     try:
-        device = ranks.own(torch.device(wanted))
+        device = distributed.local_device(torch.device(wanted))
         if device.type == "cuda" and (device.index or 0) not in range(torch.cuda.device_count()):
             there = torch.cuda.device_count()
             remedy = "name none and the CPU is used" if not there else f"there are cuda:0 to cuda:{there - 1}"
-            if ranks.world() > 1:
+            if distributed.world_size() > 1:
                 remedy = f"start {there} processes on this machine, or work on the CPU: --device cpu"
             raise UserError(f"there is no {device}: {there} CUDA devices here; {remedy}")
         torch.empty(1, device=device)
@@ -264,13 +263,13 @@ def trial_of(
     experiment: Experiment, ir: float, method: str, length: int, ensemble: int, options: argparse.Namespace
 ) -> Trial:
     """A trial, its method, descriptor length and ensemble checked. Raises UserError."""
-    if not get_method(method).matches:
+    if not get_method(method).needs_descriptors:
         length = 0
     else:
         experiment.taps(length)
-    if ensemble > 1 and not get_method(method).doubts:
+    if ensemble > 1 and not get_method(method).needs_uncertainty:
         raise UserError(f"{method} works with one model, not with an ensemble of {ensemble}")
-    if get_method(method).doubts and experiment.samples % ensemble:
+    if get_method(method).needs_uncertainty and experiment.samples % ensemble:
         raise UserError(f"{experiment.samples} samples cannot be shared by {ensemble} models: choose another -smp")
     copies = options.copies if get_method(method).estimates_from_copies else None
     return Trial(ir, method, length, ensemble, options.nr, init_of(experiment, options), options.select, copies)
@@ -305,7 +304,7 @@ def trials_of(cfg: Cfg, experiment: Experiment, options: argparse.Namespace) -> 
         if lengths:
             rows = [row for row in rows if row[1] in lengths or (row[1] == 0 and methods)]
         if sizes:  # only uncertainty methods have ensembles; another one that is named with one is refused by trial_of
-            with_ensemble = {row[0] for row in rows if row[0] in methods or get_method(row[0]).doubts}
+            with_ensemble = {row[0] for row in rows if row[0] in methods or get_method(row[0]).needs_uncertainty}
             rows = [(*row[:2], size) for row in rows for size in sizes if size == 1 or row[0] in with_ensemble]
         if methods:
             rows = [row for row in rows if row[0] in methods]
@@ -313,7 +312,7 @@ def trials_of(cfg: Cfg, experiment: Experiment, options: argparse.Namespace) -> 
             have = {row[1:] for row in rows if row[0] == method}
             if have and not lengths and not sizes:
                 continue
-            for length in lengths or (experiment.default_length,) if get_method(method).matches else (0,):
+            for length in lengths or (experiment.default_length,) if get_method(method).needs_descriptors else (0,):
                 usual = {size for known, size in have if known == length} or {1}
                 rows += [(method, length, size) for size in sizes or usual if (length, size) not in have]
         trials += [trial_of(experiment, ir, *row, options) for row in rows]

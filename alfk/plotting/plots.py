@@ -17,14 +17,14 @@ from matplotlib.patches import Rectangle
 from matplotlib.ticker import AutoMinorLocator
 
 from alfk.acquisition import METHODS
-from alfk.curves import Curve
 from alfk.errors import UserError
+from alfk.plotting.curves import Curve
 from alfk.uncertainty import MEASURES
 
 logging.getLogger("fontTools").setLevel(logging.ERROR)  # it warns of the dates inside matplotlib's own fonts
 
 # One colour and marker a method in all figures: Okabe and Ito's palette, safe for colour-blind readers. Markers and
-# dashes tell in greyscale what colours do not.
+# dashes distinguish them in greyscale.
 STYLES = {
     "random": ("#000000", "o"),
     "vaal": ("#8C6BB1", "*"),
@@ -46,8 +46,8 @@ NOTATION = {key: method.notation for key, method in METHODS.items()} | {"vaal": 
 
 
 @dataclasses.dataclass(frozen=True)
-class Drawn:
-    """A curve of a figure and what its label says: method, L or E, initial model, copies.
+class PlottedCurve:
+    """A curve of a figure, with what its label names: method, L or E, initial model, copies.
 
     Its source is "ours", the "paper" or the paper's "release" as run here.
     """
@@ -70,7 +70,7 @@ class Drawn:
         return ", ".join(parts)
 
 
-def curves(path: Path, title: str, drawn: Sequence[Drawn], line: tuple[float, str] | None) -> None:
+def plot_curves(path: Path, title: str, plotted: Sequence[PlottedCurve], line: tuple[float, str] | None) -> None:
     """Accuracy against labelled share: our means with bars of one standard deviation, the paper's curves faint, the
     release's dotted.
 
@@ -79,12 +79,12 @@ def curves(path: Path, title: str, drawn: Sequence[Drawn], line: tuple[float, st
     """
     with plt.rc_context(FONT):
         figure, axes = plt.subplots(figsize=(7.6, 4.3), layout="constrained")
-        ours = [each for each in drawn if each.source == "ours"]
-        known = {_what(each) for each in ours}
+        ours = [each for each in plotted if each.source == "ours"]
+        known = {_identity(each) for each in ours}
         entries = []
-        for each in drawn:
+        for each in plotted:
             if each.source != "ours":
-                hidden = _what(each) in known or each.source == "release"
+                hidden = _identity(each) in known or each.source == "release"
                 entries.append((each.curve.mean[-1], _draw_faint(axes, each), hidden, each))
         for each in ours:
             entries.append((each.curve.mean[-1], _draw_ours(axes, each), False, each))
@@ -96,18 +96,18 @@ def curves(path: Path, title: str, drawn: Sequence[Drawn], line: tuple[float, st
         axes.set_axisbelow(True)
         axes.spines[["top", "right"]].set_visible(False)
         axes.yaxis.set_minor_locator(AutoMinorLocator(2))
-        shares = sorted({float(share) for each in drawn for share in each.curve.shares})
+        shares = sorted({float(share) for each in plotted for share in each.curve.shares})
         if 1 < len(shares) <= 10:
             axes.set_xticks(shares, [f"{share:.2f}".rstrip("0").rstrip(".") for share in shares])
         handles, labels = [], []
         for _, handle, hidden, each in sorted(entries, key=lambda e: -e[0]):  # from top to bottom as the curves end
             if not hidden:
                 handles.append(handle)
-                labels.append(line[1] if each is None else _entry(each, bool(ours)))
-        if known & {_what(each) for each in drawn if each.source == "paper"}:
+                labels.append(line[1] if each is None else _legend_label(each, bool(ours)))
+        if known & {_identity(each) for each in plotted if each.source == "paper"}:
             handles.append(Line2D([], [], color="0.5", linewidth=1, linestyle=(0, (4, 1.5)), alpha=0.8))
             labels.append("faint: the paper's")
-        if any(each.source == "release" for each in drawn):
+        if any(each.source == "release" for each in plotted):
             handles.append(Line2D([], [], color="0.3", linewidth=1.2, linestyle=(0, DOTS)))
             labels.append("dotted: its release's, run here")
         figure.legend(handles, labels, loc="outside right center", frameon=False, handlelength=2.8, labelspacing=0.7)
@@ -120,18 +120,18 @@ FONT = {"font.size": 9.5, "axes.titlesize": 10.5, "legend.fontsize": 9, "mathtex
 DOTS = (1, 1.4)
 
 
-def _what(each: Drawn) -> tuple:
+def _identity(each: PlottedCurve) -> tuple:
     return each.method, each.length, each.ensemble, each.init
 
 
-def _entry(each: Drawn, mixed: bool) -> str:
+def _legend_label(each: PlottedCurve, mixed: bool) -> str:
     if each.source == "paper":
         return f"{each.label()} (paper)" if mixed else each.label()
     runs = int(each.curve.runs.max())
     return f"{each.label()} ({runs} run{'s' if runs > 1 else ''})"
 
 
-def _draw_ours(axes: Axes, each: Drawn) -> Line2D:
+def _draw_ours(axes: Axes, each: PlottedCurve) -> Line2D:
     style = _style(each)
     curve = each.curve
     return axes.errorbar(
@@ -148,7 +148,7 @@ def _draw_ours(axes: Axes, each: Drawn) -> Line2D:
     )
 
 
-def _draw_faint(axes: Axes, each: Drawn) -> Line2D:
+def _draw_faint(axes: Axes, each: PlottedCurve) -> Line2D:
     """A curve of the paper, or, dotted and without markers, of its release."""
     style = _style(each)
     if each.source == "release":
@@ -170,7 +170,7 @@ def _draw_faint(axes: Axes, each: Drawn) -> Line2D:
     return drawn
 
 
-def _style(each: Drawn) -> dict[str, object]:
+def _style(each: PlottedCurve) -> dict[str, object]:
     """Colour and marker of the method, dashes by L or E, an open marker where the initial model is random."""
     colour, marker = STYLES.get(each.method, ("#000000", "."))
     plain = each.method in MEASURES and each.ensemble == 1
@@ -197,14 +197,14 @@ def _save(figure: Figure, path: Path) -> None:
 
 @dataclasses.dataclass(frozen=True)
 class Row:
-    """What one AL iteration chose: its first images (k, C, H, W) in [0, 1] and the labels of all (n,), in order."""
+    """The query of one AL iteration: its first images (k, C, H, W) in [0, 1] and the labels of all (n,), in order."""
 
     name: str
     images: np.ndarray
     labels: np.ndarray
 
 
-def contact_sheet(path: Path, title: str, rows: Sequence[Row], minority: Sequence[int], width: int = 25) -> None:
+def plot_contact_sheet(path: Path, title: str, rows: Sequence[Row], minority: Sequence[int], width: int = 25) -> None:
     """Images in rows of `width`, one block an AL iteration, each with its true label; minority classes framed."""
     width = min(width, max(len(row.images) for row in rows))
     lines = [-(-len(row.images) // width) for row in rows]
@@ -252,16 +252,16 @@ def _mark(axes: Axes, label: str, x: float, y: float, framed: bool) -> None:
 
 @dataclasses.dataclass(frozen=True)
 class Panel:
-    """One model's test predictions and map: its name, what to say of it, truth (N,), predictions (N,), map (N, 2)."""
+    """One model's test predictions and map: name, text below it, truth (N,), predictions (N,), map (N, 2)."""
 
     name: str
-    said: str
+    text: str
     labels: np.ndarray
     predictions: np.ndarray
     map: np.ndarray
 
 
-def confusion_and_maps(path: Path, title: str, panels: Sequence[Panel], classes: int) -> None:
+def plot_confusion_and_maps(path: Path, title: str, panels: Sequence[Panel], classes: int) -> None:
     """Confusion matrices above (percent of each true class) and t-SNE maps below: dots right, larger balls wrong."""
     with plt.rc_context(FONT):
         figure, grid = plt.subplots(
@@ -269,7 +269,7 @@ def confusion_and_maps(path: Path, title: str, panels: Sequence[Panel], classes:
         )
         for letter, (above, below), panel in zip("abcdefgh", grid.T, panels, strict=False):
             _confusion(above, panel, classes)
-            above.set_title(f"({letter}) {panel.name}\n{panel.said}")
+            above.set_title(f"({letter}) {panel.name}\n{panel.text}")
             _map(below, panel, classes)
         handles = [
             Line2D([], [], marker="o", linestyle="", color=CLASS_COLOURS(c), label=str(c)) for c in range(classes)

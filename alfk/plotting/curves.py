@@ -14,10 +14,7 @@ from statistics import fmean
 import numpy as np
 
 from alfk.errors import UserError
-from alfk.runs import Record, Trial
-
-BASELINE = "all_train"  # the whole distorted pool labelled: a line, not a curve
-HARDEST = (5, 8, 9)  # the minority digits of which the paper states accuracies (caption of its t-SNE figure)
+from alfk.runs import BASELINE, Record, Trial
 
 
 @dataclasses.dataclass(frozen=True)
@@ -209,9 +206,9 @@ def area(curve: Curve) -> float:
     return float(np.trapezoid(curve.mean, curve.shares) / (curve.shares[-1] - curve.shares[0]))
 
 
-def rare_groups(minority: Sequence[int]) -> dict[str, tuple[int, ...]]:
-    """The groups of minority classes that are looked at, by what tables call them."""
-    groups = {"{5,8,9}": HARDEST} if set(HARDEST) < set(minority) else {}
+def rare_groups(minority: Sequence[int], hardest: Sequence[int] = ()) -> dict[str, tuple[int, ...]]:
+    """The groups of minority classes whose accuracy tables state, by their names there, e.g. "{5,8,9}"."""
+    groups = {f"{{{','.join(map(str, hardest))}}}": tuple(hardest)} if set(hardest) < set(minority) and hardest else {}
     return groups | {"minority": tuple(minority)}
 
 
@@ -229,14 +226,14 @@ def acquisition_seconds(records: Iterable[Record]) -> float:
 
 
 def missing(records: Iterable[Record], runs: Iterable[int], iterations: Iterable[int]) -> dict[tuple[int, ...], list]:
-    """What one trial lacks: missing iterations -> the runs that lack just these. Empty if it lacks nothing."""
-    there = {(record["run"], record["b"]) for record in records}
-    lacking: dict[tuple[int, ...], list[int]] = {}
+    """Missing iterations of one trial -> the runs in which exactly these are missing; empty if none are."""
+    present = {(record["run"], record["b"]) for record in records}
+    runs_by_gap: dict[tuple[int, ...], list[int]] = {}
     for run in runs:
-        gone = tuple(b for b in iterations if (run, b) not in there)
-        if gone:
-            lacking.setdefault(gone, []).append(run)
-    return lacking
+        gap = tuple(b for b in iterations if (run, b) not in present)
+        if gap:
+            runs_by_gap.setdefault(gap, []).append(run)
+    return runs_by_gap
 
 
 def ranges(numbers: Iterable[int]) -> str:

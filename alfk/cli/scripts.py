@@ -1,10 +1,9 @@
-"""The four scripts' entry points: each parses its flags, works, and returns the exit status."""
+"""The entry points of a data set's scripts: each parses its flags, works, and returns the exit status."""
 
 import argparse
 import datetime
 import errno
 import functools
-import multiprocessing
 import platform
 import re
 import subprocess
@@ -16,25 +15,20 @@ from typing import Any
 import numpy as np
 import torch
 
-from alfk import ranks
+from alfk import distributed
+from alfk.cli import options as flags
+from alfk.cli.jobs import RunTask, run_in_parallel, run_sequentially
+from alfk.cli.progress import Progress, cost_table, table
 from alfk.config import Experiment, Load
-from alfk.data import Sources, Split
-from alfk.errors import UnofficialFiles, UserError
+from alfk.data import Dataset
+from alfk.errors import UserError
 from alfk.runs import RunFolder, Trial
-from alfk.stages import options as flags
-from alfk.stages.describe import database_path, databases, write_databases
-from alfk.stages.drive import (
-    Work,
-    active_learning,
-    baselines,
-    distortions,
-    make_initial_models,
-    run_in_turn,
-    run_side_by_side,
-)
-from alfk.stages.pretrain import initial_models
-from alfk.stages.report import Progress, cost_table, table
+from alfk.stages.acquire import acquire
+from alfk.stages.describe import databases, describe
+from alfk.stages.loop import active_learning, baselines
+from alfk.stages.pretrain import make_initial_models
 from alfk.stages.retrain import retrain
+from alfk.stages.round import Round
 from alfk.stages.workspace import Report, Workspace
 
 Experiments = Mapping[str, Experiment]  # by name; the first is the default
@@ -50,7 +44,7 @@ def run(experiments: Experiments, cfgs: Mapping[str, flags.Cfg], about: str) -> 
     def body(options: Options) -> int:
         return _run(flags.experiment_of(experiments, options), cfgs, options)
 
-    return guarded(parser, body, together=True)
+    return guarded(parser, body, distributable=True)
 
 
 def unsup(experiments: Experiments, about: str) -> int:
@@ -62,19 +56,20 @@ def unsup(experiments: Experiments, about: str) -> int:
         experiment = flags.experiment_of(experiments, options)
         with Progress(total=2 * options.ensemble) as progress:
             work = open_workspace(experiment, options, options.run, progress, initial=True)
-            initial_models(work, options.ir or experiment.default_ir, options.nr, options.ensemble, options.select)
+            ir = options.ir or experiment.default_ir
+            make_initial_models(work, ir, options.nr, options.ensemble, options.select)
         return 0
 
-    return guarded(parser, body, together=True)
+    return guarded(parser, body, distributable=True)
 
 
 def gen_descr(experiments: Experiments, about: str) -> int:
     """gen_descr.py: the descriptor databases of one AL iteration."""
 
-    def stage(work: Workspace, trial: Trial, b: int, pool: Split, validation: Split) -> None:
-        write_databases(work, trial, b, pool, validation)
-        paths = [str(database_path(work, trial, b, name)) for name in databases(trial, b)]
-        print("\n".join(paths) or f"{trial.method} needs no descriptors at b={b}")
+    def stage(current: Round) -> None:
+        describe(current)
+        paths = [str(current.database(name)) for name in databases(current)]
+        print("\n".join(paths) or f"{current.trial.method} needs no descriptors at b={current.b}")
 
     return _one_iteration(experiments, about, stage)
 
@@ -82,16 +77,18 @@ def gen_descr(experiments: Experiments, about: str) -> int:
 def main_descr(experiments: Experiments, about: str) -> int:
     """main_descr.py: matching, acquisition and retraining of one AL iteration."""
 
-    def stage(work: Workspace, trial: Trial, b: int, pool: Split, validation: Split) -> None:
-        work.report("iteration", record=retrain(work, trial, b, pool, validation))
-        print(work.folder.checkpoint(trial, b, work.size(b)))
+    def stage(current: Round) -> None:
+        record = current.finished()
+        if record is None:
+            acquire(current)
+            record = retrain(current)
+        current.work.report("iteration", record=record)
+        print(current.checkpoint)
 
     return _one_iteration(experiments, about, stage)
 
 
-def _one_iteration(
-    experiments: Experiments, about: str, stage: Callable[[Workspace, Trial, int, Split, Split], None]
-) -> int:
+def _one_iteration(experiments: Experiments, about: str, stage: Callable[[Round], None]) -> int:
     parser = flags.common_parser(experiments, about)
     flags.add_run(parser, experiments)
     flags.add_init(parser)
@@ -109,67 +106,74 @@ def _one_iteration(
             raise UserError(f"before b={options.b} {before} images are labelled, not -ts {options.train_size}")
         with Progress(total=1) as progress:
             work = open_workspace(experiment, options, options.run, progress, [trial], options.b + 1)
-            with work.folder.exclusively(trial.name):
-                pool = work.pool(trial.ir, trial.nr, trial.distortion)
-                stage(work, trial, options.b, pool, work.validation())
+            with work.folder.lock(trial.name):
+                stage(Round(work, trial, options.b))
         return 0
 
-    return guarded(parser, body, together=True)
+    return guarded(parser, body, distributable=True)
 
 
 def _run(experiment: Experiment, cfgs: Mapping[str, flags.Cfg], options: Options) -> int:
     trials = flags.trials_of(cfgs[experiment.name], experiment, options)
     if options.baseline:
         trials = flags.baselines_of(trials)
-    usual = options.run_start + 1 if options.baseline else experiment.runs
-    runs = runs_of(options, usual)
+    default_runs = options.run_start + 1 if options.baseline else experiment.runs
+    runs = runs_of(options, default_runs)
     if not options.initial:
         check_initial_models(experiment, options, runs, trials, "run with --initial first")
-    models = 2 * sum(distortions(trials).values())
+    models = 2 * sum(ensemble_sizes(trials).values())
     each = models if options.initial else len(trials) * (1 if options.baseline else experiment.iterations)
-    work = WholeRun(experiment, options, tuple(trials))
-    if options.initial and ranks.first():
+    task = ExperimentRun(experiment, options, tuple(trials))
+    if options.initial and distributed.is_main_process():
         print(
             f"{len(runs) * each} initial models (random and rotation) for {len(trials)} curves; active learning has "
             f"{len(runs) * len(trials) * experiment.iterations} iterations then. An ensemble of E needs E of each: "
             "--initial -ens E"
         )
-    return over_runs(experiment, options, runs, work, each, [] if options.initial else trials)
+    return over_runs(experiment, options, runs, task, each, [] if options.initial else trials)
 
 
-def runs_of(options: Options, usual: int) -> range:
-    """The runs that --run-start and --run-stop name, up to before `usual`. Raises UserError if there is none."""
-    stop = usual if options.run_stop is None else options.run_stop
+def ensemble_sizes(trials: Sequence[Trial]) -> dict[tuple[float, float], int]:
+    """The size of the largest ensemble for every distortion (ir, nr) of the trials."""
+    sizes: dict[tuple[float, float], int] = {}
+    for trial in trials:
+        sizes[trial.ir, trial.nr] = max(trial.ensemble, sizes.get((trial.ir, trial.nr), 1))
+    return sizes
+
+
+def runs_of(options: Options, default_stop: int) -> range:
+    """The runs from --run-start to before --run-stop (`default_stop`). Raises UserError if there is none."""
+    stop = default_stop if options.run_stop is None else options.run_stop
     if options.run_start >= stop:
         raise UserError(f"there is no run from --run-start {options.run_start} up to before {stop}")
     return range(options.run_start, stop)
 
 
 def over_runs(
-    experiment: Experiment, options: Options, runs: Sequence[int], work: Work, each: int, trials: Sequence[Trial]
+    experiment: Experiment, options: Options, runs: Sequence[int], task: RunTask, each: int, trials: Sequence[Trial]
 ) -> int:
-    """Every run's work, in turn or side by side (--jobs), then the tables; returns the exit status.
+    """Every run's task, one after the other or side by side (--jobs), then the tables; returns the exit status.
 
     Args:
-        each: pieces of work in a run, for the progress bar.
+        each: units of progress in a run.
         trials: whose results the tables show.
     """
-    if options.jobs > 1 and ranks.world() > 1:
+    if options.jobs > 1 and distributed.world_size() > 1:
         raise UserError("--jobs is for runs side by side; under torchrun all processes work on one: leave it out")
     jobs = min(options.jobs, len(runs))
     data(experiment, options)  # what is missing or has to be downloaded shows here, once
     with Progress(total=len(runs) * each) as progress:
-        failures = run_in_turn(runs, work, progress) if jobs == 1 else run_side_by_side(runs, work, progress, jobs)
+        failures = run_sequentially(runs, task, progress) if jobs == 1 else run_in_parallel(runs, task, progress, jobs)
     if trials and len(failures) < len(runs):
         folders = [RunFolder(root(experiment, options), number) for number in runs]
         records = [record for folder in folders for record in folder.results()]
         print("\n" + "\n\n".join(filter(None, (table(records, trials), cost_table(records, trials)))))
     for failure in failures:
-        ranks.complain(f"{failure.details}{Path(sys.argv[0]).name}: run {failure.run}: {failure.cause}")
+        distributed.print_error(f"{failure.details}{Path(sys.argv[0]).name}: run {failure.run}: {failure.cause}")
     return 0 if not failures else 2 if all(failure.user for failure in failures) else 1
 
 
-@ranks.by_first
+@distributed.main_process_only
 def check_initial_models(
     experiment: Experiment, options: Options, runs: Sequence[int], trials: Sequence[Trial], remedy: str
 ) -> None:
@@ -182,22 +186,30 @@ def check_initial_models(
                     raise UserError(f"there is no initial model {path}: {remedy}")
 
 
-class WholeRun:
+class ExperimentRun:
     """All of one run's work, in this process or, pickled, in another."""
 
     def __init__(self, experiment: Experiment, options: Options, trials: tuple[Trial, ...]):
         self.experiment, self.options, self.trials = experiment, options, trials
 
     def __call__(self, number: int, report: Report) -> None:
-        iterations = 0 if self.options.baseline else self.experiment.iterations
-        arguments = (self.trials, iterations, self.options.initial)
-        work = open_workspace(self.experiment, self.options, number, report, *arguments)
+        work = self.open(number, report)
         if self.options.initial:
-            make_initial_models(work, self.trials)
+            for (ir, nr), members in ensemble_sizes(self.trials).items():
+                make_initial_models(work, ir, nr, members, self.options.select)
         elif self.options.baseline:
             baselines(work, self.trials)
         else:
-            active_learning(work, self.trials, self.options.keep_descr)
+            self.learn(work)
+
+    def open(self, number: int, report: Report) -> Workspace:
+        iterations = 0 if self.options.baseline else self.experiment.iterations
+        arguments = (self.trials, iterations, self.options.initial)
+        return open_workspace(self.experiment, self.options, number, report, *arguments)
+
+    def learn(self, work: Workspace) -> None:
+        """Active learning."""
+        active_learning(work, self.trials, keep_descriptors=self.options.keep_descr)
 
 
 def open_workspace(
@@ -210,7 +222,7 @@ def open_workspace(
     initial: bool = False,
     settings_of: Callable[[Workspace], dict[str, Any]] | None = None,
 ) -> Workspace:
-    """Everything the stages of run `number` need, its manifest checked and this session recorded in it.
+    """The workspace of run `number`, its manifest checked and this session recorded in it.
 
     Args:
         settings_of: what results depend on, where it is not the workspace's own settings.
@@ -218,13 +230,13 @@ def open_workspace(
         UserError: other settings than the run's, or a pool too small for so many AL iterations of the trials.
     """
     torch.backends.cudnn.deterministic = True
-    train, test, apart = data(experiment, options)
-    if train.device.type == "cuda" and ranks.world() > 1:
+    train, test, separate_validation = data(experiment, options)
+    if train.device.type == "cuda" and distributed.world_size() > 1:
         torch.cuda.set_device(train.device)
     experiment = experiment.for_data(train)
     folder = RunFolder(root(experiment, options), number)
     folder.create()
-    work = Workspace(experiment, folder, train, test, options.seed, train.device, report, apart)
+    work = Workspace(experiment, folder, train, test, options.seed, train.device, report, separate_validation)
     settings = settings_of(work) if settings_of else work.settings(initial)
     folder.check_manifest(settings)
     if experiment.holdout:
@@ -238,46 +250,39 @@ def root(experiment: Experiment, options: Options) -> Path:
     return options.save_folder or options.datadir / experiment.name
 
 
-def data(experiment: Experiment, options: Options) -> Sources:
+def data(experiment: Experiment, options: Options) -> Dataset:
     """The data set's images on the device. Raises UserError."""
-    part = experiment.load_part if getattr(options, "allow_subset", False) else None
-    return _load(experiment.load, part, options.datadir / experiment.name, flags.device_of(options))
+    strict = not getattr(options, "allow_subset", False)
+    return _load(experiment.load, options.datadir / experiment.name, strict, flags.device_of(options))
 
 
 @functools.cache
-def _load(load: Load, load_part: Load | None, path: Path, device: torch.device) -> Sources:
-    try:
-        found = Sources(*ranks.in_turn(lambda: load(path)))
-    except UnofficialFiles as problem:
-        if load_part is None:
-            raise
-        if multiprocessing.parent_process() is None and ranks.first():
-            print(f"warning: {str(problem).partition(';')[0]}", file=sys.stderr)
-        found = Sources(*ranks.in_turn(lambda: load_part(path)))
+def _load(load: Load, path: Path, strict: bool, device: torch.device) -> Dataset:
+    found = Dataset(*distributed.main_process_first(lambda: load(path) if strict else load(path, strict=False)))
     train, test = found.train.to(device), found.test.to(device)
     if found.validation is None:
-        return Sources(train, test)
-    return Sources(train, test, test if found.validation is found.test else found.validation.to(device))
+        return Dataset(train, test)
+    return Dataset(train, test, test if found.validation is found.test else found.validation.to(device))
 
 
 def _session(device: torch.device) -> dict[str, Any]:
-    """Who worked on a run, for its manifest."""
+    """Command, hardware and versions, for a run's manifest."""
     name = torch.cuda.get_device_name(device) if device.type == "cuda" else _processor()
     return {
         "time": datetime.datetime.now().astimezone().isoformat(timespec="seconds"),
         "command": [Path(sys.argv[0]).name, *sys.argv[1:]],
         "device": f"{device.type}: {name}, {torch.get_num_threads()} threads",
-        "processes": ranks.world(),
+        "processes": distributed.world_size(),
         "versions": {"python": platform.python_version(), "torch": torch.__version__, "numpy": np.__version__},
         "commit": _commit(),
     }
 
 
 def _processor() -> str:
-    """Model and instructions, for another processor rounds differently and training amplifies it."""
-    told = dict(re.findall(r"^(model name|cpu family|model|stepping)\s*: (.*)", _text(Path("/proc/cpuinfo")), re.M))
-    name = told.pop("model name", platform.processor() or platform.machine())
-    numbers = "".join(f" {key} {value}" for key, value in sorted(told.items()))
+    """Model and instruction set of the processor: another one rounds differently, which training amplifies."""
+    found = dict(re.findall(r"^(model name|cpu family|model|stepping)\s*: (.*)", _text(Path("/proc/cpuinfo")), re.M))
+    name = found.pop("model name", platform.processor() or platform.machine())
+    numbers = "".join(f" {key} {value}" for key, value in sorted(found.items()))
     return f"{name}{numbers}, {torch.backends.cpu.get_cpu_capability()}"
 
 
@@ -296,28 +301,28 @@ def _commit() -> str | None:
         return None
 
 
-def guarded(parser: argparse.ArgumentParser, body: Callable[[Options], int], together: bool = False) -> int:
-    """Parse, run, and turn what the user can mend into one line and exit status 2.
+def guarded(parser: argparse.ArgumentParser, body: Callable[[Options], int], distributable: bool = False) -> int:
+    """Parse the flags and call `body`; errors that the user can mend are printed as one line, with exit status 2.
 
     Args:
-        together: whether several processes, started by torchrun, can share the work.
+        distributable: whether several processes, started by torchrun, can share the work.
     """
 
     def attempt() -> int:
         options = parser.parse_args()
         try:
-            if ranks.world() > 1 and not together:
+            if distributed.world_size() > 1 and not distributable:
                 raise UserError("this works as one process: start it without torchrun")
             return body(options)
         except UserError as problem:
-            ranks.complain(f"{parser.prog}: {problem}")
+            distributed.print_error(f"{parser.prog}: {problem}")
         except OSError as problem:
             if problem.errno not in (errno.ENOSPC, errno.EDQUOT, errno.EACCES, errno.EROFS):
                 raise
-            ranks.complain(f"{parser.prog}: {problem}")
+            distributed.print_error(f"{parser.prog}: {problem}")
         except KeyboardInterrupt:
-            ranks.complain(f"{parser.prog}: interrupted; the same command goes on from here")
+            distributed.print_error(f"{parser.prog}: interrupted; the same command goes on from here")
             return 130
         return 2
 
-    return ranks.joined(attempt)
+    return distributed.run_distributed(attempt)

@@ -6,7 +6,7 @@ from collections.abc import Iterable, Sequence
 import numpy as np
 from tabulate import tabulate
 
-from alfk.curves import (
+from alfk.plotting.curves import (
     Comparison,
     Curve,
     accuracy_of_classes,
@@ -18,15 +18,15 @@ from alfk.curves import (
     rare_groups,
     series,
 )
+from alfk.plotting.results import FigureData, init_suffix, name_of, select_suffix
 from alfk.runs import Trial
-from alfk.stages.plot import FigureOf, name_of, selected, started
 
 EARLY = 2  # the AL iteration after which the paper states accuracies of minority classes: 375 labels on MNIST
 
 Rows = list[dict[str, object]]
 
 
-def curve_rows(figure: FigureOf) -> Rows:
+def curve_rows(figure: FigureData) -> Rows:
     """Every point of the figure, ours beside the paper's and the release's: one row a trial and share."""
     rows: Rows = []
     for trial, curve in figure.curves.items():
@@ -62,7 +62,7 @@ def _compared(source: str, found: Comparison | None) -> dict[str, object]:
     }
 
 
-def summary_rows(figure: FigureOf, minority: Sequence[int]) -> Rows:
+def summary_rows(figure: FigureData, minority: Sequence[int], hardest: Sequence[int] = ()) -> Rows:
     """Per trial: runs, area, last accuracy, accuracy of the minority classes early and at the end, seconds."""
     rows: Rows = []
     curves = figure.curves
@@ -74,7 +74,7 @@ def summary_rows(figure: FigureOf, minority: Sequence[int]) -> Rows:
         row |= {"area": area(curve) if whole else math.nan, "last": float(curve.mean[-1])}
         last = max(r["b"] for r in records)
         row["labels_early"] = next((r["labelled"] for r in records if r["b"] == EARLY), "")
-        for name, classes in rare_groups(minority).items():
+        for name, classes in rare_groups(minority, hardest).items():
             for when, b in (("early", EARLY), ("last", last)):
                 row[f"{name} {when}"] = accuracy_of_classes([r for r in records if r["b"] == b], classes)
         row["acquisition_seconds"] = acquisition_seconds(records)
@@ -90,13 +90,13 @@ def _span(curves: Iterable[Curve]) -> tuple[float, float]:
     )
 
 
-def hero(figure: FigureOf, wanted: str | None) -> Trial | None:
-    """The trial whose claims are made: the one named, else the paper's method at its largest L, rotation first."""
+def claimant(figure: FigureData, wanted: str | None) -> Trial | None:
+    """The trial that is compared with all others: the one named, else Rzg_pz at its largest L, rotation first."""
     candidates = [t for t in figure.curves if (series(t) == wanted if wanted else t.method == "Rzg_pz")]
     return max(candidates, key=lambda t: (t.init == "rotation", t.length, t.ensemble), default=None)
 
 
-def claim_rows(figure: FigureOf, ours: Trial, accuracy: float | None) -> Rows:
+def claim_rows(figure: FigureData, ours: Trial, accuracy: float | None) -> Rows:
     """Labels saved at equal accuracy and points gained at equal labels, against each other trial of the figure."""
     rows: Rows = []
     curves = figure.curves
@@ -122,7 +122,7 @@ def claim_rows(figure: FigureOf, ours: Trial, accuracy: float | None) -> Rows:
     return rows
 
 
-def comparison_table(figure: FigureOf, form: str = "simple") -> str:
+def comparison_table(figure: FigureData, form: str = "simple") -> str:
     """Ours beside the paper's and the release's, per method and share; empty where there is nothing to compare."""
     rows = curve_rows(figure)
     sources = [source for source in SOURCES if any(not math.isnan(row[f"{source}_mean"]) for row in rows)]
@@ -145,7 +145,7 @@ def comparison_table(figure: FigureOf, form: str = "simple") -> str:
     return _table(body, heads, form)
 
 
-def digest(figure: FigureOf, shares: Sequence[float]) -> str:
+def digest(figure: FigureData, shares: Sequence[float]) -> str:
     """The paper's, the release's and our accuracy of every trial at a few shares, as Markdown, three rows a trial.
 
     Our cells say whether they lie outside two standard errors of the paper's (p) or of the release's (r).
@@ -180,7 +180,7 @@ SOURCES = ("paper", "release")
 WITHIN = {True: "yes", False: "no", "": "?"}
 
 
-def agreement(figure: FigureOf) -> str:
+def agreement(figure: FigureData) -> str:
     """How many of our points lie within two standard errors of the paper's and of the release's, in a line each."""
     lines = []
     for source in SOURCES:
@@ -190,7 +190,7 @@ def agreement(figure: FigureOf) -> str:
     return "\n".join(lines)
 
 
-def accuracy_table(figure: FigureOf) -> str:
+def accuracy_table(figure: FigureData) -> str:
     """Mean and standard deviation of every trial (rows) at every share (columns), as Markdown."""
     curves = figure.curves
     shares = sorted({float(share) for curve in curves.values() for share in curve.shares})
@@ -205,19 +205,24 @@ def summary_table(rows: Rows, form: str = "simple") -> str:
     """The table of `summary_rows`; columns that nobody fills are left out."""
     labels = {row["labels_early"] for row in rows} - {""}
     early = f"at {labels.pop()} labels" if len(labels) == 1 else f"b={EARLY}"
+    rare = [name for name in (rows[0] if rows else ()) if name.endswith((" early", " last"))]
+    rare.sort(key=lambda name: name.endswith(" last"))
     columns = {
         "runs": ("runs", "{}"),
         "area": ("area,\nmean %", "{:.2f}"),
         "last": ("last\n%", "{:.2f}"),
-        "{5,8,9} early": (f"{{5,8,9}} %\n{early}", "{:.1f}"),
-        "minority early": (f"minority %\n{early}", "{:.1f}"),
-        "{5,8,9} last": ("{5,8,9} %\nlast", "{:.1f}"),
-        "minority last": ("minority %\nlast", "{:.1f}"),
+        **{name: (_head(name, early), "{:.1f}") for name in rare},
         "acquisition_seconds": ("acquisition\ns", "{:.2f}"),
     }
     used = {k: v for k, v in columns.items() if any(_number(row.get(k, math.nan), v[1]) for row in rows)}
     body = [[named(row), *(_number(row[k], number) for k, (_, number) in used.items())] for row in rows]
     return _table(body, ["method", *(head for head, _ in used.values())], form)
+
+
+def _head(name: str, early: str) -> str:
+    """ "minority early" -> "minority %\nat 375 labels"."""
+    group, when = name.rsplit(" ", 1)
+    return f"{group} %\n{early if when == 'early' else when}"
 
 
 def claim_table(rows: Rows, form: str = "simple") -> str:
@@ -239,14 +244,14 @@ def claim_table(rows: Rows, form: str = "simple") -> str:
     return _table(body, [*heads, "points gained,\nmean", "\nmost", "\nat % of pool"], form)
 
 
-def markdown(figure: FigureOf, summary: Rows, claims: Rows, ours: Trial | None) -> str:
+def markdown(figure: FigureData, summary: Rows, claims: Rows, ours: Trial | None) -> str:
     """All tables of a figure as a Markdown page."""
     parts = [
         f"# {figure.title}",
         f"![{figure.title}]({figure.name}.png)",
         "## Test accuracy, %, mean ± standard deviation over runs" if figure.curves else "",
         accuracy_table(figure),
-        figure.all_train_said,
+        figure.all_train_text,
         "## Curves as numbers" if summary else "",
         summary_table(summary, "github"),
         f"## {name_of(ours)} against the others" if claims else "",
@@ -261,7 +266,7 @@ def markdown(figure: FigureOf, summary: Rows, claims: Rows, ours: Trial | None) 
 def named(row: dict[str, object]) -> str:
     """What a row of a table is about."""
     copies = f", {row['copies']} copies" if row["copies"] not in ("", "degrees") else ""
-    return f"{row['series']}{copies}{started(row['init'])}{selected(row['select'])}"
+    return f"{row['series']}{copies}{init_suffix(row['init'])}{select_suffix(row['select'])}"
 
 
 def plain(value: object) -> object:

@@ -1,0 +1,25 @@
+"""The data sets whose folders are in the repository."""
+
+import functools
+import importlib
+
+from alfk.cli.options import ROOT
+from alfk.config import Experiment
+from alfk.errors import UserError
+
+
+@functools.cache
+def all_experiments() -> dict[str, Experiment]:
+    """By name, the EXPERIMENTS of every folder's config.py; the repository's root has to be on sys.path."""
+    found: dict[str, Experiment] = {}
+    for path in sorted(ROOT.glob("*/config.py")):
+        if path.parent.name != "alfk":
+            found |= getattr(importlib.import_module(f"{path.parent.name}.config"), "EXPERIMENTS", {})
+    return found
+
+
+def get_experiment(name: str) -> Experiment:
+    """The constants of a data set. Raises UserError."""
+    if name not in all_experiments():
+        raise UserError(f"no folder's config.py has the data set {name}; there are {', '.join(all_experiments())}")
+    return all_experiments()[name]

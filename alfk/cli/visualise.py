@@ -1,0 +1,86 @@
+"""visualize_tsne.py: confusion matrices and t-SNE maps of the test images for the models of one AL iteration."""
+
+import argparse
+import dataclasses
+from collections.abc import Mapping, Sequence
+
+from alfk.acquisition import get_method
+from alfk.cli import options as flags
+from alfk.cli import scripts
+from alfk.config import Experiment
+from alfk.errors import UserError
+from alfk.plotting import plots
+from alfk.plotting.curves import parse_series
+from alfk.plotting.results import init_suffix, select_suffix
+from alfk.plotting.tsne import panel
+from alfk.runs import RunFolder, Trial, read_json, selection_suffix
+from alfk.stages.round import Round
+from alfk.stages.workspace import Workspace
+
+
+def visualise(experiments: Mapping[str, Experiment], about: str, taps: Sequence[int]) -> int:
+    """visualize_tsne.py: the figure of one run, a column a method.
+
+    Args:
+        taps: whose features are mapped.
+    """
+    parser = flags.places_parser(experiments, about)
+    flags.add_run(parser, experiments)
+    flags.add_init(parser)
+    add = parser.add_argument
+    text = "AL iteration: the models it starts from, which b times the query size labels have taught (3)"
+    add("-b", type=flags.positive, default=3, metavar="B", help=text)
+    text = "methods, with their L (varR_E1 Rzg_pz_L80 Rzg_true_L80)"
+    add("--methods", nargs="+", default=["varR_E1", "Rzg_pz_L80", "Rzg_true_L80"], metavar="KEY", help=text)
+    add("--out", type=flags.Path, default=flags.ROOT / "local_data" / "figures", help="folder (local_data/figures)")
+
+    def body(options: argparse.Namespace) -> int:
+        experiment = experiments[options.dataset]
+        work = _workspace(experiment, options)
+        ir = options.ir or experiment.default_ir
+        trials = [_trial(name, ir, experiment, options) for name in options.methods]
+        for trial in trials:
+            if not Round(work, trial, options.b - 1).checkpoint.exists():
+                length = f" -dl {trial.length}" if trial.length else ""
+                start = f"--unsupervised {options.unsupervised}{' --conv-only' if options.conv_only else ''}"
+                raise UserError(
+                    f"run {options.run} has no model of {trial.short()} before b={options.b}: "
+                    f"run.py {start} -ir {ir:g} --run-start {options.run} "
+                    f"--run-stop {options.run + 1} --methods {trial.method}{length} makes it"
+                )
+        panels = [panel(Round(work, trial, options.b), taps) for trial in trials]
+        labels = work.size(options.b - 1)
+        init = trials[0].init
+        title = f"{experiment.name} test images, {ir:g}x class imbalance, {labels} labels, run {options.run}"
+        title += init_suffix(init) + select_suffix(options.select)
+        ending = ("" if init == "rotation" else f"_{init}") + selection_suffix(options.select)
+        path = options.out / f"{experiment.name}_tsne_ir{ir:g}_b{options.b}_run{options.run}{ending}"
+        plots.plot_confusion_and_maps(path, title, panels, experiment.classes)
+        print(f"{path}.png, .pdf")
+        return 0
+
+    return scripts.guarded(parser, body)
+
+
+def _workspace(experiment: Experiment, options: argparse.Namespace) -> Workspace:
+    """The run as it was made, with its own seed and query size; nothing is written into its manifest."""
+    folder = RunFolder(scripts.root(experiment, options), options.run)
+    manifest = folder.path / "manifest.json"
+    if not manifest.exists():
+        raise UserError(f"there is no run {options.run} in {folder.path.parent}: run.py makes it")
+    made = read_json(manifest).get("settings", {})
+    experiment = dataclasses.replace(experiment, query_size=made.get("query_size", experiment.query_size))
+    train, test, separate_validation = scripts.data(experiment, options)
+    experiment = experiment.for_data(train)
+    return Workspace(
+        experiment, folder, train, test, made.get("seed", 0), train.device, separate_validation=separate_validation
+    )
+
+
+def _trial(name: str, ir: float, experiment: Experiment, options: argparse.Namespace) -> Trial:
+    method, length, ensemble = parse_series(name)
+    if ensemble > 1:
+        raise UserError(f"{name}: a map shows the features of one network, not of {ensemble}")
+    if get_method(method).needs_descriptors:
+        length = length or experiment.default_length
+    return flags.trial_of(experiment, ir, method, length, ensemble, options)

@@ -1,0 +1,1 @@
+"""Figures: results lines in, pictures and tables out."""

@@ -1,0 +1,56 @@
+"""The active-learning loop (paper, Algorithm 1)."""
+
+from collections.abc import Callable, Sequence
+from typing import NamedTuple
+
+from alfk.runs import Record, Trial
+from alfk.stages.acquire import acquire
+from alfk.stages.describe import describe
+from alfk.stages.memory import reset_peak
+from alfk.stages.retrain import retrain, train_on_all
+from alfk.stages.round import Round
+from alfk.stages.workspace import Workspace
+
+
+class Stages(NamedTuple):
+    """The three steps of an AL iteration. Each leaves files, and does nothing where they exist."""
+
+    describe: Callable[[Round], None]
+    acquire: Callable[[Round], None]
+    retrain: Callable[[Round], Record]
+
+
+STAGES = Stages(describe, acquire, retrain)  # of every method of the registry
+
+
+def active_learning(
+    work: Workspace, trials: Sequence[Trial], stages: Stages = STAGES, keep_descriptors: bool = False
+) -> None:
+    """Every AL iteration of every trial; finished ones are skipped."""
+    for trial in trials:
+        with work.folder.lock(trial.name):
+            for b in range(work.experiment.iterations):
+                current = Round(work, trial, b)
+                record = current.finished()
+                skipped = record is not None
+                if not skipped:
+                    reset_peak(work.device)
+                    if not current.is_labelled():
+                        stages.describe(current)
+                        stages.acquire(current)
+                    record = stages.retrain(current)
+                current.delete_temporary_files(keep_descriptors)
+                work.report("iteration", record=record, skipped=skipped)
+
+
+def baselines(work: Workspace, trials: Sequence[Trial]) -> None:
+    """Training on the whole distorted pool, the line "all train", for every trial (of method runs.BASELINE)."""
+    for trial in trials:
+        with work.folder.lock(trial.name):
+            current = Round(work, trial, 0)
+            record = current.finished()
+            skipped = record is not None
+            if not skipped:
+                reset_peak(work.device)
+                record = train_on_all(current)
+            work.report("iteration", record=record, skipped=skipped)

@@ -1,0 +1,159 @@
+"""One AL iteration of a trial in a run: its sizes, paths, identity and random draws."""
+
+import dataclasses
+from functools import cached_property
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+
+from alfk.acquisition import Method, get_method
+from alfk.config import Experiment
+from alfk.data import Split
+from alfk.errors import UserError
+from alfk.network import fingerprint
+from alfk.runs import (
+    BASELINE,
+    Record,
+    RunFolder,
+    Trial,
+    delete_array,
+    delete_file,
+    has_array,
+    has_file,
+    load_checkpoint,
+    open_array,
+)
+from alfk.stages.workspace import Workspace, join_states
+
+TEMPORARY = ("validation", "pool", "uncertainty", "logits")  # databases that a finished iteration needs no more
+
+
+@dataclasses.dataclass(frozen=True)
+class Round:
+    """AL iteration b of `trial`: what every stage is given.
+
+    Attributes:
+        work: the run.
+        b: from 0.
+    """
+
+    work: Workspace
+    trial: Trial
+    b: int
+
+    @property
+    def experiment(self) -> Experiment:
+        return self.work.experiment
+
+    @property
+    def folder(self) -> RunFolder:
+        return self.work.folder
+
+    @property
+    def method(self) -> Method:
+        return get_method(self.trial.method)
+
+    @cached_property
+    def pool(self) -> Split:
+        """The distorted pool."""
+        return self.work.pool(self.trial.ir, self.trial.nr, self.trial.distortion)
+
+    @cached_property
+    def validation(self) -> Split:
+        return self.work.validation()
+
+    @property
+    def size(self) -> int:
+        """Images labelled after this iteration."""
+        return len(self.pool) if self.trial.method == BASELINE else self.experiment.query_size * (self.b + 1)
+
+    @property
+    def size_before(self) -> int:
+        """Images labelled before this iteration."""
+        return self.experiment.query_size * self.b
+
+    @property
+    def previous(self) -> "Round":
+        return dataclasses.replace(self, b=self.b - 1)
+
+    @property
+    def checkpoint(self) -> Path:
+        """The trained model; its presence marks the iteration finished."""
+        return self.folder.checkpoint(self.trial, self.b, self.size)
+
+    @property
+    def partial_checkpoint(self) -> Path:
+        """A training in progress."""
+        return self.checkpoint.with_name(self.checkpoint.name.replace("best_", "part_"))
+
+    @property
+    def index_list(self) -> Path:
+        return self.folder.index_list(self.trial, self.b, self.size)
+
+    def database(self, name: str) -> Path:
+        """A database that this iteration chooses from, e.g. "pool"."""
+        return self.folder.descriptors(name, self.trial, self.b, self.size_before)
+
+    def identity(self) -> dict[str, Any]:
+        """The entries of headers and checkpoints that name this iteration."""
+        return {**self.work.identity(), **self.trial.facts(), "b": self.b}
+
+    def generator(self, purpose: str, *details: object, member: int = 0) -> torch.Generator:
+        """The source of this iteration's random draws for one purpose, the same for all methods of a run."""
+        return self.work.generator(purpose, self.b, *details, member=member)
+
+    def report(self, event: str, **information: Any) -> None:
+        self.work.report(event, run=self.folder.number, **information)
+
+    def is_labelled(self) -> bool:
+        """Whether the iteration's images have been chosen."""
+        return has_array(self.index_list)
+
+    def labelled(self) -> tuple[Tensor, dict[str, Any]]:
+        """(n (b+1),) int64 positions in the pool in the order they were labelled, and the index list's header.
+
+        Raises:
+            UserError: the list is missing or damaged.
+        """
+        if not self.is_labelled():
+            raise UserError(f"there is no labelled set {self.index_list}: AL iteration b={self.b} has to be run first")
+        array, header = open_array(self.index_list, {"kind": "labelled set", **self.identity()})
+        return torch.from_numpy(np.array(array)), header
+
+    def labelled_before(self) -> Tensor:
+        """(n b,) positions labelled before this iteration. Raises UserError if the previous one was not run."""
+        return self.previous.labelled()[0] if self.b else torch.empty(0, dtype=torch.int64)
+
+    def starting_models(self) -> tuple[list[nn.Module], str]:
+        """The models that this iteration starts from, one a member of the ensemble, and a hash of their weights.
+
+        Iteration 0 starts from the initial models; a rotation model's last linear layer is replaced by a new one.
+        """
+        models = [self.work.network(self.experiment.classes) for _ in range(self.trial.ensemble)]
+        if self.b > 0:
+            state, _ = load_checkpoint(self.previous.checkpoint, {"kind": "best", **self.previous.identity()})
+        else:
+            members = range(self.trial.ensemble)
+            state = join_states([self.work.initial_state(self.trial, member) for member in members])
+        try:
+            nn.ModuleList(models).load_state_dict(state)
+        except RuntimeError:
+            raise UserError(f"the checkpoint of {self.trial.label()} before b={self.b} is of another network") from None
+        return models, fingerprint(state)
+
+    def finished(self) -> Record | None:
+        """The record of a finished iteration; its results line is restored where a crash came before it."""
+        if not has_file(self.checkpoint):
+            return None
+        record = load_checkpoint(self.checkpoint, {"kind": "best", **self.identity()})[1]["record"]
+        self.folder.add_result(record)
+        return record
+
+    def delete_temporary_files(self, keep_descriptors: bool = False) -> None:
+        """Remove what a finished iteration needs no more; also after a crash that came before it."""
+        for name in () if keep_descriptors else TEMPORARY:
+            delete_array(self.database(name))
+        delete_file(self.partial_checkpoint)
