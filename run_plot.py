@@ -60,6 +60,7 @@ def parse() -> argparse.Namespace:
     add("--reference", action="store_true", help="draw the paper's curves and its release's too, and compare")
     add("--claim", metavar="SERIES", help="whose claims to compute (Rzg_pz at its largest L)")
     add("--at", type=float, metavar="ACC", help="accuracy at which labels are compared (the highest both reach)")
+    add("--into", type=Path, metavar="FILE", help="Markdown file whose tables between <!-- NAME --> marks are made anew")
     add("--show-selected", action="store_true", help="draw the images that each method chose, instead of the curves")
     return parser.parse_args()
 
@@ -150,12 +151,24 @@ def show(figure: results.FigureData, found: results.Results, options: argparse.N
         write_csv(path.with_name(f"{path.name}{ending}"), body)
     with atomic(path.with_name(f"{path.name}.md")) as file:
         file.write(tables.markdown(figure, summary, claims, ours).encode())
+    if options.into:
+        fill(options.into, figure.name, f"{tables.digest(figure)}\n\n{tables.agreement(figure)}".rstrip())
     print("\n" + ", ".join([f"{shown(path)}.png", ".pdf", ".md", *(ending for ending, body in rows.items() if body)]))
 
 
 def shown(path: Path) -> str:
     """A path as a reader wants it: from here, where it is below."""
     return str(path.relative_to(Path.cwd())) if path.is_relative_to(Path.cwd()) else str(path)
+
+
+def fill(path: Path, name: str, text: str) -> None:
+    """Replace what stands between <!-- name --> and <!-- end --> in a Markdown file; nothing where there is no mark."""
+    content, start = path.read_text(), f"<!-- {name} -->\n"
+    before, found, rest = content.partition(start)
+    if found:
+        _, end, after = rest.partition("<!-- end -->")
+        with atomic(path) as file:
+            file.write(f"{before}{start}\n{text}\n\n{end}{after}".encode())
 
 
 def write_csv(path: Path, rows: Sequence[dict[str, object]]) -> None:

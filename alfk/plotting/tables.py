@@ -145,11 +145,13 @@ def comparison_table(figure: FigureData, form: str = "simple") -> str:
     return _table(body, heads, form)
 
 
-def digest(figure: FigureData, shares: Sequence[float]) -> str:
-    """The paper's, the release's and our accuracy of every trial at a few shares, as Markdown, three rows a trial.
+def digest(figure: FigureData) -> str:
+    """The paper's, the release's and our accuracy of every trial at five shares, as Markdown, up to three rows a trial.
 
-    Our cells say whether they lie outside two standard errors of the paper's (p) or of the release's (r).
+    Our cells are marked where they lie outside two standard errors of the paper's (p) or of the release's (r).
     """
+    every = sorted({float(share) for curve in figure.curves.values() for share in curve.shares})
+    shares = sorted({every[min(i, len(every) - 1)] for i in (0, 1, 2, 4, 9)}) if every else []
     body = []
     for trial, curve in figure.curves.items():
         name = name_of(trial)
