@@ -60,7 +60,7 @@ def parse() -> argparse.Namespace:
     add("--reference", action="store_true", help="draw the paper's curves and its release's too, and compare")
     add("--claim", metavar="SERIES", help="whose claims to compute (Rzg_pz at its largest L)")
     add("--at", type=float, metavar="ACC", help="accuracy at which labels are compared (the highest both reach)")
-    add("--into", type=Path, metavar="FILE", help="Markdown file whose tables between <!-- NAME --> marks are made anew")
+    add("--into", type=Path, metavar="FILE", help="Markdown file whose <!-- NAME --> tables are made anew")
     add("--show-selected", action="store_true", help="draw the images that each method chose, instead of the curves")
     return parser.parse_args()
 

@@ -18,10 +18,11 @@ import torch
 ROOT = Path(__file__).resolve().parents[1]
 sys.path.insert(0, str(ROOT))
 
-from alfk.acquisition import METHODS, Sampling, choose, get_method, measure
+from alfk.acquisition import METHODS, Sampling, Situation, choose, get_method, measure
 from alfk.cli.options import positive
-from alfk.runs import RunFolder, Trial
+from alfk.runs import RunFolder
 from alfk.stages.memory import peak_mib, reset_peak
+from alfk.stages.round import Round
 from alfk.stages.workspace import Workspace
 from bench.bench_iteration import TRIAL, B, warm_up, with_epochs
 from bench.common import guarded, machine, mnist_on, mnist_parser
@@ -36,14 +37,14 @@ def main() -> int:
     with tempfile.TemporaryDirectory() as root:
         folder = RunFolder(Path(root), 0)
         folder.create()
-        work = Workspace(with_epochs(1), folder, train, test, seed=0, select="test", device=device)
+        work = Workspace(with_epochs(1), folder, train, test, seed=0, device=device)
         warm_up(work)
         print(f"\n{'method':<16}{'seconds':>9}{'of varR':>9}{'forward':>11}{'backward':>11}{'peak MiB':>10}")
-        doubt = cost(work, "varR", 0, options.samples)
-        show("varR", 0, doubt, doubt[0])
+        reference = cost(work, "varR", 0, options.samples)
+        show("varR", 0, reference, reference[0])
         for key in options.methods:
-            length = options.length if get_method(key).matches else 0
-            show(key, length, cost(work, key, length, options.samples), doubt[0])
+            length = options.length if get_method(key).needs_descriptors else 0
+            show(key, length, cost(work, key, length, options.samples), reference[0])
     return 0
 
 
@@ -58,32 +59,29 @@ def parse() -> argparse.Namespace:
 
 def cost(work: Workspace, key: str, length: int, samples: int) -> tuple[float, int, int, int]:
     """Seconds of one acquisition, images forward and backward through the network, peak memory in MiB."""
-    method = get_method(key)
-    pool, validation = work.pool(TRIAL.ir, TRIAL.nr, TRIAL.distortion), work.validation()
-    models, _ = work.models_before(TRIAL, B)
-    if method.doubts:  # the same weights in the network with dropout
-        dropout, _ = work.models_before(Trial(TRIAL.ir, key, 0), 0)
-        dropout[0].load_state_dict(models[0].state_dict())
-        models = dropout
-    taps = MNIST.taps(length) if method.matches else None
+    method, current = get_method(key), Round(work, TRIAL, B)
+    pool, validation = current.pool, current.validation
+    models, _ = current.starting_models()
+    taps = MNIST.taps(length) if method.needs_descriptors else None
     available = torch.ones(len(pool), dtype=torch.bool)
     generator = torch.Generator().manual_seed(0)
+    situation = Situation(available, MNIST.query_size, generator, validation_labels=validation.labels)
     reset_peak(work.device)
     start = time.perf_counter()
-    sampling = Sampling(generator, samples)
-    found = None
-    if method.matches or method.doubts:
-        found = measure(method, models, pool, validation, sampling, taps, MNIST.descriptor_batch)
-    choose(method, found, validation.labels, available, MNIST.query_size, generator)
+    if method.needs_passes:
+        sampling = Sampling(generator, samples)
+        situation.measurement = measure(method, models, pool, validation, sampling, taps, MNIST.descriptor_batch)
+    choose(method, situation)
+    found = situation.measurement
     seconds = time.perf_counter() - start
     passes = (found.forward, found.backward) if found else (0, 0)
     return seconds, *passes, peak_mib(work.device)
 
 
-def show(key: str, length: int, costs: tuple[float, int, int, int], doubt: float) -> None:
+def show(key: str, length: int, costs: tuple[float, int, int, int], reference: float) -> None:
     seconds, forward, backward, peak = costs
     name = key + (f" L{length}" if length else "")
-    ratio = f"1/{doubt / seconds:.0f}" if seconds < doubt else f"{seconds / doubt:.1f}"
+    ratio = f"1/{reference / seconds:.0f}" if seconds < reference else f"{seconds / reference:.1f}"
     print(f"{name:<16}{seconds:>9.2f}{ratio:>9}{forward:>11,}{backward:>11,}{peak:>10,}", flush=True)
 
 

@@ -45,7 +45,12 @@ from alfk.data import Split
 from alfk.descriptors import ForwardPass, standardise
 from alfk.network import snapshot
 from alfk.runs import Record, RunFolder, Trial
-from alfk.stages import describe, pretrain, retrain
+from alfk.stages import retrain as retraining
+from alfk.stages.acquire import acquire
+from alfk.stages.describe import describe
+from alfk.stages.loop import active_learning
+from alfk.stages.pretrain import make_initial_models
+from alfk.stages.round import Round
 from alfk.stages.workspace import Workspace
 from alfk.training import Evaluator, cpu_threads
 from alfk.uncertainty import uncertainty
@@ -126,32 +131,32 @@ def with_epochs(epochs: int) -> Experiment:
 def warm_up(work: Workspace) -> None:
     """Initial models and AL iterations 0 to b-1."""
     start = time.perf_counter()
-    pretrain.initial_models(work, TRIAL.ir, TRIAL.nr)
-    pool, validation = work.pool(TRIAL.ir, TRIAL.nr, TRIAL.distortion), work.validation()
-    for b in range(B):
-        describe.write_databases(work, TRIAL, b, pool, validation)
-        retrain.retrain(work, TRIAL, b, pool, validation)  # acquires first
-        describe.delete_databases(work, TRIAL, b)
+    make_initial_models(work, TRIAL.ir, TRIAL.nr)
+    active_learning(replace_iterations(work, B), [TRIAL])
     epochs = work.experiment.retraining.epochs
     seconds = time.perf_counter() - start
     print(f"made what b={B} starts from, {epochs} epoch(s) an iteration, in {seconds:.1f} s", file=sys.stderr)
 
 
+def replace_iterations(work: Workspace, count: int) -> Workspace:
+    return replace(work, experiment=replace(work.experiment, iterations=count))
+
+
 def timed_iteration(work: Workspace, clock: Clock) -> Record:
     """AL iteration b, stage by stage as the scripts run it. Returns its results record."""
-    pool, validation = work.pool(TRIAL.ir, TRIAL.nr, TRIAL.distortion), work.validation()
+    current = Round(work, TRIAL, B)
     with clock.part("descriptors"):
-        describe.write_databases(work, TRIAL, B, pool, validation)
+        describe(current)
     with clock.part("matching"):
-        retrain.acquire(work, TRIAL, B, pool, validation)
+        acquire(current)
     with inside_of_retraining(clock), clock.part("retraining"):
-        return retrain.retrain(work, TRIAL, B, pool, validation)
+        return retraining.retrain(current)
 
 
 @contextlib.contextmanager
 def inside_of_retraining(clock: Clock) -> Iterator[None]:
     """Time the evaluations and count the images that they look at; time the SGD steps between them."""
-    evaluate, fetch, fit = Evaluator.__call__, Split.batches, retrain.fit
+    evaluate, fetch, fit = Evaluator.__call__, Split.batches, retraining.fit
 
     def timed_evaluate(self: Evaluator, *args: Any) -> Any:
         def counted(split: Split, *more: Any) -> Iterator[tuple[Tensor, Tensor]]:
@@ -170,7 +175,7 @@ def inside_of_retraining(clock: Clock) -> Iterator[None]:
         with clock.part("fit"):
             fit(*args, after_epoch=after, **named)
 
-    with mock.patch.object(Evaluator, "__call__", timed_evaluate), mock.patch.object(retrain, "fit", timed_fit):
+    with mock.patch.object(Evaluator, "__call__", timed_evaluate), mock.patch.object(retraining, "fit", timed_fit):
         yield
 
 
@@ -206,8 +211,9 @@ def print_parts(clock: Clock, record: Record, options: argparse.Namespace) -> No
 
 def print_limits(work: Workspace, clock: Clock, record: Record, options: argparse.Namespace) -> None:
     """Seconds of the parts over what their floating-point operations take at the rate of a matrix product."""
-    pool, validation = work.pool(TRIAL.ir, TRIAL.nr, TRIAL.distortion), work.validation()
-    (model,), _ = work.models_before(TRIAL, B + 1)
+    after = Round(work, TRIAL, B + 1)
+    pool, validation = after.pool, after.validation
+    (model,), _ = after.starting_models()
     images, batch = next(validation.batches(100))[0], MNIST.descriptor_batch
     labels = torch.zeros(100, dtype=torch.int64)
     forward = flop(lambda: model(images)) / 100
@@ -276,14 +282,15 @@ class Plain:
 
     def __init__(self, work: Workspace, workers: int):
         self.work, self.workers, self.clock = work, workers, Clock(work.device)
-        self.pool, self.validation = work.pool(TRIAL.ir, TRIAL.nr, TRIAL.distortion), work.validation()
-        (self.model,), _ = work.models_before(TRIAL, B)
+        self.current = Round(work, TRIAL, B)
+        self.pool, self.validation = self.current.pool, self.current.validation
+        (self.model,), _ = self.current.starting_models()
         self.taps = MNIST.taps(TRIAL.length)
         self.accuracy = 0.0
         self.chosen = torch.empty(0)
 
     def iteration(self, epochs: int) -> None:
-        before = retrain.read_labelled(self.work, TRIAL, B - 1)[0]
+        before = self.current.labelled_before()
         with self.clock.part("descriptors"):
             pool, validation = self.describe()
         with self.clock.part("matching"):
@@ -324,7 +331,7 @@ class Plain:
     def choose(self, pool: Tensor, validation: Tensor, before: Tensor) -> Tensor:
         """Greedy k-centre with all similarities computed anew at every step, then matches rank by rank."""
         errors, n = validation[self.wrong()], MNIST.query_size
-        start = int(torch.randint(len(errors), (1,), generator=self.work.generator("acquire", B)))
+        start = int(torch.randint(len(errors), (1,), generator=self.current.generator("acquire")))
         centres = [start]
         while len(centres) < min(n, len(errors)):
             closest = (errors @ errors[centres].T).amax(1)
@@ -369,7 +376,7 @@ class Plain:
 
 
 def print_plain(plain: Plain, clock: Clock, record: Record, work: Workspace) -> None:
-    ours = retrain.read_labelled(work, TRIAL, B)[0][-MNIST.query_size :]
+    ours = Round(work, TRIAL, B).labelled()[0][-MNIST.query_size :]
     same = len(set(ours.tolist()) & set(plain.chosen.tolist()))
     print(f"\n{'part':<18}{'ours':>10}{'plain':>10}{'ratio':>8}")
     for name in ("descriptors", "matching", "retraining", "total"):

@@ -35,7 +35,7 @@ from alfk.matching import k_centre, top_matches
 from alfk.network import kaiming_fan_out
 from alfk.seeding import generator
 from alfk.stages.memory import peak_mib, reset_peak
-from alfk.training import predict
+from alfk.training import Evaluator
 from bench.common import fastest, guarded, machine, mnist_is_in
 from mnist.config import MNIST
 from mnist.custom_datasets.mnist import load_mnist
@@ -193,7 +193,7 @@ def compare_evaluation(source: str, test: Split, repeats: int) -> Row:
     kaiming_fan_out(plain, generator(0, "bench"))
     model = LeNet(MNIST.classes).to(memory_format=torch.channels_last)
     model.load_state_dict(plain.state_dict())
-    ours, mine = fastest(repeats, lambda: predict(model, test, MNIST.descriptor_batch))
+    ours, mine = fastest(repeats, lambda: Evaluator(test, MNIST.descriptor_batch)(model).predictions[:, 0])
     tries = {}
     for workers in (0, 2):
         loader = DataLoader(PictureFolder(test), batch_size=1000, num_workers=workers)

@@ -61,7 +61,7 @@ def cost(experiment: Experiment, recipe: Recipe, steps: int) -> tuple[float, flo
         (0.0,) * len(experiment.mean),
         (1.0,) * len(experiment.mean),
     )
-    network = recipe.network or (lambda classes: experiment.network(classes, False))
+    network = recipe.network or experiment.network
 
     def steps_of(count: int) -> Callable[[], None]:
         fixed = dataclasses.replace(recipe, train_iterations=count)

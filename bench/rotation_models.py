@@ -1,7 +1,7 @@
 """Does the way that initial weights are drawn matter to rotation pretraining? Many trainings on one pool, either way.
 
-    python3 bench/rotation_models.py --data local_data                # 20 trainings each, hours on one core
-    python3 bench/rotation_models.py --data local_data --start 0 --stop 10
+    python3 bench/rotation_models.py                # 20 trainings each, hours on one core
+    python3 bench/rotation_models.py --start 0 --stop 10
 
 "seeded" draws a LeNet's weights as the experiments do (`alfk.network.uniform_fan_in`, from a generator of its own),
 "module" lets torch's layers draw theirs. A training of either kind with the same number is shuffled alike. One line a
@@ -9,7 +9,6 @@ training: rotation accuracy in percent on the test images after every epoch; the
 of the best epoch, and how the two kinds differ.
 """
 
-import argparse
 import sys
 from pathlib import Path
 
@@ -22,18 +21,18 @@ from alfk.bias import split_validation, thin_minority
 from alfk.network import uniform_fan_in
 from alfk.seeding import generator
 from alfk.training import Evaluator, fit, rotate
+from bench.common import guarded, mnist_on, mnist_parser
 from mnist.config import MNIST
 
 
-def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--data", type=Path, default=Path("local_data"), help="folder that holds MNIST/raw")
+def main() -> int:
+    parser = mnist_parser(__doc__)
     parser.add_argument("--start", type=int, default=0, help="first training (0)")
     parser.add_argument("--stop", type=int, default=20, help="training before which to stop (20)")
     parser.add_argument("--kinds", nargs="+", default=["seeded", "module"], choices=["seeded", "module"])
     options = parser.parse_args()
     torch.set_num_threads(1)
-    train, test = MNIST.load(options.data / "MNIST")
+    train, test = mnist_on(options)
     rest = split_validation(train.labels, MNIST.validation_per_class, generator(0, "rotation models", "split"))[1]
     kept = thin_minority(train.labels[rest], MNIST.minority, 100, generator(0, "rotation models", "bias"))
     pool, found = train.subset(rest[kept]), {kind: [] for kind in options.kinds}
@@ -51,6 +50,8 @@ def main() -> None:
         print(
             f"difference: t-test p = {ttest_ind(*pair).pvalue:.2f}, Kolmogorov-Smirnov p = {ks_2samp(*pair).pvalue:.2f}"
         )
+
+    return 0
 
 
 def pretrain(kind, number, pool, test):
@@ -70,4 +71,4 @@ def pretrain(kind, number, pool, test):
 
 
 if __name__ == "__main__":
-    main()
+    sys.exit(guarded(main))
