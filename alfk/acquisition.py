@@ -132,8 +132,9 @@ def draw_at_random(situation: Situation) -> Selection:
 def match_errors(situation: Situation) -> Selection:
     """The pool images most similar to the misclassified validation images (docs/method.md, section 7)."""
     measurement, labels = situation.measurement, situation.validation_labels
-    predictions = torch.as_tensor(measurement.validation.predictions).to(labels.device)
-    wrong = (predictions != labels).nonzero().flatten()
+    predictions = measurement.validation.predictions
+    predictions = predictions if isinstance(predictions, Tensor) else torch.tensor(predictions)
+    wrong = (predictions.to(labels.device) != labels).nonzero().flatten()
     errors = matching.load_rows(measurement.validation.vectors, wrong, labels.device)
     return matching.match(errors, measurement.pool.vectors, situation.available, situation.n, situation.generator)
 
