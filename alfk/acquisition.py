@@ -1,9 +1,9 @@
 """The acquisition methods, a registry (paper, Section 4; the keys are those of the command line).
 
-A method declares what it needs to know (`inputs`) and gives one function from that to a `Selection`. An acquisition has
-two steps: `measure` runs the network over validation set and pool, `choose` calls the method's function. The scripts
-keep the measurement in files between the two; `select` does both in memory, for a training loop of your own. How to add
-a method: docs/method.md, section 11.
+A method declares its inputs and an acquisition function that maps them to a `Selection`. An acquisition has two steps:
+`measure` runs the network over validation set and pool, `choose` calls the method's function. The scripts keep the
+measurement in files between the two; `select` does both in memory, for a training loop of your own. How to add a
+method: docs/method.md, section 11.
 """
 
 import dataclasses
@@ -22,23 +22,23 @@ from alfk.perturbation import RotationAndNoise, Strategy
 from alfk.uncertainty import uncertainty
 
 INPUTS = {
-    "features": "z of every validation and pool image, standardised",
-    "scores": "Fisher scores g of both, for the labels that the method's rules give; implies features",
+    "features": "standardised features z of every validation and pool image",
+    "scores": "standardised Fisher scores g of the same images, for the labels of the method's rules; implies features",
     "uncertainty": "the method's MC-dropout measure of every pool image, from an ensemble of models",
     "logits": "the network's output for every pool image",
-    "annotation": "labels of images inside the query, from the annotator, before the query is complete",
+    "annotation": "labels of pool images, requested from the annotator while the query is being chosen",
 }
 
 
 @dataclasses.dataclass
 class Measurement:
-    """What was computed for a method, in memory or mapped from files; None where the method does not need it.
+    """The inputs of a method, in memory or memory-mapped from files; None for inputs that it does not declare.
 
     Attributes:
-        validation, pool: descriptors of both sides ("features", "scores").
+        validation, pool: descriptors of validation set and pool ("features", "scores").
         uncertainty: (N,) of the pool.
         logits: (N, C) of the pool.
-        forward, backward: how many images went through the network either way: the cost of measuring.
+        forward, backward: number of images in forward and backward passes, the cost of the measurement.
     """
 
     validation: Descriptors | None = None
@@ -51,13 +51,13 @@ class Measurement:
 
 @dataclasses.dataclass
 class Situation:
-    """What a method chooses from.
+    """The argument of a method's acquisition function.
 
     Attributes:
         available: (N,) bool, pool images that are not labelled yet.
         n: query size; at most the number of available images.
         generator: source of all random draws.
-        measurement: None while the method draws at random.
+        measurement: None in an iteration in which the method draws at random.
         validation_labels: (V,) int64, true labels.
         annotate: positions (k,) in the pool -> their labels (k,), for methods that need "annotation".
     """
@@ -77,10 +77,10 @@ class Method:
     Attributes:
         key: its name on the command line and in files.
         notation: its name in figures, in TeX.
-        choose: the n images to label next.
-        inputs: what it needs, keys of INPUTS; from them follow the passes through the network and the files.
+        choose: the acquisition function, which returns the n images to label next.
+        inputs: keys of INPUTS; they determine which passes through the network are run and which files are written.
         from_first_label: whether it draws at random while no image is labelled.
-        pool_label, validation_label: the rules for the labels of g on either side ("scores").
+        pool_label, validation_label: the rules for the labels of g of pool and validation images ("scores").
     """
 
     key: str
@@ -102,7 +102,7 @@ class Method:
 
     @property
     def needs_uncertainty(self) -> bool:
-        """Whether its networks sample with MC-dropout; only then can they be an ensemble."""
+        """Whether it samples networks with MC-dropout; only such a method can use an ensemble."""
         return "uncertainty" in self.inputs
 
     @property
@@ -117,11 +117,11 @@ class Method:
 
     @property
     def estimates_labels(self) -> bool:
-        """Whether it gives the pool pseudo-labels, whose accuracy can be reported."""
+        """Whether pool images get pseudo-labels, whose accuracy can be reported."""
         return self.pool_label not in (None, "true")
 
 
-# The methods' functions
+# Acquisition functions
 
 
 def draw_at_random(situation: Situation) -> Selection:
@@ -140,13 +140,13 @@ def match_errors(situation: Situation) -> Selection:
 
 
 def take_most_uncertain(situation: Situation) -> Selection:
-    """The n available images of the highest uncertainty."""
+    """The n available images with the highest uncertainty."""
     scores = situation.measurement.uncertainty.cpu()
     return Selection(top_scoring(scores, situation.available, situation.n, situation.generator))
 
 
 def top_scoring(scores: Tensor, available: Tensor, n: int, generator: torch.Generator) -> Tensor:
-    """The n available images of the highest score (N,), best first, equals in random order: (n,) int64."""
+    """The n available images with the highest scores (N,), best first, ties in random order: (n,) int64."""
     candidates = available.cpu().nonzero().flatten()
     candidates = candidates[torch.randperm(len(candidates), generator=generator)]
     return candidates[scores[candidates].argsort(descending=True, stable=True)[:n]]
@@ -193,7 +193,7 @@ for _method in (
 
 
 def get_method(key: str) -> Method:
-    """The method of that key. Raises UserError."""
+    """The method with that key. Raises UserError."""
     if key not in METHODS:
         raise UserError(f"there is no method {key!r}; there are {', '.join(METHODS)}")
     return METHODS[key]
@@ -201,7 +201,7 @@ def get_method(key: str) -> Method:
 
 # Measuring
 
-Allocate = Callable[[str, int, int], Descriptors]  # "validation" or "pool", images, width -> where to write
+Allocate = Callable[[str, int, int], Descriptors]  # ("validation" or "pool", images, width) -> arrays to write into
 
 
 @dataclasses.dataclass(frozen=True)
@@ -209,7 +209,7 @@ class Sampling:
     """How a method takes K samples of an image: dropout masks, or copies perturbed by a strategy.
 
     Attributes:
-        samples: K, over all of an ensemble.
+        samples: K, the total over the members of an ensemble.
         generator: source of masks or perturbations.
     """
 
@@ -228,11 +228,11 @@ def measure(
     batch_size: int = 1000,
     allocate: Allocate | None = None,
 ) -> Measurement:
-    """Compute what `method` declares as its inputs.
+    """Compute the inputs that `method` declares.
 
     Args:
-        models: the ensemble of an uncertainty method; one network for all others.
-        allocate: gives the arrays to write descriptors into, by default new tensors.
+        models: the ensemble of an uncertainty method; one network for all other methods.
+        allocate: returns the arrays to write descriptors into, by default new tensors.
     Raises:
         UserError: several models for a method that uses one.
     """
@@ -241,13 +241,13 @@ def measure(
     measurement = Measurement()
     with count_passes() as passes:
         if method.needs_uncertainty:
-            samples, draws = sampling.samples, sampling.generator
-            measurement.uncertainty = uncertainty(method.key, models, pool, samples, draws, batch_size)
+            samples, generator = sampling.samples, sampling.generator
+            measurement.uncertainty = uncertainty(method.key, models, pool, samples, generator, batch_size)
         if "logits" in method.inputs:
             measurement.logits = logits_of(models[0], pool, batch_size)
         if method.needs_descriptors:
             describer = _Describer(models[0], pool, validation, sampling, taps, batch_size, allocate)
-            measurement.validation, measurement.pool = describer.both_sides(method)
+            measurement.validation, measurement.pool = describer.validation_and_pool(method)
     measurement.forward, measurement.backward = map(distributed.all_sum, (passes.forward, passes.backward))
     return measurement
 
@@ -265,7 +265,7 @@ def logits_of(model: nn.Module, split: Split, batch_size: int) -> Tensor:
 
 
 class _Describer:
-    """Descriptors of both sides, with the label rules of Section 4.4. Each image is described once."""
+    """Computes descriptors of validation set and pool, with the label rules of Section 4.4."""
 
     def __init__(
         self,
@@ -282,8 +282,8 @@ class _Describer:
         self.model, self.pool, self.validation, self.sampling = model, pool, validation, sampling
         self.taps, self.batch_size, self.allocate = taps, batch_size, allocate
 
-    def both_sides(self, method: Method) -> tuple[Descriptors, Descriptors]:
-        """Of validation set and pool."""
+    def validation_and_pool(self, method: Method) -> tuple[Descriptors, Descriptors]:
+        """Descriptors of the validation set and of the pool."""
         copies = pool_copies = None
         if method.estimates_from_copies:
             shape = next(self.validation.batches(1))[0].shape[1:]
@@ -305,7 +305,7 @@ class _Describer:
         if label == "true":
             if split.labels is None:
                 raise ValueError("the oracle ablation S=y needs the pool's labels")
-            return pseudo_labels.given(split.labels)
+            return pseudo_labels.true_labels(split.labels)
         if label == "pred":
             return pseudo_labels.predicted
         if label == "pz":
@@ -326,7 +326,7 @@ class _Describer:
 
 
 def choose(method: Method, situation: Situation) -> Selection:
-    """Which n of the available pool images to label, by the method or, without a measurement, at random.
+    """The n available pool images to label next: the method's query, or a random one if a measurement is missing.
 
     Raises:
         UserError: fewer than n images are available.
@@ -339,9 +339,9 @@ def choose(method: Method, situation: Situation) -> Selection:
 
 def check_query_size(situation: Situation) -> None:
     """Raises UserError unless n images are available."""
-    left = int(situation.available.sum())
-    if not 1 <= situation.n <= left:
-        raise UserError(f"the query size is {situation.n} but {left} pool images are unlabelled")
+    unlabelled = int(situation.available.sum())
+    if not 1 <= situation.n <= unlabelled:
+        raise UserError(f"the query size is {situation.n} but {unlabelled} pool images are unlabelled")
 
 
 def select(
@@ -368,30 +368,30 @@ def select(
         method: a key of METHODS; "Rzg_pz" is the paper's.
         model: any module that returns (logits (B, C), list of taps), each tap (B, c, h, w) or (B, c), c at least 2;
             for the uncertainty methods one with dropout layers, or a list of such.
-        pool: its labels may be None (but for the oracle Rzg_true).
+        pool: its labels may be None (except for the oracle Rzg_true).
         validation: labelled, distributed as the test data are.
         labelled: (k,) int64 positions of pool images that are labelled already. Uncertainty methods draw at random
             while there are none.
-        taps: indices into the list of taps that make the descriptor; all where it is None.
-        batch_size: images a forward pass; changes rounding, and which dropout masks an image meets.
-        generator: source of the random draws (start of k-centre, dropout masks, ...); seed 0 where it is None.
+        taps: indices into the list of taps that make the descriptor; all if None.
+        batch_size: images per forward pass; affects rounding and dropout masks.
+        generator: source of the random draws (start of k-centre, dropout masks, ...); one with seed 0 if None.
         samples: K of the uncertainty methods and of the estimators from perturbed copies.
-        strategy: how copies are perturbed, rotation and noise where it is None.
-        annotate: labels of pool positions (k,), for methods that need some inside the query.
+        strategy: how copies are perturbed; rotation and noise if None.
+        annotate: pool positions (k,) -> their labels (k,), for methods with the input "annotation".
     Returns:
         (n,) int64 on the CPU, positions in the pool, in the order they were chosen.
     Raises:
         UserError: unknown method, or fewer than n unlabelled images.
     """
-    chosen = get_method(method)
+    definition = get_method(method)
     available = torch.ones(len(pool), dtype=torch.bool)
     if labelled is not None:
         available[labelled.cpu()] = False
     situation = Situation(available, n, generator or torch.Generator().manual_seed(0), annotate=annotate)
     situation.validation_labels = validation.labels
     check_query_size(situation)  # before anything is computed
-    if chosen.needs_passes and not (chosen.from_first_label and available.all()):
+    if definition.needs_passes and not (definition.from_first_label and available.all()):
         models = [model] if isinstance(model, nn.Module) else list(model)
         sampling = Sampling(situation.generator, samples, strategy or RotationAndNoise())
-        situation.measurement = measure(chosen, models, pool, validation, sampling, taps, batch_size)
-    return choose(chosen, situation).indices
+        situation.measurement = measure(definition, models, pool, validation, sampling, taps, batch_size)
+    return choose(definition, situation).indices

@@ -13,7 +13,7 @@ from alfk.network import Initialiser
 if TYPE_CHECKING:
     from alfk.data import Dataset, Split
 
-Schedule = Callable[[int, float], float]  # epoch, from 1, and the share of it that is done after the step -> factor
+Schedule = Callable[[int, float], float]  # (epoch, from 1; share of its steps completed after this step) -> factor
 
 
 @dataclasses.dataclass(frozen=True)
@@ -29,8 +29,8 @@ class StepDecay:
 
 @dataclasses.dataclass(frozen=True)
 class WarmUpAndDecay:
-    """Learning-rate factor that rises with every step, by 1 in `rise` epochs, for the first `warm` epochs, is 1 then,
-    and is multiplied by `factor` after each number of epochs in `falls`.
+    """Learning-rate factor with linear warm-up: it rises in every step, by 1 in `rise` epochs, during the first `warm`
+    epochs, is 1 after them, and is multiplied by `factor` after each number of epochs in `falls`.
     """
 
     rise: int
@@ -39,15 +39,15 @@ class WarmUpAndDecay:
     factor: float = 0.1
 
     def __call__(self, epoch: int, done: float = 1.0) -> float:
-        past = epoch - 1
-        if past < self.warm:
-            return (past + done) / self.rise
-        return self.factor ** sum(past >= fall for fall in self.falls)
+        completed = epoch - 1
+        if completed < self.warm:
+            return (completed + done) / self.rise
+        return self.factor ** sum(completed >= fall for fall in self.falls)
 
 
 @dataclasses.dataclass(frozen=True)
 class Recipe:
-    """One SGD training: epochs, images a batch, learning rate and its schedule."""
+    """Hyperparameters of one SGD training."""
 
     epochs: int
     batch_size: int
@@ -55,57 +55,57 @@ class Recipe:
     momentum: float
     weight_decay: float
     schedule: Schedule
-    amp: bool = False  # forward passes in bfloat16 where torch.autocast finds that safe
-    compiled: bool = False  # by torch.compile
+    amp: bool = False  # forward passes under torch.autocast, bfloat16
+    compiled: bool = False  # whether the network is compiled by torch.compile
 
 
 class Flags(Protocol):
-    """A data set's own flags of the command line."""
+    """Command-line flags that only one data set has."""
 
     def add(self, parser: Any) -> None:
         """Add them to an argparse.ArgumentParser."""
 
     def apply(self, experiment: "Experiment", options: Any) -> "Experiment":
-        """The constants as the parsed `options` change them. May raise UserError."""
+        """The constants, changed by the parsed `options`. May raise UserError."""
 
 
-FREE = {"binds": False}  # metadata of fields on which no result depends: a run is not bound to their values
+FREE = {"binds": False}  # metadata of fields on which no result depends: they may change between sessions of a run
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Experiment:
-    """All constants of one data set, with the callables that load its images and make its network."""
+    """All constants of one data set, with the functions that load its images and build its network."""
 
     name: str = field(metadata=FREE)
-    classes: int | None  # None: as many as its folder has
+    classes: int | None  # None: counted from the training labels
     mean: tuple[float, ...]  # per channel, of pixels scaled to [0, 1]
     std: tuple[float, ...]
-    minority: tuple[int, ...] | None  # classes thinned out by the imbalance ratio; None: in each run a random half
-    validation_per_class: tuple[int, ...]  # drawn from the training images; none where validation has its own
+    minority: tuple[int, ...] | None  # classes thinned out by the imbalance ratio; None: a random half in each run
+    validation_per_class: tuple[int, ...]  # drawn from the training images; empty if there is a separate validation set
     iterations: int = field(metadata=FREE)  # B, AL iterations
     query_size: int  # n, images labelled in each iteration
-    runs: int = field(metadata=FREE)  # as many as the paper has
+    runs: int = field(metadata=FREE)  # the paper's number of runs
     retraining: Recipe
     pretraining: Recipe  # rotation task
     descriptors: dict[int, tuple[int, ...]] = field(metadata=FREE)  # L -> indices into the network's list of taps
-    default_length: int = field(metadata=FREE)  # L of a method that is named without one
-    default_ir: float = field(metadata=FREE)  # imbalance ratio likewise
-    descriptor_batch: int  # images a batch outside training; changes rounding, and the order of dropout masks
+    default_length: int = field(metadata=FREE)  # L if the command line gives none
+    default_ir: float = field(metadata=FREE)  # imbalance ratio if the command line gives none
+    descriptor_batch: int  # images per batch outside training; affects rounding and dropout masks
     training_threads: int  # CPU threads while training: fixed, so that results depend on neither --jobs nor the machine
-    samples: int  # K, dropout samples or perturbed copies of an image, over all of an ensemble
+    samples: int  # K, dropout samples or perturbed copies of an image, in total over an ensemble
     network: Callable[[int], nn.Module]  # number of classes -> network
     initialise: Initialiser  # draws its weights
     load: "Load" = field(metadata=FREE)
-    has_subsets: bool = field(default=False, metadata=FREE)  # whether load(..., strict=False) takes unofficial files
-    train_images: int | None = field(default=None, metadata=FREE)  # official ones; fewer shrink the validation set
+    has_subsets: bool = field(default=False, metadata=FREE)  # whether load(..., strict=False) accepts unofficial files
+    train_images: int | None = field(default=None, metadata=FREE)  # official number; fewer shrink the validation set
     descriptor_dtype: str = "float32"  # of databases on disk: float32 or float16
     image_size: int | None = None  # pixels that images in files are cropped to
     loader: str | None = None  # of image files: "dali" or "torchvision"
-    holdout: float = 0.0  # share of the validation images that are for test alone, where both are the same images
-    top5: bool = False  # whether accuracy among the five likeliest classes is recorded too
-    flags: Flags | None = field(default=None, metadata=FREE)  # the data set's own
+    holdout: float = 0.0  # share of the validation images reserved for test, if both are the same images
+    top5: bool = False  # whether top-5 accuracy is recorded too
+    flags: Flags | None = field(default=None, metadata=FREE)  # flags that only this data set has
     panels: Mapping[float, str] = field(default_factory=dict, metadata=FREE)  # ir -> the paper's panel
-    hardest: tuple[int, ...] = field(default=(), metadata=FREE)  # minority classes whose accuracy the paper states
+    hardest: tuple[int, ...] = field(default=(), metadata=FREE)  # minority classes whose accuracy the paper reports
 
     def taps(self, length: int) -> tuple[int, ...]:
         """Indices of the taps whose concatenation is a descriptor of `length` values. Raises UserError."""
@@ -115,8 +115,8 @@ class Experiment:
         return self.descriptors[length]
 
     def for_data(self, train: "Split") -> "Experiment":
-        """These constants for the training images that there are: of fewer than the official ones the validation set is
-        shrunk in proportion; classes are counted where the constants leave that open.
+        """The constants adapted to the images `train`: if there are fewer than `train_images`, the validation set
+        shrinks in proportion; if `classes` is None, the classes are counted.
         """
         changed: dict[str, object] = {}
         if self.train_images not in (None, len(train)):
@@ -127,7 +127,7 @@ class Experiment:
         return dataclasses.replace(self, **changed)
 
     def settings(self) -> dict[str, object]:
-        """The constants on which results depend, as flat JSON-able values: a run's manifest records them."""
+        """The constants on which results depend, as flat JSON-able values, for a run's manifest."""
         flat: dict[str, object] = {}
         for each in dataclasses.fields(self):
             name, value = each.name, getattr(self, each.name)
@@ -144,5 +144,5 @@ class Experiment:
         return flat
 
 
-# (data directory: Path[, strict: bool]) -> training and test images, or more
+# (data directory: Path[, strict: bool]) -> training and test images, or a Dataset
 Load = Callable[..., "tuple[Split, Split] | Dataset"]

@@ -1,4 +1,4 @@
-"""Splits: images, labels and batches on a device, with one interface for images in memory and in files."""
+"""Splits: images, labels and batches on a device, with the same interface for images in memory and in files."""
 
 from collections.abc import Iterator, Sequence
 from typing import NamedTuple
@@ -12,18 +12,18 @@ UNOFFICIAL = "unofficial"  # prefix of the source of images that are not from th
 
 
 class Split:
-    """Images kept as uint8 (or float in [0, 1]) on one device, or in files, and normalised a batch at a time.
+    """Images stored as uint8 (or float in [0, 1]) on one device, or in files, and normalised per batch.
 
-    A subset is a view: it holds row numbers, and shares its images with the split that it was taken from, so a pool of
-    half a million images exists once, in memory or mapped from a file.
+    A subset is a view: it holds row indices and shares the images of its parent split, so that a pool of half a million
+    images exists once, in memory or memory-mapped from a file.
 
     Args:
-        images: (N, C, H, W) uint8, or float32 already scaled to [0, 1]; or as many image files.
-        labels: (N,) int64, or None where they are unknown (a pool to be labelled).
+        images: (N, C, H, W) uint8, or float32 already scaled to [0, 1]; or N image files.
+        labels: (N,) int64, or None if they are unknown (a pool to be labelled).
         mean, std: per channel, on the [0, 1] scale.
-        rows: (n,) int64, which of the images these are, in that order; then labels are (n,). All of them where it is
-            None.
-        source: which files the images are from, where files of the same name may differ; a run is bound to it.
+        rows: (n,) int64, indices of this split's images, in order, with labels (n,); all images if None.
+        source: identifier of the files that the images are from, recorded in a run's manifest; None if the data set has
+            one version only.
     """
 
     def __init__(
@@ -39,9 +39,9 @@ class Split:
             raise ValueError(f"images must be (N, C, H, W), got shape {tuple(images.shape)}")
         self.in_files = isinstance(images, ImageFiles)
         self.store, self.mean, self.std, self.source = images, tuple(mean), tuple(std), source
-        # Of files the CPU reads the numbers; taking them from a GPU would wait for all that it has to do.
-        self._numbers = torch.device("cpu") if self.in_files else images.device
-        self.rows = None if rows is None else rows.to(self._numbers, torch.int64)
+        # Row indices of files are used on the CPU; copying them from a GPU would synchronise with its queue.
+        self._row_device = torch.device("cpu") if self.in_files else images.device
+        self.rows = None if rows is None else rows.to(self._row_device, torch.int64)
         if labels is not None and len(labels) != len(self):
             raise ValueError(f"{len(self)} images but {len(labels)} labels")
         self.labels = None if labels is None else labels.to(images.device, torch.int64)
@@ -59,7 +59,7 @@ class Split:
 
     @property
     def images(self) -> Tensor:
-        """(n, C, H, W), as they are stored; a copy where this is a subset or in files."""
+        """(n, C, H, W) in the stored format; a copy if this is a subset or in files."""
         if self.in_files:
             return next(self._stored([torch.arange(len(self))], None))
         return self.store if self.rows is None else self.store[self.rows]
@@ -72,22 +72,22 @@ class Split:
         """A view of the images at `rows` (k,) int64, in that order; `labels` (k,) replaces their labels if given."""
         if labels is None and self.labels is not None:
             labels = self.labels[rows.to(self.device)]
-        rows = rows.to(self._numbers)
+        rows = rows.to(self._row_device)
         rows = rows if self.rows is None else self.rows[rows]
         return Split(self.store, labels, self.mean, self.std, rows, self.source)
 
     def batches(
         self, batch_size: int, order: Tensor | None = None, seed: int | None = None
     ) -> Iterator[tuple[Tensor, Tensor]]:
-        """Yields (images (B, C, H, W) float32 normalised, positions (B,) int64), the last batch possibly smaller.
+        """Yields (normalised images (B, C, H, W) float32, positions (B,) int64), the last batch possibly smaller.
 
         Args:
-            order: positions to visit (k,) int64, each image in turn where it is None.
-            seed: of random augmentation, of images in files alone; they come as they are evaluated where it is None.
+            order: (k,) int64, the positions to visit; all images in order if None.
+            seed: of the random augmentation of images in files; if None, they are transformed as for evaluation.
         """
         if order is None:
             order = torch.arange(len(self))
-        chunks = order.to(self._numbers).split(batch_size)
+        chunks = order.to(self._row_device).split(batch_size)
         for positions, stored in zip(chunks, self._stored(chunks, seed), strict=True):
             yield stored.float().mul_(self._gain).add_(self._offset), positions.to(self.device, non_blocking=True)
 
@@ -97,7 +97,7 @@ class Split:
 
 
 class Dataset(NamedTuple):
-    """A data set's splits; validation images are drawn from `train` where it has none of their own."""
+    """A data set's splits; if `validation` is None, validation images are drawn from `train`."""
 
     train: Split
     test: Split

@@ -2,7 +2,7 @@
 
 For an image i, a tap a of the network (one *scale*) and a label s_i, with <.>_space the mean over the tap's positions:
 
-    z_i = <a_i>_space                                         features, one value a channel
+    z_i = <a_i>_space                                         features, one value per channel
     g_i = <d cross-entropy(logits_i, s_i) / d a_i>_space      Fisher score at the tap
     z~  = (z - mean z) / (std z + 1e-10), g~ likewise         each vector by its own mean and unbiased std
     R_z(i, j)     = sum over scales of <z~_i, z~_j>
@@ -27,14 +27,14 @@ from alfk.network import add_passes, evaluation_mode
 
 
 def pool_spatially(tap: Tensor) -> Tensor:
-    """Average over space: (B, c, h, w) -> (B, c); a (B, c) tap is returned as it is."""
+    """Average over space: (B, c, h, w) -> (B, c); a (B, c) tap is returned unchanged."""
     return tap.flatten(2).mean(2) if tap.ndim > 2 else tap
 
 
 def standardise(scales: Sequence[Tensor]) -> Tensor:
-    """Each vector of each scale minus its mean, over its (unbiased) standard deviation + 1e-10, then concatenated.
+    """Each vector of each scale minus its mean, divided by its unbiased standard deviation + 1e-10, then concatenated.
 
-    The inner product of two results is, a constant apart, the Pearson correlation summed over scales (Section 4.2).
+    The inner product of two results is, up to a constant, the Pearson correlation summed over scales (Section 4.2).
 
     Args:
         scales: tensors of shape (B, L_s), L_s at least 2.
@@ -46,11 +46,11 @@ def standardise(scales: Sequence[Tensor]) -> Tensor:
 
 
 class ForwardPass:
-    """One batch after one forward pass, its graph kept so that gradients for any label may follow.
+    """A batch after one forward pass, with the autograd graph kept for Fisher scores of any labels.
 
     Attributes:
-        images: (B, C, H, W), as they went in.
-        positions: (B,) int64, where they stand in their split (None outside one).
+        images: (B, C, H, W), the input.
+        positions: (B,) int64, positions in the split (None for images outside a split).
         logits: (B, C).
         features: the pooled taps, a list of (B, L_s).
     """
@@ -79,11 +79,12 @@ class ForwardPass:
     def scores(self, labels: Tensor, last: bool = True) -> list[Tensor]:
         """Gradients of cross-entropy(logits, labels) with respect to the taps, pooled: a list of (B, L_s).
 
-        The gradient of the batch's *sum* gives each image its own, since images do not interact in evaluation mode.
+        The gradient of the *sum* over the batch contains the gradient of every image, since images do not interact in
+        evaluation mode.
 
         Args:
             labels: (B,) int64, true or pseudo labels.
-            last: whether the graph may be freed, no further labels being asked for.
+            last: whether this is the last call, after which the graph is freed.
         """
         add_passes(backward=len(labels))
         loss = F.cross_entropy(self._live_logits, labels, reduction="sum")
@@ -94,7 +95,10 @@ class ForwardPass:
         return standardise(self.scores(labels, last))
 
     def pullback(self, v: Tensor) -> list[Tensor]:
-        """J^T v, J the derivative of the logits by the taps, pooled: a list of (B, L_s), differentiable by v (B, C)."""
+        """J^T v, pooled, with J the Jacobian of the logits with respect to the taps: a list of (B, L_s).
+
+        Differentiable with respect to v (B, C).
+        """
         add_passes(backward=len(v))
         return [
             pool_spatially(g) for g in torch.autograd.grad(self._live_logits, self._live_taps, v, create_graph=True)
@@ -119,13 +123,13 @@ class Descriptors:
     """Descriptors of a split, in memory or mapped from a file.
 
     Attributes:
-        vectors: (N, L) z where no gradient is used, else (N, 2L) [z, g], standardised per scale: the similarity
-            R_z or R_{z,g} of two images is the inner product of their rows.
-        pseudo_labels: (N,) int64, the labels for which g was taken, -1 without a gradient.
+        vectors: (N, L) z, or (N, 2L) [z, g] if Fisher scores are used, standardised per scale: the similarity R_z or
+            R_{z,g} of two images is the inner product of their rows.
+        pseudo_labels: (N,) int64, the labels of g, -1 without g.
         predictions: (N,) int64, the model's arg max.
     """
 
-    vectors: Tensor | np.ndarray | None  # None in a process that needs the labels alone
+    vectors: Tensor | np.ndarray | None  # None in a process that needs only the labels
     pseudo_labels: Tensor | np.ndarray
     predictions: Tensor | np.ndarray
 
@@ -134,7 +138,7 @@ class Descriptors:
 
     @classmethod
     def empty(cls, images: int, width: int, device: torch.device | str = "cpu") -> "Descriptors":
-        """Room for `images` descriptors of `width` values."""
+        """Uninitialised descriptors of `images` images, with `width` values each."""
         label = torch.full((images,), -1, dtype=torch.int64, device=device)
         return cls(torch.empty(images, width, device=device), label, label.clone())
 
@@ -147,13 +151,13 @@ def describe(
     batch_size: int = 1000,
     allocate: Callable[[int, int], Descriptors] | None = None,
 ) -> Descriptors:
-    """Descriptors of every image of `split`, from one forward pass an image. Processes share the batches.
+    """Descriptors of every image of `split`. Processes share the batches.
 
     Args:
         model: returns (logits (B, C), list of taps), each tap (B, c, h, w) or (B, c).
-        taps: which taps make the descriptor, all where it is None.
-        label: gives a batch its labels for g; without it the descriptor is z alone.
-        allocate: (images, width) -> where to write, by default new tensors on the split's device.
+        taps: indices of the taps that make the descriptor, all if None.
+        label: the rule for the labels of g; if None, the descriptor is z alone.
+        allocate: (images, width) -> arrays to write into, by default new tensors on the split's device.
     """
     if len(split) == 0:
         raise ValueError("there is no image to describe")

@@ -1,8 +1,8 @@
 """Several processes that share one computation, started by torchrun: a thin layer over torch.distributed.
 
-All processes run the same code on the same arguments and meet in the same collectives in the same order. Only the main
-process (rank 0) writes files and checks which exist; the others read them, so that all hosts need one file system. With
-one process, or inside `single_process`, every function here does its work locally.
+All processes run the same code on the same arguments and call the same collectives in the same order. Only the main
+process (rank 0) writes files and checks which exist; the others read them, so that all hosts need a shared file system.
+With one process, or inside `single_process`, every function here works locally.
 """
 
 import contextlib
@@ -38,7 +38,7 @@ def world_size() -> int:
 
 
 def rank() -> int:
-    """Number of this process, from 0."""
+    """Rank of this process, from 0."""
     return dist.get_rank() if world_size() > 1 else 0
 
 
@@ -49,7 +49,7 @@ def is_main_process() -> bool:
 
 @contextlib.contextmanager
 def single_process() -> Iterator[None]:
-    """Inside the block this process computes by itself: for code that not all processes run in the same order."""
+    """Inside the block the world size is 1: for code that not all processes run, or not in the same order."""
     token = _single.set(True)
     try:
         yield
@@ -58,7 +58,7 @@ def single_process() -> Iterator[None]:
 
 
 def broadcast_from_main(function: Callable[[], T]) -> T:
-    """Call `function` in the main process alone; its result, UserError or OSError is every process's."""
+    """Call `function` in the main process alone; return its result, or raise its UserError or OSError, in all."""
     if world_size() == 1:
         return function()
     outcome = [None, None]
@@ -87,7 +87,7 @@ def main_process_only(function: Callable[P, T]) -> Callable[P, T | None]:
 
 
 def main_process_first(function: Callable[[], T]) -> T:
-    """Call `function` in every process, in the main process first: the others find the files that it made."""
+    """Call `function` in every process, in the main process first, so that the others find the files it wrote."""
     result = main_process_only(function)()
     if not is_main_process():
         with single_process():
@@ -107,8 +107,8 @@ def map_batches(
             yield positions, function(images, positions)
         return
     batches = torch.arange(len(data)).split(batch_size)
-    mine = batches[rank() :: world_size()]
-    remaining = iter(data.batches(batch_size, torch.cat(mine)) if mine else ())
+    local = batches[rank() :: world_size()]
+    remaining = iter(data.batches(batch_size, torch.cat(local)) if local else ())
     for start in range(0, len(batches), world_size()):
         batch, results = next(remaining, None), [None] * world_size()
         dist.all_gather_object(results, batch and tuple(part.cpu() for part in function(*batch)))
@@ -117,7 +117,7 @@ def map_batches(
 
 
 def all_gather(part: Tensor) -> list[Tensor]:
-    """The tensors of all processes, of one shape, in the order of ranks."""
+    """The tensors of all processes, which have the same shape, in the order of ranks."""
     if world_size() == 1:
         return [part]
     parts = [torch.empty_like(part) for _ in range(world_size())]
@@ -142,7 +142,7 @@ def broadcast_tensors(tensors: Iterable[Tensor]) -> None:
 
 
 def local_device(device: torch.device) -> torch.device:
-    """The device of this process: of a host's GPUs the one of its local rank.
+    """The device of this process: among the GPUs of its host, the one with its local rank.
 
     Raises:
         UserError: a GPU is named, but several processes share the host.
@@ -155,19 +155,19 @@ def local_device(device: torch.device) -> torch.device:
 
 
 def run_distributed(body: Callable[[], int]) -> int:
-    """Call `body`, which returns the exit status: as one of several processes if torchrun started this one.
+    """Call `body`, which returns the exit status, in a process group if torchrun started this process.
 
-    Such a process exits inside this function. After a failure other processes may be waiting in a collective, so that
-    no orderly shutdown is possible; torchrun notices the exit and ends them. After a success the interpreter's own
-    shutdown was seen to abort, one time in a dozen, in a thread that is not Python's.
+    A process of a group exits inside this function. After a failure other processes may be waiting in a collective, so
+    that no orderly shutdown is possible; torchrun notices the exit and ends them. After a success the interpreter's
+    shutdown was seen to abort, about once in a dozen runs, in a native thread.
     """
     global _store
     if not dist.is_torchelastic_launched():
         return body()
     threading.Thread(target=_exit_with_launcher, daemon=True).start()
-    _store, number, count = next(dist.rendezvous("env://"))
+    _store, this_rank, size = next(dist.rendezvous("env://"))
     backend = "cpu:gloo,cuda:nccl" if torch.cuda.is_available() else "gloo"
-    dist.init_process_group(backend, store=_store, rank=number, world_size=count, timeout=TIMEOUT)
+    dist.init_process_group(backend, store=_store, rank=this_rank, world_size=size, timeout=TIMEOUT)
     with contextlib.ExitStack() as stack:
         if not is_main_process():
             stack.enter_context(contextlib.redirect_stdout(stack.enter_context(open(os.devnull, "w"))))
@@ -186,12 +186,12 @@ def run_distributed(body: Callable[[], int]) -> int:
 
 
 def print_error(text: str) -> None:
-    """Print on stderr why this process fails; of several that fail, only the first one prints."""
+    """Print an error message on stderr; if several processes fail, only the first one prints."""
     if _store is None or _store.add("errors", 1) == 1:
         print(text, file=sys.stderr)
 
 
 def _exit_with_launcher() -> None:
-    """Exit when torchrun is killed; else the same command could not be started again beside this process."""
+    """Exit when torchrun is killed, so that the same command can be started again."""
     wait([os.pidfd_open(os.getppid())])
     os._exit(1)

@@ -1,4 +1,4 @@
-"""The exception for problems that the user can mend."""
+"""The exception for problems that the user can fix."""
 
 
 class UserError(Exception):

@@ -1,4 +1,4 @@
-"""Decoding, cropping and scaling of image files: what both loaders share, and the one that uses Pillow.
+"""Decoding, cropping and scaling of image files: the code that both loaders share, and the Pillow loader.
 
 Random crops are drawn once, by `draw_crops`, so that every loader gives a network the same images.
 """
@@ -26,25 +26,25 @@ Request = tuple[list[str], np.ndarray | None]  # paths, and the random crop of e
 
 
 class Decoder(Protocol):
-    """Turns requests into (B, size, size, 3) uint8 on its device, one after the other, working ahead."""
+    """Maps requests to (B, size, size, 3) uint8 tensors on its device, in order, with prefetching."""
 
     def __call__(self, requests: Iterable[Request], largest: int, augmented: bool) -> Iterator[Tensor]:
-        """`largest`: images in the largest request; `augmented`: whether requests come with crops."""
+        """`largest`: images in the largest request; `augmented`: whether requests have crops."""
 
 
 def draw_crops(count: int, generator: torch.Generator) -> Tensor:
-    """(count, 5) float32: area (share of the image's), width over height (evenly on a logarithmic scale), place of the
-    crop down and across (0 to 1, of the room that is left), and what mirrors the image where it is under 1/2.
+    """(count, 5) float32: area (share of the image's), width over height (log-uniform), vertical and horizontal place
+    (0 to 1, as a share of the remaining room), and a uniform number: the image is mirrored if it is below 1/2.
     """
-    drawn = torch.rand(count, 5, generator=generator)
+    crops = torch.rand(count, 5, generator=generator)
     low, high = torch.tensor(ASPECT).log()
-    drawn[:, 0] = AREA[0] + (AREA[1] - AREA[0]) * drawn[:, 0]
-    drawn[:, 1] = (low + (high - low) * drawn[:, 1]).exp()
-    return drawn
+    crops[:, 0] = AREA[0] + (AREA[1] - AREA[0]) * crops[:, 0]
+    crops[:, 1] = (low + (high - low) * crops[:, 1]).exp()
+    return crops
 
 
 def evaluation_side(size: int) -> int:
-    """What the shorter side is scaled to before the central crop: 256 for 224."""
+    """Length of the shorter side before the central crop: 256 for a crop of 224."""
     return round(size * 256 / 224)
 
 
@@ -57,33 +57,31 @@ class PillowDecoder:
     def __call__(self, requests: Iterable[Request], largest: int, augmented: bool) -> Iterator[Tensor]:
         on_gpu = self.device.type == "cuda"
         batches = _Batches(list(requests), self.size)
-        in_daemon = multiprocessing.current_process().daemon  # a run of --jobs, which may not start processes
+        in_daemon = multiprocessing.current_process().daemon  # a process of --jobs, which cannot start others
         loader = DataLoader(
             batches,
             batch_size=None,
             num_workers=0 if in_daemon else min(self.workers, len(batches)),
             multiprocessing_context=None if in_daemon else _forkserver(),
             pin_memory=on_gpu,
-            generator=torch.Generator(),  # of its workers, which draw nothing; else it takes from the global one
+            generator=torch.Generator(),  # without it the DataLoader would advance the global generator
         )
         for pixels in loader:
-            if isinstance(pixels, str):  # a worker's exception would come with its traceback as text
+            if isinstance(pixels, str):  # an error message: a worker's exception would carry its traceback as text
                 raise UserError(pixels)
             yield pixels.to(self.device, non_blocking=True)
 
 
 @functools.cache
 def _forkserver() -> multiprocessing.context.BaseContext:
-    """Starts worker processes from one without threads: a fork of a process with threads, such as DALI's or CUDA's, was
-    seen to hang.
-    """
+    """Starts workers from a process without threads: a fork of a process with threads (DALI, CUDA) was seen to hang."""
     context = multiprocessing.get_context("forkserver")
     context.set_forkserver_preload(["__main__", __name__])
     return context
 
 
 class _Batches(torch.utils.data.Dataset):
-    """Request number i, decoded: (B, size, size, 3) uint8, or what is wrong with it."""
+    """Item i: request i decoded, (B, size, size, 3) uint8, or an error message."""
 
     def __init__(self, requests: Sequence[Request], size: int):
         self.requests, self.size = requests, size
@@ -115,15 +113,16 @@ def _decode(path: str, size: int, crop: np.ndarray | None) -> Tensor:
 
 
 def window(height: int, width: int, crop: np.ndarray) -> tuple[int, int, int, int]:
-    """A drawn crop (see `draw_crops`) in pixels: top, left, height, width. What would not fit is cut to the image."""
-    area, aspect, down, across, _ = crop.astype(np.float64)
-    across_side = min(width, max(1, math.floor((area * height * width * aspect) ** 0.5 + 0.5)))
-    down_side = min(height, max(1, math.floor((area * height * width / aspect) ** 0.5 + 0.5)))
-    return int(down * (height - down_side + 1)), int(across * (width - across_side + 1)), down_side, across_side
+    """A random crop (see `draw_crops`) in pixels: top, left, height, width, clipped to the image's size."""
+    area, aspect, vertical, horizontal, _ = crop.astype(np.float64)
+    crop_width = min(width, max(1, math.floor((area * height * width * aspect) ** 0.5 + 0.5)))
+    crop_height = min(height, max(1, math.floor((area * height * width / aspect) ** 0.5 + 0.5)))
+    top, left = int(vertical * (height - crop_height + 1)), int(horizontal * (width - crop_width + 1))
+    return top, left, crop_height, crop_width
 
 
 def open_image(path: str) -> Image.Image:
-    """The image in RGB, as its pixels are stored (a camera's orientation tag is not followed).
+    """The image in RGB, in the stored orientation (the EXIF orientation tag is ignored).
 
     Raises:
         UserError: it cannot be read or decoded.
@@ -131,5 +130,5 @@ def open_image(path: str) -> Image.Image:
     try:
         with Image.open(path) as image:
             return image.convert("RGB")
-    except (OSError, SyntaxError, ValueError) as problem:  # Pillow's ways of saying that a file is damaged
+    except (OSError, SyntaxError, ValueError) as problem:  # what Pillow raises for damaged files
         raise UserError(f"{path} cannot be decoded: {problem}; replace or remove it") from None

@@ -1,7 +1,7 @@
-"""Images that stay in their files: decoded, cropped and scaled batch by batch, for splits larger than memory.
+"""Images in files: decoded, cropped and scaled batch by batch, for splits larger than memory.
 
-`ImageFiles` takes the place of the tensor inside a `Split`. It decodes with NVIDIA DALI (`alfk.dali`) or with Pillow in
-the workers of a DataLoader (`alfk.image_decoding`); random crops are the same with both.
+`ImageFiles` replaces the tensor inside a `Split`. It decodes with NVIDIA DALI (`alfk.dali`) or with Pillow in the
+workers of a DataLoader (`alfk.image_decoding`); random crops are the same with both.
 """
 
 import importlib.util
@@ -20,13 +20,14 @@ LOADERS = ("dali", "torchvision")
 
 
 class ImageFiles:
-    """(N, 3, size, size) images in files, as a `Split` holds them.
+    """(N, 3, size, size) images in files, the storage of a `Split`.
 
-    As they are evaluated: the shorter side scaled to size * 256 / 224, the central crop. Augmented: a random crop of
-    10 to 100 % of the area, scaled to size x size, half of them mirrored. Greyscale and CMYK become RGB.
+    For evaluation the shorter side is scaled to size * 256 / 224 and the central crop taken. Augmentation takes a
+    random crop of 10 to 100 % of the area, scales it to size x size and mirrors it with probability 1/2. Greyscale and
+    CMYK are converted to RGB.
 
     Args:
-        root: folder that the paths start from.
+        root: folder that the paths are relative to.
         paths: (N,) bytes.
         size: pixels, 224 in the paper.
         loader: "dali" or "torchvision".
@@ -59,9 +60,9 @@ class ImageFiles:
         """(B, 3, size, size) uint8, channels last in memory, for each chunk of rows (B,), which are on the CPU.
 
         Args:
-            seed: of random crops; one seed gives an image one crop, whoever decodes it and beside whatever others.
+            seed: of random crops; the crop of a row depends on the seed alone, not on the loader or the batch.
         Raises:
-            UserError: a file cannot be decoded; it is named.
+            UserError: a file cannot be decoded; the message names it.
         """
         if not chunks:
             return
@@ -76,8 +77,8 @@ class ImageFiles:
             yield pixels.permute(0, 3, 1, 2)
 
 
-def usual_workers() -> int:
-    """CPUs this process may use, shared with the processes that torchrun started beside it."""
+def default_workers() -> int:
+    """Default number of decoding workers: the CPUs of this process over the number of processes on its host."""
     return max(1, len(os.sched_getaffinity(0)) // int(os.environ.get("LOCAL_WORLD_SIZE", "1")))
 
 

@@ -9,8 +9,8 @@ query size:
     3. walk         all centres' 1st matches by descending R, then all 2nd matches, ...; an image is taken once,
                     until n distinct images are taken
 
-Descriptors are rows of 2-D tensors or memory-mapped arrays. All-pairs work streams over tiles: beside the queries and
-their answers no tensor is larger than `budget`, whatever the sizes of both sides.
+Descriptors are rows of 2-D tensors or memory-mapped arrays. All-pairs similarities are computed in tiles: apart from
+the queries and their results no tensor is larger than `budget`, for any number of rows.
 """
 
 import dataclasses
@@ -22,10 +22,10 @@ from torch import Tensor
 
 from alfk import distributed
 
-TILE = 2**22  # similarities held at once: 16 MiB in float32, which is fastest on a CPU
+TILE = 2**22  # similarities in a tile: 16 MiB in float32, which is fastest on a CPU
 BUDGET = 2**30  # bytes that the largest tensor may take on a CPU
-SHARE = 32  # of a GPU's memory, one part in so many
-SHORTLIST = 1024  # rows that k-centre keeps up to date
+SHARE = 32  # the largest tensor may take 1/32 of a GPU's memory
+SHORTLIST = 1024  # rows that k-centre updates in every step
 
 Rows = Tensor | np.ndarray
 
@@ -33,8 +33,8 @@ Rows = Tensor | np.ndarray
 def budget(device: torch.device) -> int:
     """Bytes that the largest tensor of a search may take: 1 GiB on a CPU, 1/32 of a GPU's memory.
 
-    Of all its memory, not of what is free just now: the sizes of tiles, and with them the last bits of similarities,
-    shall not depend on what else is going on.
+    Total memory, not free memory: the sizes of tiles, and with them the rounding of similarities, must not depend on
+    other processes.
     """
     return BUDGET if device.type != "cuda" else torch.cuda.get_device_properties(device).total_memory // SHARE
 
@@ -59,16 +59,16 @@ def top_matches(
 ) -> tuple[Tensor, Tensor]:
     """The k most similar rows of `database` for every query, best first.
 
-    Streams in both directions with a running top-k: each row of the database is read once, and passes by the queries
-    a block at a time. O(tile + m k) memory beside the queries, never m x N.
+    Tiled over queries and database, with a running top-k: each row of the database is read once and compared with one
+    block of queries at a time. O(tile + m k) memory beside the queries, never m x N.
 
     Args:
-        queries: (m, D), on the device that shall do the work.
+        queries: (m, D), on the device that computes the similarities.
         database: (N, D).
-        k: neighbours a query; at most the number of available rows.
-        available: (N,) bool, rows that may be chosen; all where it is None.
-        tile: similarities held at once; TILE on a CPU, more on a GPU, where it is None.
-        room: bytes that the largest tensor may take; the device's `budget` where it is None.
+        k: neighbours per query; at most the number of available rows.
+        available: (N,) bool, rows that may be chosen; all if None.
+        tile: similarities in a tile; if None, TILE on a CPU and more on a GPU.
+        room: bytes that the largest tensor may take; the device's `budget` if None.
         shared: whether all processes (alfk.distributed) call with equal arguments; each then computes some tiles.
     Returns:
         similarity (m, k) float32 and index (m, k) int64.
@@ -83,21 +83,21 @@ def top_matches(
     height = max(1, tile // width)
     similarity = torch.full((m, k), -torch.inf, device=device)
     index = torch.zeros(m, k, dtype=torch.int64, device=device)
-    number, count = (distributed.rank(), distributed.world_size()) if shared else (0, 1)
-    for start in range(number * width, len(database), count * width):
+    rank, world_size = (distributed.rank(), distributed.world_size()) if shared else (0, 1)
+    for start in range(rank * width, len(database), world_size * width):
         part = load_rows(database, slice(start, start + width), device).T
-        hidden = None if available is None else ~available[start : start + width].to(device)
+        unavailable = None if available is None else ~available[start : start + width].to(device)
         for first in range(0, m, height):
             block = slice(first, first + height)
             scores = queries[block] @ part
-            if hidden is not None:
-                scores[:, hidden] = -torch.inf
+            if unavailable is not None:
+                scores[:, unavailable] = -torch.inf
             value, column = _top(scores, k)
             del scores  # before the next tile is made
             value = torch.cat([similarity[block], value], 1)
             similarity[block], order = _top(value, k)
             index[block] = torch.cat([index[block], column + start], 1).gather(1, order)
-    if count > 1:
+    if world_size > 1:
         similarity, order = _top(torch.cat(distributed.all_gather(similarity), 1), k)
         index = torch.cat(distributed.all_gather(index), 1).gather(1, order)
     return similarity, index
@@ -112,38 +112,39 @@ def _top(scores: Tensor, k: int) -> tuple[Tensor, Tensor]:
 def k_centre(vectors: Tensor, n: int, first: int, shortlist: int = SHORTLIST) -> Tensor:
     """Greedy k-centre: repeatedly the row whose largest similarity to the centres so far is smallest.
 
-    A row's largest similarity only grows, so what it was some steps ago is a lower bound. Only a shortlist of the
-    smallest is kept up to date; as long as its minimum lies under the bounds of all other rows, it is the minimum of
-    all. Else the others catch up with the new centres in one matrix product. O(n M D) at most, exact.
+    A row's largest similarity only grows, so that its value after an earlier step is a lower bound. Only a shortlist of
+    the rows with the smallest bounds is updated in every step; as long as its minimum is below the bounds of all other
+    rows, it is the global minimum. Otherwise all rows are updated for the new centres in one matrix product. O(n M D)
+    at most, exact.
 
     Args:
         vectors: (M, D).
         n: number of centres, 1 to M.
-        first: the row that starts.
-        shortlist: how many rows are kept up to date; speed only.
+        first: the row that is the first centre.
+        shortlist: number of rows updated in every step; affects speed alone.
     Returns:
         (n,) int64, the centres in the order they were chosen.
     """
     if not 1 <= n <= len(vectors):
         raise ValueError(f"cannot choose {n} centres from {len(vectors)} vectors")
     centres = torch.empty(n, dtype=torch.int64, device=vectors.device)
-    centres[0], done, known = first, 1, 0
+    centres[0], done, included = first, 1, 0
     closest = torch.full((len(vectors),), -torch.inf, device=vectors.device, dtype=vectors.dtype)
     while done < n:
-        for block in centres[known:done].split(max(1, TILE // len(vectors))):
+        for block in centres[included:done].split(max(1, TILE // len(vectors))):
             torch.maximum(closest, (vectors @ vectors[block].T).amax(1), out=closest)
-        closest[centres[known:done]] = torch.inf
-        known = done
+        closest[centres[included:done]] = torch.inf
+        included = done
         short = closest.topk(min(shortlist, len(vectors)), largest=False).indices.sort().values
-        near, rows = closest[short], vectors[short]
-        limit = near.max() if len(short) < len(vectors) else torch.inf
+        similarity, rows = closest[short], vectors[short]
+        limit = similarity.max() if len(short) < len(vectors) else torch.inf
         while done < n:
-            place = near.argmin()
-            if done > known and near[place] >= limit:
+            place = similarity.argmin()
+            if done > included and similarity[place] >= limit:
                 break
             centres[done] = short[place]
-            torch.maximum(near, rows @ rows[place], out=near)
-            near[place] = torch.inf
+            torch.maximum(similarity, rows @ rows[place], out=similarity)
+            similarity[place] = torch.inf
             done += 1
     return centres
 
@@ -165,13 +166,13 @@ def walk_ranks(similarity: Tensor, index: Tensor, n: int) -> Tensor:
 
 @dataclasses.dataclass(frozen=True)
 class Selection:
-    """What an acquisition chose.
+    """The result of an acquisition.
 
     Attributes:
         indices: (n,) int64 on the CPU, positions in the pool in the order they were taken.
-        misclassified: M, validation images the model gets wrong (None where the method does not look).
-        centres: how many of them were matched, min(n, M) (None likewise).
-        at_random: how many of the indices filled up at random.
+        misclassified: M, the number of misclassified validation images (None for a method that does not use it).
+        centres: number of centres, min(n, M) (None for the same methods).
+        at_random: how many of the indices a matching method drew at random.
     """
 
     indices: Tensor
@@ -185,14 +186,14 @@ def match(
 ) -> Selection:
     """Choose n pool images by density matching against the misclassified validation images.
 
-    Ranks are deepened until n distinct images are reached. Without a misclassified image the choice is random. Several
-    processes share the search; the first alone decides.
+    The number of ranks is doubled until n distinct images are reached. If M is 0, the images are drawn at random.
+    Processes share the search; the main process broadcasts centres and walk.
 
     Args:
-        errors: (M, D) descriptors of the misclassified validation images, on the device that shall do the work.
+        errors: (M, D) descriptors of the misclassified validation images, on the device that computes similarities.
         pool: (N, D) descriptors of the pool.
         available: (N,) bool, images that are not labelled yet; at least n.
-        first: the misclassified image that starts k-centre; drawn from `generator` where it is None.
+        first: the misclassified image that is the first centre; drawn from `generator` if None.
     """
     count = len(errors)
     if count == 0:

@@ -1,4 +1,4 @@
-"""Networks as the method needs them: modules whose forward returns (logits (B, C), list of taps)."""
+"""Helpers for networks: modules whose forward returns (logits (B, C), list of taps)."""
 
 import contextlib
 import contextvars
@@ -14,12 +14,12 @@ from torch import Tensor, nn
 
 
 class MCDropout(nn.Module):
-    """Dropout that acts inside `dropout_mode` alone, where uncertainty is sampled (Gal and Ghahramani 2016).
+    """Dropout that is active inside `dropout_mode` alone, while uncertainty is sampled (Gal and Ghahramani 2016).
 
-    Everywhere else, in training too, it returns its input.
+    Otherwise, in training too, it returns its input.
 
     Args:
-        p: probability of an entry to be zeroed.
+        p: probability that an entry is zeroed.
     """
 
     def __init__(self, p: float):
@@ -33,8 +33,8 @@ class MCDropout(nn.Module):
 def dropout(features: Tensor, p: float) -> Tensor:
     """Features (B, ...) with every entry zeroed with probability p, the others divided by 1 - p.
 
-    As torch's, from its global generator. On a CPU, where p is a power of 1/2, one random byte decides on an entry,
-    which takes a tenth of the time of a Bernoulli draw; memory is best laid out channels last.
+    Seeded by torch's global generator. On a CPU, if p is a power of 1/2 not below 2^-8, each entry uses one random
+    byte, which takes a tenth of the time of a Bernoulli draw and is fastest in channels-last memory.
     """
     halvings = -math.log2(p) if p else 0.0
     if features.device.type != "cpu" or halvings not in range(1, 9):
@@ -51,7 +51,7 @@ def dropout(features: Tensor, p: float) -> Tensor:
 
 @dataclasses.dataclass
 class Passes:
-    """How many images went through networks, forward and backward: the cost of measuring."""
+    """Number of images in forward and in backward passes."""
 
     forward: int = 0
     backward: int = 0
@@ -62,7 +62,7 @@ _passes: contextvars.ContextVar[Passes | None] = contextvars.ContextVar("passes"
 
 @contextlib.contextmanager
 def count_passes() -> Iterator[Passes]:
-    """Counts what is reported by `add_passes` inside the block, in this process."""
+    """Count the passes that `add_passes` reports inside the block, in this process."""
     passes = Passes()
     token = _passes.set(passes)
     try:
@@ -72,7 +72,7 @@ def count_passes() -> Iterator[Passes]:
 
 
 def add_passes(forward: int = 0, backward: int = 0) -> None:
-    """Report that so many images go through a network, where somebody counts."""
+    """Add images in forward and backward passes to the count of the enclosing `count_passes`, if there is one."""
     passes = _passes.get()
     if passes is not None:
         passes.forward += forward
@@ -81,7 +81,7 @@ def add_passes(forward: int = 0, backward: int = 0) -> None:
 
 @contextlib.contextmanager
 def evaluation_mode(model: nn.Module) -> Iterator[None]:
-    """Evaluation mode inside the block; every submodule gets its own mode back after it."""
+    """Evaluation mode inside the block; the mode of every submodule is restored after it."""
     modes = [(module, module.training) for module in model.modules()]
     model.eval()
     try:
@@ -93,9 +93,9 @@ def evaluation_mode(model: nn.Module) -> Iterator[None]:
 
 @contextlib.contextmanager
 def dropout_mode(models: Iterable[nn.Module]) -> Iterator[None]:
-    """Evaluation mode inside the block with random dropout: MCDropout and torch's dropout layers act.
+    """Evaluation mode with active dropout inside the block, in MCDropout and torch's dropout layers.
 
-    After the block every submodule has its own mode again and MCDropout is off.
+    After the block the mode of every submodule is restored and MCDropout is inactive.
     """
     with contextlib.ExitStack() as stack:
         for model in models:
@@ -110,7 +110,7 @@ def dropout_mode(models: Iterable[nn.Module]) -> Iterator[None]:
 
 
 def has_batch_norm(model: nn.Module) -> bool:
-    """Whether the network normalises by statistics of the whole training batch."""
+    """Whether the network has batch-norm layers."""
     return any(isinstance(module, nn.modules.batchnorm._BatchNorm) for module in model.modules())
 
 
@@ -155,7 +155,7 @@ def _uniform_fan_in(layer: nn.Linear | nn.Conv2d | nn.ConvTranspose2d, generator
 
 
 def snapshot(model: nn.Module) -> dict[str, Tensor]:
-    """A copy of the model's state on the CPU, plainly strided."""
+    """A contiguous copy of the model's state on the CPU."""
     return {name: value.detach().cpu().contiguous().clone() for name, value in model.state_dict().items()}
 
 

@@ -1,8 +1,8 @@
-"""Perturbed copies of images, from which the estimators S = tr(C_zg) and S = I(z; g) take their statistics.
+"""Perturbed copies of images, from which the estimators S = tr(C_zg) and S = I(z; g) compute their statistics.
 
-A strategy is any object with `draw`, which fixes K transformations; each is then applied to all images alike. Two are
-known to `--copies` (STRATEGIES), for the paper's release contains both and which of them made the figures is not
-known. To try another one (brightness, gamma, kornia.augmentation), write its `draw`.
+A strategy is any object with `draw`, which draws K transformations; each is applied to all images alike. `--copies`
+offers two (STRATEGIES), because the paper's release contains both and it is not known which of them produced the
+published figures. Another strategy (brightness, gamma, kornia.augmentation) is a class with its own `draw`.
 """
 
 import dataclasses
@@ -17,11 +17,11 @@ Transformation = Callable[[Tensor], Tensor]  # (B, C, H, W) normalised images ->
 
 
 class Strategy(Protocol):
-    """How copies differ from their image.
+    """A distribution of transformations.
 
     Attributes:
-        shared: whether validation and pool images get the same transformations (where it is missing, they do); else
-            each side draws its own.
+        shared: whether validation and pool images get the same transformations (the default if the attribute is
+            missing) or separate draws.
     """
 
     def draw(self, samples: int, shape: Sequence[int], generator: torch.Generator) -> list[Transformation]:
@@ -30,7 +30,7 @@ class Strategy(Protocol):
 
 @dataclasses.dataclass(frozen=True)
 class RotationAndNoise:
-    """A rotation about the centre by an angle ~ N(0, angle_std^2) and a noise image ~ N(0, noise_std^2) on top."""
+    """A rotation about the centre by an angle ~ N(0, angle_std^2) plus a noise image ~ N(0, noise_std^2)."""
 
     angle_std: float = 5.0  # degrees
     noise_std: float = 0.01  # on the normalised scale
@@ -43,10 +43,10 @@ class RotationAndNoise:
 
 @dataclasses.dataclass(frozen=True)
 class ReleasedRotationAndNoise:
-    """What the paper's release does by default: the same draws, but the angles are *radians*.
+    """The default of the paper's release: the same distributions, but with angles in *radians*.
 
-    Angles are then almost uniform over the circle. Every pixel is the nearest one of the turned image, beyond the
-    border the border's, and the centre is pixel (H // 2, W // 2). Validation and pool images have draws of their own.
+    Angles are then almost uniform over the circle. The rotation is about pixel (H // 2, W // 2), with nearest-neighbour
+    sampling and border padding. Validation and pool images get separate draws.
     """
 
     angle_std: float = 5.0  # radians
@@ -74,7 +74,7 @@ STRATEGIES: dict[str, Strategy] = {"degrees": RotationAndNoise(), "released": Re
 
 @dataclasses.dataclass(frozen=True)
 class Rotated:
-    """All images turned by one angle (a tensor of no dimension, degrees) plus one noise image (C, H, W)."""
+    """All images rotated by one angle (a tensor without dimensions, degrees) plus one noise image (C, H, W)."""
 
     angle: Tensor
     noise: Tensor
@@ -82,16 +82,16 @@ class Rotated:
     def __call__(self, images: Tensor) -> Tensor:
         from kornia.geometry.transform import rotate  # slow to import, and needed here only
 
-        # The images as channels of one: the sampling grid is made once, not for each of them.
+        # All images as channels of one, so that the sampling grid is computed once.
         flat = images.flatten(0, 1).unsqueeze(0)
-        turned = rotate(flat, self.angle.to(flat)[None], padding_mode="border")
-        return turned.view_as(images) + self.noise.to(images)
+        rotated = rotate(flat, self.angle.to(flat)[None], padding_mode="border")
+        return rotated.view_as(images) + self.noise.to(images)
 
 
 @dataclasses.dataclass(frozen=True)
 class RotatedToNearest:
-    """All images turned by one angle (radians) about pixel (H // 2, W // 2), to the nearest pixel, plus one noise
-    image (C, H, W).
+    """All images rotated by one angle (radians) about pixel (H // 2, W // 2), with nearest-neighbour sampling, plus one
+    noise image (C, H, W).
     """
 
     angle: float

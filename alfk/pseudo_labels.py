@@ -9,7 +9,7 @@ their Fisher scores for class c, with Z (L, K) and G_c (L, K) the matrices of al
     pzg     S_i = y_j, j = argmax over V of R_{z,g}(i, j)           g of both sides for predicted labels
     trace   S_i = argmax_c sum_k <z_k, g_{k,c}>
     mi      S_i = argmax_c logdet(Z Z' + eps I) + logdet(G_c G_c' + eps I) - logdet([Z; G_c] [Z; G_c]' + eps I)
-    mi_diag the same with the diagonals alone of Z Z', G_c G_c' and Z G_c'
+    mi_diag mi with only the diagonals of Z Z', G_c G_c' and Z G_c'
 
 A rule maps a ForwardPass of one batch to a label (B,) int64 for each image.
 """
@@ -25,12 +25,12 @@ from alfk.matching import Rows, budget, load_rows, top_matches
 from alfk.network import add_passes
 from alfk.perturbation import Transformation
 
-STATISTICS = 2**24  # values in float64, 128 MiB
-EPSILON = 1e-8  # added to the diagonals whose determinants are taken
+STATISTICS = 2**24  # float64 values of the copies' statistics in memory: 128 MiB
+EPSILON = 1e-8  # added to the diagonals of the matrices whose determinants are computed
 
 
-def given(labels: Tensor) -> LabelRule:
-    """S = y: the labels (N,) themselves, the oracle of the ablation on the pool."""
+def true_labels(labels: Tensor) -> LabelRule:
+    """S = y: the true labels (N,), on the pool the oracle of the ablation."""
     return lambda batch: labels[batch.positions]
 
 
@@ -51,10 +51,10 @@ def nearest_by_feature(validation: Descriptors, labels: Tensor) -> LabelRule:
 
 
 def nearest_by_feature_and_score(validation: Descriptors, labels: Tensor) -> LabelRule:
-    """S = p^_{z,g}(y, z): the same by R_{z,g}, both sides' g taken for the arg max labels.
+    """S = p^_{z,g}(y, z): the true label of the validation image most similar by R_{z,g}, g for arg max labels.
 
     Args:
-        validation: [z, g] descriptors of the whole validation set, its g for the predicted labels.
+        validation: [z, g] descriptors of the whole validation set, with g for the predicted labels.
         labels: (V,) its true labels.
     """
     nearest = _Nearest(validation, labels)
@@ -62,9 +62,9 @@ def nearest_by_feature_and_score(validation: Descriptors, labels: Tensor) -> Lab
 
 
 class _Nearest:
-    """The labels of the validation images most similar to some rows, compared in the entries that the rows have.
+    """Labels of the validation images most similar to rows of descriptors, compared by the rows' entries.
 
-    The validation side is loaded once, or read anew for every batch where it is larger than a device's budget.
+    The validation descriptors are loaded once, or read again for every batch if they exceed the device's budget.
     """
 
     def __init__(self, validation: Descriptors, labels: Tensor):
@@ -90,14 +90,14 @@ def from_copies(
 ) -> LabelRule:
     """S = arg max over classes of `estimator` on an image's perturbed copies.
 
-    Images are taken so many at a time that the statistics of their copies hold at most `STATISTICS` values.
+    Images are processed in chunks, so that the statistics of their copies have at most `STATISTICS` values.
     """
 
     def rule(batch: ForwardPass) -> Tensor:
         length, classes = batch.z.shape[1], batch.logits.shape[1]
         samples = len(copies)
         chunk = max(1, STATISTICS // (classes * (length * samples + 4 * min(length, samples) ** 2)))
-        if estimator is trace:  # which keeps no statistics of single copies
+        if estimator is trace:  # stores no statistics of single copies
             chunk = len(batch.images)
         return torch.cat([estimator(model, taps, images, copies).argmax(1) for images in batch.images.split(chunk)])
 
@@ -107,9 +107,9 @@ def from_copies(
 def trace(model: nn.Module, taps: Sequence[int] | None, images: Tensor, copies: Sequence[Transformation]) -> Tensor:
     """tr(C_{z,g}) for every class c: T_c, the sum over copies k of <z_k, g_{k,c}>. (B, C).
 
-    The gradient at the logits is p - e_c, so <z, g_c> = <z, J^T p> - <z, J^T e_c> = (J z) . p - (J z)_c, J being the
-    derivative of the logits by the pooled taps. J z comes from two backward passes: J^T v for a variable v, then the
-    derivative of its inner product with z by v, in which it is linear.
+    The gradient at the logits is p - e_c, so <z, g_c> = <z, J^T p> - <z, J^T e_c> = (J z) . p - (J z)_c, with J the
+    Jacobian of the logits with respect to the pooled taps. J z takes two backward passes: J^T v for a variable v, then
+    the derivative of <z, J^T v>, which is linear in v, with respect to v.
     """
     total = 0
     for copy in copies:
@@ -132,7 +132,7 @@ def mutual_information(
     z, g = _statistics(model, taps, images, copies)
     length, samples = z.shape[1:]
     if samples < length:
-        # det(X X^T + eps I_L) = eps^(L - K) det(X^T X + eps I_K): K x K matrices tell the same, and round less.
+        # det(X X^T + eps I_L) = eps^(L - K) det(X^T X + eps I_K): K x K matrices suffice, with less rounding error.
         zz, gg = (z.mT @ z).unsqueeze(1), g.mT @ g
         return log_det(zz) + log_det(gg) - log_det(zz + gg) - samples * math.log(EPSILON)
     both = torch.cat([z.unsqueeze(1).expand_as(g), g], dim=2)
@@ -142,7 +142,7 @@ def mutual_information(
 def mutual_information_of_diagonals(
     model: nn.Module, taps: Sequence[int] | None, images: Tensor, copies: Sequence[Transformation]
 ) -> Tensor:
-    """The same with the diagonals alone of Z Z^T, G_c G_c^T and Z G_c^T: each entry of z with its own of g. (B, C)."""
+    """I(z; g) from the diagonals of Z Z^T, G_c G_c^T and Z G_c^T: each entry of z with the same entry of g. (B, C)."""
     z, g = _statistics(model, taps, images, copies)
     z = z.unsqueeze(1)
     zz, gg, zg = z.square().sum(-1) + EPSILON, g.square().sum(-1) + EPSILON, (z * g).sum(-1)
@@ -154,7 +154,7 @@ def _statistics(
 ) -> tuple[Tensor, Tensor]:
     """Z (B, L, K) and G (B, C, L, K), float64: features and, for every class, scores of the copies.
 
-    One backward pass for all classes: g_c = J^T p - J^T e_c is linear in the rows J^T e_c of the derivative.
+    One backward pass for all classes: g_c = J^T p - J^T e_c is linear in the rows J^T e_c of the Jacobian.
     """
     features, scores = [], []
     for copy in copies:
@@ -169,8 +169,8 @@ def _statistics(
 def log_det(matrices: Tensor) -> Tensor:
     """log det(A + eps I) of symmetric A (..., n, n) float64 by Cholesky.
 
-    A matrix that is not positive definite in floating point is taken by its eigenvalues, those below eps as eps; one
-    with entries that are not finite, as zero.
+    If A + eps I is not positive definite in floating point, its eigenvalues are used, clamped to at least eps. A matrix
+    with entries that are not finite is replaced by zero.
     """
     finite = matrices.isfinite().all(-1).all(-1)
     matrices = torch.where(finite[..., None, None], matrices, 0)

@@ -19,7 +19,7 @@ from tabulate import tabulate
 
 from alfk.cli.options import Parser, device_of, positive
 from alfk.data import Split
-from alfk.image_files import has_dali, usual_workers
+from alfk.image_files import default_workers, has_dali
 from bench.common import guarded, machine
 from imagenet.custom_datasets.image_folder import load_folder
 
@@ -53,7 +53,7 @@ def parse() -> argparse.Namespace:
     add("folder", type=Path, metavar="DIR", help="folder with train/<class>/*.JPEG and val/<class>/*.JPEG")
     add("--image-size", type=positive, default=224, metavar="PIXELS", help="side of the crops (224)")
     add("--batch", type=positive, default=128, metavar="N", help="images a batch (128)")
-    add("--workers", type=positive, default=usual_workers(), metavar="N", help="threads or processes (all CPUs)")
+    add("--workers", type=positive, default=default_workers(), metavar="N", help="threads or processes (all CPUs)")
     add("--gpu", type=int, metavar="N", help="CUDA device N")
     add("--device", help="torch device (default: a GPU where there is one, else the CPU)")
     return parser.parse_args()

@@ -12,7 +12,7 @@ from pathlib import Path
 from alfk.cli.options import positive
 from alfk.config import Experiment, Recipe, WarmUpAndDecay
 from alfk.errors import UserError
-from alfk.image_files import LOADERS, has_dali, usual_workers
+from alfk.image_files import LOADERS, default_workers, has_dali
 from alfk.network import kaiming_fan_out
 from imagenet.custom_datasets import image_folder
 from imagenet.custom_models.resnet import resnet18, resnet34, resnet50
@@ -75,7 +75,7 @@ class ImageNetFlags:
                 root=options.imagenetdir or options.folder,
                 size=size,
                 loader=loader,
-                workers=options.workers or usual_workers(),
+                workers=options.workers or default_workers(),
             ),
         )
 
