@@ -1,6 +1,6 @@
 """The folder of one run: names, atomic writing, checked reading, manifest and results.
 
-Of several processes the main one writes and checks which files exist, while the others wait.
+In a process group the main process writes files and checks which exist, while the others wait.
 """
 
 import contextlib
@@ -22,9 +22,9 @@ from alfk.errors import UserError
 Record = dict[str, Any]
 
 
-BASELINE = "all_train"  # in place of a method: the whole distorted pool is labelled, a line in figures
+BASELINE = "all_train"  # in place of a method: training on the whole distorted pool, a line in figures
 
-INITS = {  # how AL starts -> what file names begin with
+INITS = {  # initial model -> prefix of file names
     "rotation": "unsup_",  # from the rotation model, its last linear layer new (docs/method.md, section 4)
     "rotation_conv": "unsup_conv_",  # from the rotation model's convolutions, every linear layer new
     "random": "",
@@ -37,10 +37,10 @@ class Trial:
 
     Attributes:
         init: a key of INITS.
-        select: which epoch an iteration keeps: the best on "test" (the paper's protocol), the best on "val" or the
+        select: the rule for the epoch that an iteration keeps: best on "test" (the paper's protocol), best on "val", or
             "last".
-        copies: how images are perturbed (a key of perturbation.STRATEGIES), of methods whose pseudo-labels come from
-            perturbed copies; None of all others.
+        copies: how images are perturbed (a key of perturbation.STRATEGIES), for methods whose pseudo-labels come from
+            perturbed copies; None for all others.
     """
 
     ir: float
@@ -62,7 +62,7 @@ class Trial:
         return f"ir_{self.ir:g}_nr_{self.nr:g}"
 
     def stem(self, b: int, size: int) -> str:
-        """The part that all file names of AL iteration b with `size` labelled images share."""
+        """The common part of all file names of AL iteration b with `size` labelled images."""
         parts = f"{INITS[self.init]}batch_{b}_size_{size}_{self.distortion}_sub_{self.method}_L_{self.length}"
         members = f"_E_{self.ensemble}" if self.ensemble > 1 else ""
         copies = f"_copies_{self.copies}" if self.copies not in (None, "degrees") else ""
@@ -70,7 +70,7 @@ class Trial:
 
     @property
     def name(self) -> str:
-        """One name for all its iterations."""
+        """The trial's name, the same for all its iterations."""
         return self.stem(0, 0).replace("batch_0_size_0_", "")
 
     def label(self) -> str:
@@ -78,7 +78,7 @@ class Trial:
         return f"{self.short()} ir={self.ir:g} {self.init}"
 
     def short(self) -> str:
-        """The method with what varies within a figure, e.g. "Rzg_pz L80", "varR E4"."""
+        """The method with the attributes that vary within a figure, e.g. "Rzg_pz L80", "varR E4"."""
         length, members = self.length, self.ensemble
         copies = f" {self.copies}" if self.copies not in (None, "degrees") else ""
         return self.method + (f" L{length}" if length else "") + (f" E{members}" if members > 1 else "") + copies
@@ -95,7 +95,7 @@ class Trial:
 
     @classmethod
     def of(cls, record: Record) -> "Trial":
-        """The trial that a results record belongs to. Raises KeyError if it is of none."""
+        """The trial that a results record belongs to. Raises KeyError if an entry is missing."""
         INITS[record["init"]]
         method, length, ensemble = record["method"], record["L"], record["ensemble"]
         start = record["ir"], method, length, ensemble, record["nr"], record["init"]
@@ -103,12 +103,12 @@ class Trial:
 
 
 def selection_suffix(select: str) -> str:
-    """What file names say of the epoch that is kept; nothing of the paper's protocol."""
+    """The suffix of file names for a rule of --select; empty for the paper's protocol."""
     return "" if select == "test" else f"_select_{select}"
 
 
 class RunFolder:
-    """`<root>/run<N>` and where things are in it."""
+    """`<root>/run<N>` and the paths of its files."""
 
     def __init__(self, root: Path, number: int):
         self.path, self.number = root / f"run{number}", number
@@ -127,7 +127,7 @@ class RunFolder:
         return self.path / "data" / f"{name}.npy"
 
     def initial(self, distortion: str, unsupervised: bool, member: int = 0, select: str = "test") -> Path:
-        """The random model, or the rotation model whose epoch `select` names (only that one depends on it)."""
+        """The random model, or the rotation model for `select` (the random model does not depend on it)."""
         which = f"{distortion}_E_{member}" if member else distortion
         if unsupervised:
             return self.path / "checkpoint" / f"init_unsup_batch_0_{which}{selection_suffix(select)}.pt"
@@ -144,7 +144,7 @@ class RunFolder:
 
     @contextlib.contextmanager
     def lock(self, name: str) -> Iterator[None]:
-        """Work on `name` exclusively; the lock is released when the process ends, however it ends.
+        """Hold the run's lock `name` inside the block; it is also released when the process ends, however it ends.
 
         Raises:
             UserError: another process holds it.
@@ -189,7 +189,7 @@ class RunFolder:
 
     @distributed.main_process_only
     def record_session(self, settings: Mapping[str, Any], session: Mapping[str, Any]) -> None:
-        """Write into the manifest what the run is made with, and by whom: settings must not change, sessions may."""
+        """Write the settings, which must not change, into the manifest and append the session."""
         with locked(self.path / ".lock"):
             manifest = self.check_manifest(settings)
             manifest["settings"] |= settings
@@ -197,7 +197,7 @@ class RunFolder:
             write_json(self.path / "manifest.json", manifest)
 
     def results(self) -> list[Record]:
-        """The finished iterations, one record each. A last line cut short by a crash is not one."""
+        """The records of the finished iterations. A last line truncated by a crash is left out."""
         return read_results(self.path / "results.jsonl")
 
     @distributed.main_process_only
@@ -238,7 +238,7 @@ def read_results(path: Path, skipped: Callable[[str], None] | None = None) -> li
 
 @contextlib.contextmanager
 def locked(path: Path) -> Iterator[None]:
-    """Hold the lock file against other processes, waiting for it. Released when the process ends, however it ends."""
+    """Hold an exclusive lock on the file, waiting for it; also released when the process ends, however it ends."""
     with open(path, "w") as lock:
         fcntl.flock(lock, fcntl.LOCK_EX)
         yield
@@ -246,7 +246,7 @@ def locked(path: Path) -> Iterator[None]:
 
 @contextlib.contextmanager
 def atomic(path: Path) -> Iterator[IO[bytes]]:
-    """A file to write that takes its name only when it is complete. Raises UserError where it cannot be written."""
+    """A file written under a temporary name and renamed to `path` when complete. Raises UserError on failure."""
     temporary = path.with_name(path.name + ".tmp")
     try:
         with open(temporary, "wb") as file:
@@ -277,8 +277,8 @@ def read_json(path: Path) -> dict[str, Any]:
 
 @distributed.main_process_only
 def save_checkpoint(path: Path, state: Mapping[str, Any], about: Mapping[str, Any]) -> None:
-    """Weights and what they are, for `load_checkpoint`."""
-    buffer = io.BytesIO()  # torch.save answers a full disk with an error of its own
+    """Write weights and their description, for `load_checkpoint`."""
+    buffer = io.BytesIO()  # on a full disk torch.save would not raise an OSError
     torch.save({"state": dict(state), "about": dict(about)}, buffer)
     with atomic(path) as file:
         file.write(buffer.getbuffer())
@@ -299,7 +299,7 @@ def load_checkpoint(path: Path, expected: Mapping[str, Any]) -> tuple[dict[str, 
         state, about = content["state"], content["about"]
     except OSError as problem:
         raise UserError(f"cannot read {path}: {problem.strerror}") from None
-    except Exception:  # torch.load raises whatever the damaged bytes lead it to
+    except Exception:  # torch.load raises exceptions of many types for damaged files
         raise UserError(f"{path} is truncated or not a checkpoint of this project: delete it and run again") from None
     _check(path, about, expected)
     return state, about
@@ -307,7 +307,7 @@ def load_checkpoint(path: Path, expected: Mapping[str, Any]) -> tuple[dict[str, 
 
 @distributed.main_process_only
 def save_array(path: Path, array: np.ndarray, header: Mapping[str, Any]) -> None:
-    """An array as .npy and, beside it, its header as .json, which is written last and so marks it complete."""
+    """Write an array as .npy and then its header as .json, whose presence marks the array complete."""
     path.with_suffix(".json").unlink(missing_ok=True)
     with atomic(path) as file:
         np.save(file, array, allow_pickle=False)
@@ -316,9 +316,9 @@ def save_array(path: Path, array: np.ndarray, header: Mapping[str, Any]) -> None
 
 @distributed.main_process_only
 def create_array(path: Path, shape: tuple[int, ...], dtype: np.dtype) -> np.memmap:
-    """A memory-mapped array under a temporary name, which `complete_array` ends. Raises UserError.
+    """A memory-mapped array under a temporary name, for `complete_array` to rename. Raises UserError.
 
-    The disk space is claimed at once: a full disk is an error here, not a crash while the array is being written.
+    The disk space is allocated at once: a full disk is an error here, not a crash while the array is being written.
     """
     path.with_suffix(".json").unlink(missing_ok=True)
     temporary = path.with_name(path.name + ".tmp")
@@ -333,7 +333,7 @@ def create_array(path: Path, shape: tuple[int, ...], dtype: np.dtype) -> np.memm
 
 @distributed.main_process_only
 def complete_array(path: Path, array: np.memmap, header: Mapping[str, Any]) -> None:
-    """Give the array its name and its header."""
+    """Rename the array from its temporary name to `path` and write its header."""
     array.flush()
     path.with_name(path.name + ".tmp").replace(path)
     write_json(path.with_suffix(".json"), {**_layout(array), **header})
@@ -344,7 +344,7 @@ def open_array(path: Path, expected: Mapping[str, Any], mode: str = "r") -> tupl
 
     Args:
         expected: entries that the header must have.
-        mode: of the mapping: "r", read-only, or "c", writable in memory alone, which a tensor may be made from.
+        mode: of the mapping: "r", read-only, or "c", copy-on-write, as torch.from_numpy needs.
     Raises:
         UserError: missing, truncated, foreign, or of other settings than expected.
     """
@@ -365,12 +365,12 @@ def _layout(array: np.ndarray) -> dict[str, Any]:
 
 
 def has_file(path: Path) -> bool:
-    """Whether a file exists, with one answer for all processes."""
+    """Whether a file exists, with the same result in all processes."""
     return distributed.broadcast_from_main(path.exists)
 
 
 def has_array(path: Path) -> bool:
-    """Whether an array and its header exist, with one answer for all processes."""
+    """Whether an array and its header exist, with the same result in all processes."""
     return distributed.broadcast_from_main(lambda: path.exists() and path.with_suffix(".json").exists())
 
 

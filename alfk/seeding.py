@@ -1,4 +1,4 @@
-"""Randomness is an explicit argument everywhere; this is where it comes from."""
+"""Random generators, derived from a seed and passed as explicit arguments everywhere."""
 
 import contextlib
 import hashlib
@@ -10,9 +10,9 @@ import torch
 def generator(seed: int, *purpose: object) -> torch.Generator:
     """A CPU generator for one purpose of one run, e.g. ``generator(seed, run, "train", b)``.
 
-    Equal arguments give equal streams, different ones independent streams, whatever was drawn before: that is what
-    lets a resumed run continue exactly. Two methods of the same run share the draws that have the same purpose
-    (common random numbers), which makes their curves comparable at few runs.
+    Equal arguments give equal streams, different ones independent streams, regardless of earlier draws, so that a
+    resumed run continues exactly. Methods of the same run share the draws for the same purpose (common random numbers),
+    which makes their curves comparable with few runs.
     """
     digest = hashlib.sha256(repr((seed, *purpose)).encode()).digest()
     return torch.Generator().manual_seed(int.from_bytes(digest[:4], "little"))
@@ -25,9 +25,9 @@ def draw_seed(generator: torch.Generator) -> int:
 
 @contextlib.contextmanager
 def seeded_globally(seed: int, device: torch.device) -> Iterator[None]:
-    """Inside the block torch's global generators are seeded with `seed`; after it they are as before.
+    """Inside the block torch's global generators are seeded with `seed`; after it their state is restored.
 
-    For what draws from them and cannot be told otherwise: dropout layers.
+    For dropout layers, which take no generator as an argument.
     """
     devices = [device] if device.type == "cuda" else []
     with torch.random.fork_rng(devices):
@@ -36,5 +36,5 @@ def seeded_globally(seed: int, device: torch.device) -> Iterator[None]:
 
 
 def global_randomness(generator: torch.Generator, device: torch.device) -> contextlib.AbstractContextManager[None]:
-    """The same with a seed drawn from `generator`."""
+    """`seeded_globally` with a seed drawn from `generator`."""
     return seeded_globally(draw_seed(generator), device)

@@ -1,4 +1,4 @@
-"""Fitting and evaluating a network: classification and the rotation task (Gidaris et al. 2018)."""
+"""Training and evaluating a network: classification and the rotation task (Gidaris et al. 2018)."""
 
 import contextlib
 import dataclasses
@@ -20,14 +20,14 @@ Task = Callable[[Tensor, Tensor | None], tuple[Tensor, Tensor]]
 
 
 def classify(images: Tensor, labels: Tensor | None) -> tuple[Tensor, Tensor]:
-    """The task itself: images (B, ...) with their labels (B,)."""
+    """The classification task: images (B, ...) with their labels (B,)."""
     return images, labels
 
 
 def rotate(images: Tensor, labels: Tensor | None = None) -> tuple[Tensor, Tensor]:
-    """Images (B, ...) at 0, 90, 180 and 270 degrees and which of the four each shows: (4 B, ...), (4 B,)."""
-    turned = torch.cat([images.rot90(quarter, (2, 3)) for quarter in range(4)])
-    return turned, torch.arange(4, device=images.device).repeat_interleave(len(images))
+    """The rotation task: images (B, ...) at 0, 90, 180 and 270 degrees, labelled 0 to 3: (4 B, ...), (4 B,)."""
+    rotated = torch.cat([images.rot90(quarter, (2, 3)) for quarter in range(4)])
+    return rotated, torch.arange(4, device=images.device).repeat_interleave(len(images))
 
 
 def fit(
@@ -41,36 +41,38 @@ def fit(
 ) -> None:
     """Train `model` in place by SGD on cross-entropy, shuffled by `generator` in every epoch.
 
-    Several processes share every batch of the recipe's size; the gradient is that of the whole batch. Batch norm then
-    looks at the whole batch on GPUs (its layers become SyncBatchNorm), but at each process's own images on a CPU.
+    In a process group every batch is divided among the processes; the gradient is that of the whole batch. Batch norm
+    uses the statistics of the whole batch on GPUs (its layers become SyncBatchNorm), and those of each process's images
+    on a CPU.
 
     Args:
-        task: turns a batch of images and labels into inputs and targets.
+        task: maps a batch of images and labels to inputs and targets.
         after_epoch: called with the number of the epoch, from 1.
-        threads: CPU threads of the training steps, as many as elsewhere where it is None.
+        threads: CPU threads of the training steps; unchanged if None.
     Raises:
         UserError: too few images to train on.
     """
     rank, world = distributed.rank(), distributed.world_size()
-    least = (2 if has_batch_norm(model) else 1) * world  # one image has no variance
-    if recipe.batch_size < least and world > 1:
+    min_batch = (2 if has_batch_norm(model) else 1) * world  # batch norm needs the variance of at least two images
+    if recipe.batch_size < min_batch and world > 1:
         raise UserError(f"a batch of {recipe.batch_size} images is too small for {world} processes: start fewer")
-    network = _together(model, data.device)
+    network = _data_parallel(model, data.device)
     optimiser = torch.optim.SGD(model.parameters(), recipe.lr, recipe.momentum, weight_decay=recipe.weight_decay)
     forward = torch.compile(network) if recipe.compiled else network
     for epoch in range(1, recipe.epochs + 1):
         model.train()
-        batches = _shuffled(len(data), recipe.batch_size, least, generator)
-        own, size = torch.cat([batch[rank::world] for batch in batches]), len(range(rank, recipe.batch_size, world))
+        batches = _shuffled(len(data), recipe.batch_size, min_batch, generator)
+        local = torch.cat([batch[rank::world] for batch in batches])
+        local_batch_size = len(range(rank, recipe.batch_size, world))
         seed = draw_seed(generator) if data.in_files else None
         with cpu_threads(threads):
-            for step, (images, positions) in enumerate(data.batches(size, own, seed)):
+            for step, (images, positions) in enumerate(data.batches(local_batch_size, local, seed)):
                 optimiser.param_groups[0]["lr"] = recipe.lr * recipe.schedule(epoch, (step + 1) / len(batches))
                 labels = None if data.labels is None else data.labels[positions]
                 inputs, targets = task(images, labels)
                 with torch.autocast(images.device.type, torch.bfloat16, enabled=recipe.amp):
                     loss = F.cross_entropy(forward(inputs)[0], targets)
-                # The mean over the whole batch is the mean over processes of this; the factor is 1 for equal parts.
+                # DDP averages over processes; the factor, 1 for equal parts, makes that the mean over the whole batch.
                 loss = loss * (world * len(images) / len(batches[step]))
                 optimiser.zero_grad()
                 loss.backward()
@@ -80,11 +82,11 @@ def fit(
             after_epoch(epoch)
 
 
-def _shuffled(images: int, batch_size: int, least: int, generator: torch.Generator) -> tuple[Tensor, ...]:
-    """All positions in random order, in batches; a last batch of fewer than `least` is left out."""
+def _shuffled(images: int, batch_size: int, min_batch: int, generator: torch.Generator) -> tuple[Tensor, ...]:
+    """All positions in random order, in batches; a last batch of fewer than `min_batch` images is left out."""
     order = torch.randperm(images, generator=generator)
-    if 0 < images % batch_size < least:
-        order = order[: -(images % batch_size)]  # which images those are changes with every epoch
+    if 0 < images % batch_size < min_batch:
+        order = order[: -(images % batch_size)]  # other images in every epoch
     if images and not len(order):
         if distributed.world_size() == 1:
             raise UserError("a network with batch norm cannot be trained on a single image: raise -as")
@@ -94,19 +96,19 @@ def _shuffled(images: int, batch_size: int, least: int, generator: torch.Generat
     return order.split(batch_size)
 
 
-def _together(model: nn.Module, device: torch.device) -> nn.Module:
-    """The network as several processes train it: with the mean of their gradients."""
+def _data_parallel(model: nn.Module, device: torch.device) -> nn.Module:
+    """The network, in a process group wrapped so that the processes average their gradients."""
     if distributed.world_size() == 1:
         return model
     on_gpu = device.type == "cuda"
     if on_gpu:
-        nn.SyncBatchNorm.convert_sync_batchnorm(model)  # of the layers inside: in place
+        nn.SyncBatchNorm.convert_sync_batchnorm(model)  # replaces submodules in place
     return DistributedDataParallel(model, [device] if on_gpu else None, broadcast_buffers=False)
 
 
 @contextlib.contextmanager
 def cpu_threads(count: int | None) -> Iterator[None]:
-    """`count` CPU threads inside the block. Sums of gradients are rounded differently by another number of threads."""
+    """`count` CPU threads inside the block. The rounding of gradient sums depends on the number of threads."""
     before = torch.get_num_threads()
     torch.set_num_threads(count or before)
     try:
@@ -117,12 +119,12 @@ def cpu_threads(count: int | None) -> Iterator[None]:
 
 @dataclasses.dataclass
 class Evaluation:
-    """A network's answers to all images of a split.
+    """The evaluation of a network on all images of a split.
 
     Attributes:
-        errors: how many of the answers are wrong.
-        answers: how many there are; four an image of the rotation task.
-        predictions: (N, k) int64, the k likeliest classes of every image, the likeliest first; of classification alone.
+        errors: number of wrong predictions.
+        answers: number of predictions: one per image, in the rotation task four.
+        predictions: (N, k) int64, the top-k classes of every image, most likely first; None for the rotation task.
     """
 
     errors: int
@@ -131,29 +133,29 @@ class Evaluation:
 
     @property
     def accuracy(self) -> float:
-        """In percent."""
+        """Accuracy in percent."""
         return 100 * (self.answers - self.errors) / self.answers
 
 
 class Evaluator:
-    """Evaluates a network on the same images after every epoch, and no more of them than the comparison needs.
+    """Evaluates a network on the same images after every epoch, stopping once the epoch cannot be the best.
 
-    An epoch that has as many errors as the best one cannot take its place. The images that were wrong lately come
-    first, so that this often shows after a fraction of them. Images in files are all evaluated, in order: their
-    decoders read ahead.
+    An epoch with as many errors as the best one cannot replace it. Images misclassified lately are evaluated first, so
+    that this is often known after a fraction of the images. Images in files are all evaluated, in order, because their
+    decoders prefetch.
 
     Args:
         task: `classify` or `rotate`.
-        k: how many classes are predicted for an image.
+        k: number of classes predicted for an image (top-k).
     """
 
     def __init__(self, split: Split, batch_size: int, task: Task = classify, k: int = 1):
         self.split, self.batch_size, self.task, self.k = split, batch_size, task, k
-        self.difficulty = torch.zeros(len(split), device=split.device)  # errors on each image, recent ones count more
+        self.difficulty = torch.zeros(len(split), device=split.device)  # decaying count of the errors on each image
 
     @torch.inference_mode()
     def __call__(self, model: nn.Module, best: Evaluation | None = None) -> Evaluation | None:
-        """The evaluation; None as soon as `best`, where it is given, is known to have no more errors."""
+        """The evaluation, or None as soon as there are as many errors as in `best`."""
         split, task, k = self.split, self.task, self.k
         order = torch.arange(len(split), device=split.device)
         if not split.in_files:
@@ -161,35 +163,35 @@ class Evaluator:
         predictions = torch.empty(len(split), k, dtype=torch.int64, device=split.device)
         labels, errors, answers = split.labels[order], 0, 0
 
-        def answer(images: Tensor, positions: Tensor) -> tuple[Tensor, Tensor]:
+        def predict(images: Tensor, positions: Tensor) -> tuple[Tensor, Tensor]:
             inputs, targets = task(images, labels[positions])
             logits = model(inputs)[0]
-            likeliest = logits.argmax(1, keepdim=True) if k == 1 else logits.topk(min(k, logits.shape[1])).indices
-            return likeliest, (likeliest[:, 0] != targets).view(-1, len(images)).sum(0)
+            top = logits.argmax(1, keepdim=True) if k == 1 else logits.topk(min(k, logits.shape[1])).indices
+            return top, (top[:, 0] != targets).view(-1, len(images)).sum(0)
 
         with evaluation_mode(model):
-            for positions, (likeliest, wrong) in distributed.map_batches(answer, split.subset(order), self.batch_size):
+            for positions, (top, wrong) in distributed.map_batches(predict, split.subset(order), self.batch_size):
                 rows = order[positions]
                 self.difficulty[rows] = self.difficulty[rows] / 2 + wrong
-                errors, answers = errors + int(wrong.sum()), answers + len(likeliest)
+                errors, answers = errors + int(wrong.sum()), answers + len(top)
                 if task is classify:
-                    predictions[rows, : likeliest.shape[1]] = likeliest
+                    predictions[rows, : top.shape[1]] = top
                 if best is not None and errors >= best.errors and not split.in_files:
                     return None
-        return Evaluation(errors, answers, predictions[:, : likeliest.shape[1]] if task is classify else None)
+        return Evaluation(errors, answers, predictions[:, : top.shape[1]] if task is classify else None)
 
 
 class BestEpoch:
-    """Keeps the weights of the epoch with the fewest errors; of equals, the first (METHOD: retraining).
+    """Keeps the weights of the epoch with the fewest errors, of equal epochs the first (docs/method.md, section 8).
 
-    Call it with an epoch's number and the network: with 0 before training, where the starting model counts. Without
-    an evaluator it keeps the latest weights that it was called with.
+    To be called with the number of an epoch and the network; with 0 before training if the starting model counts.
+    Without an evaluator the weights of the latest call are kept.
 
     Attributes:
         epoch: the epoch kept, None before the first call.
         weights: its weights, on the CPU.
         evaluation: its evaluation.
-        last: the evaluation of the last epoch, if that was called as such.
+        last: the evaluation of the last epoch, if the latest call had `last`.
     """
 
     def __init__(self, evaluator: Evaluator | None):
@@ -200,13 +202,13 @@ class BestEpoch:
         self.evaluation: Evaluation | None = None
 
     def __call__(self, epoch: int, model: nn.Module, last: bool = False) -> None:
-        """Evaluate the network, whose mode is unchanged afterwards; after the last epoch on all images."""
-        found = self.evaluator(model, None if last else self.evaluation) if self.evaluator else None
-        self.last = found if last else None
-        if found and self.evaluation and found.errors >= self.evaluation.errors:
+        """Evaluate the network, after the last epoch on all images, and keep its weights if it is the best so far."""
+        evaluation = self.evaluator(model, None if last else self.evaluation) if self.evaluator else None
+        self.last = evaluation if last else None
+        if evaluation and self.evaluation and evaluation.errors >= self.evaluation.errors:
             return
-        if found or not self.evaluator:
-            self.epoch, self.evaluation, self.weights = epoch, found, snapshot(model)
+        if evaluation or not self.evaluator:
+            self.epoch, self.evaluation, self.weights = epoch, evaluation, snapshot(model)
 
 
 def accuracy(predictions: Tensor, labels: Tensor) -> float:
@@ -215,7 +217,7 @@ def accuracy(predictions: Tensor, labels: Tensor) -> float:
 
 
 def accuracy_per_class(predictions: Tensor, labels: Tensor, classes: int) -> list[float | None]:
-    """The same for the images of each class; None for a class without images."""
-    right = torch.bincount(labels[predictions == labels], minlength=classes).tolist()
+    """Accuracy of each class in percent; None for a class without images."""
+    correct = torch.bincount(labels[predictions == labels], minlength=classes).tolist()
     count = torch.bincount(labels, minlength=classes).tolist()
-    return [100 * r / n if n else None for r, n in zip(right, count, strict=True)]
+    return [100 * r / n if n else None for r, n in zip(correct, count, strict=True)]

@@ -1,6 +1,6 @@
-"""MC-dropout uncertainty (paper, Section 5, after Gal et al. 2017): K stochastic forward passes, averaged as they come.
+"""MC-dropout uncertainty (paper, Section 5, after Gal et al. 2017), from running sums over K stochastic forward passes.
 
-Nothing is kept of a sample but its contribution to the running sums, so memory does not grow with K.
+Memory does not grow with K, since only the sums are stored.
 """
 
 from collections.abc import Callable, Sequence
@@ -40,7 +40,7 @@ class Samples:
         self.entropy_sum += entropy_bits(p)
 
     def variation_ratio(self) -> Tensor:
-        """(B,): 1 - the share of samples that vote for the most voted class."""
+        """(B,): 1 - the share of samples whose arg max is the most frequent class."""
         return 1 - self.votes.max(1).values / self.count
 
     def predictive_entropy(self) -> Tensor:
@@ -79,40 +79,40 @@ def uncertainty(
     Args:
         measure: a key of MEASURES.
         models: E networks with dropout layers, or with `before_dropout` and `after_dropout` (see `sampler`).
-        samples: K over all of the ensemble; a multiple of E.
+        samples: K in total over the ensemble; a multiple of E.
         generator: source of the dropout masks.
     Returns:
-        (N,) float64 on the split's device; the larger the less certain.
+        (N,) float64 on the split's device; larger values are less certain.
     Raises:
         ValueError: K is not a positive multiple of E.
     """
-    each, rest = divmod(samples, len(models))
-    if rest or not each:
+    per_model, remainder = divmod(samples, len(models))
+    if remainder or not per_model:
         raise ValueError(f"{samples} samples cannot be shared by {len(models)} models")
-    # A seed for every batch, so that its masks do not depend on which process samples the others.
+    # One seed per batch, so that its masks do not depend on the number of processes.
     seeds = [draw_seed(generator) for _ in range(0, len(split), batch_size)]
 
     def score(images: Tensor, positions: Tensor) -> tuple[Tensor]:
-        found = None
+        sums = None
         with seeded_globally(seeds[int(positions[0]) // batch_size], split.device):
             for model in models:
                 sample = sampler(model, images)
-                add_passes(forward=each * len(images))
-                for _ in range(each):
+                add_passes(forward=per_model * len(images))
+                for _ in range(per_model):
                     logits = sample()
-                    found = found or Samples(*logits.shape, device=split.device)
-                    found.add(logits)
-        return (MEASURES[measure](found),)
+                    sums = sums or Samples(*logits.shape, device=split.device)
+                    sums.add(logits)
+        return (MEASURES[measure](sums),)
 
     with dropout_mode(models):
         return torch.cat([scores for _, (scores,) in distributed.map_batches(score, split, batch_size)])
 
 
 def sampler(model: nn.Module, images: Tensor) -> Callable[[], Tensor]:
-    """A function that gives one stochastic sample of the logits (B, C) for each call.
+    """A function that returns one stochastic sample of the logits (B, C) per call.
 
-    What comes before the first dropout is computed once, where the network says what that is:
-    `before_dropout(images)` gives the hidden state from which `after_dropout(hidden)` goes on to (logits, taps).
+    The layers before the first dropout are computed once if the network separates them: `before_dropout(images)`
+    returns the hidden state, and `after_dropout(hidden)` maps it to (logits, taps).
     """
     if hasattr(model, "before_dropout"):
         hidden = model.before_dropout(images)

@@ -49,7 +49,7 @@ def visualise(experiments: Mapping[str, Experiment], about: str, taps: Sequence[
                     f"--run-stop {options.run + 1} --methods {trial.method}{length} makes it"
                 )
         panels = [panel(Round(work, trial, options.b), taps) for trial in trials]
-        labels = work.size(options.b - 1)
+        labels = Round(work, trials[0], options.b).size_before
         init = trials[0].init
         title = f"{experiment.name} test images, {ir:g}x class imbalance, {labels} labels, run {options.run}"
         title += init_suffix(init) + select_suffix(options.select)

@@ -1,1 +1,1 @@
-"""What the four scripts of a data set call: one function a stage, file in, file out."""
+"""The stages that a data set's scripts run, one function each; they read and write the files of a run."""

@@ -12,7 +12,7 @@ from alfk.runs import save_array
 from alfk.stages.describe import read_databases
 from alfk.stages.round import Round
 
-# What an index list's header says of an acquisition that needed no measurement.
+# Entries of an index list's header for an acquisition without a measurement.
 NOTHING_MEASURED = {
     "misclassified": None,
     "centres": None,
@@ -26,7 +26,7 @@ NOTHING_MEASURED = {
 
 
 def acquire(current: Round) -> None:
-    """Write the labelled set of an AL iteration: what was labelled before it and the n images its method chooses.
+    """Write the labelled set of an AL iteration: the images labelled before it and the n images its method chooses.
 
     Raises:
         UserError: a missing or damaged file, or too few unlabelled images.
@@ -44,7 +44,7 @@ def acquire(current: Round) -> None:
 
 
 def situation_of(current: Round) -> Situation:
-    """What the iteration chooses from, the measurement apart; the simulated annotator knows the pool's labels."""
+    """The iteration's situation without its measurement; the pool's labels simulate the annotator."""
     pool, available = current.pool, torch.ones(len(current.pool), dtype=torch.bool)
     available[current.labelled_before()] = False
     n, labels = current.experiment.query_size, current.validation.labels
@@ -61,7 +61,7 @@ def write_labelled(current: Round, selection: Selection, facts: Mapping[str, Any
     """Write the labelled set of an AL iteration and its header.
 
     Args:
-        facts: what the header says of the acquisition where it is not NOTHING_MEASURED.
+        facts: entries of the header that replace those of NOTHING_MEASURED.
     """
     header = {
         "kind": "labelled set",

@@ -1,6 +1,6 @@
-"""Stage 2: what the current model computes on the pool, in databases: descriptors, uncertainty or logits.
+"""Stage 2: databases of the current model's descriptors, uncertainty or logits (paper, Section 4.1).
 
-Which databases an iteration has follows from the inputs that its method declares (paper, Section 4.1).
+The databases of an iteration follow from the inputs that its method declares.
 """
 
 import dataclasses
@@ -31,7 +31,7 @@ FIELDS = {
 
 
 def databases(current: Round) -> tuple[str, ...]:
-    """The names of the databases that the iteration's method chooses from; none if it draws at random."""
+    """The names of the databases that the iteration's acquisition reads; none if it draws at random."""
     method = current.method
     if not method.needs_passes or (method.from_first_label and current.b == 0):
         return ()
@@ -42,7 +42,7 @@ def databases(current: Round) -> tuple[str, ...]:
 def describe(current: Round) -> None:
     """Write runN/descr/<name>_*.npy for every database of the iteration.
 
-    Databases that exist and were made with the same model are kept.
+    Nothing is done if all of them exist and were made with the same model.
     """
     names = databases(current)
     if not names:
@@ -62,7 +62,7 @@ def describe(current: Round) -> None:
         arrays[side] = create_array(current.database(side), (images,), dtype)
         if distributed.is_main_process():
             return _fields(arrays[side])
-        if side == "validation":  # every process searches it for nearest neighbours
+        if side == "validation":  # every process searches it for the nearest validation images
             return _fields(np.zeros(images, dtype))
         return dataclasses.replace(Descriptors.empty(images, 0), vectors=None)
 
@@ -87,10 +87,10 @@ def describe(current: Round) -> None:
 
 
 def read_databases(current: Round) -> tuple[Measurement | None, dict[str, Any]]:
-    """The measurement that the iteration chooses from, descriptors memory-mapped, and a header; (None, {}) if none.
+    """The iteration's measurement, descriptors memory-mapped, and a database's header; (None, {}) if it has none.
 
     Raises:
-        UserError: missing, damaged, of another trial, or of another model than the iteration starts from.
+        UserError: a database is missing, damaged, of another trial, or of another model than the iteration starts from.
     """
     names, found, header = databases(current), {}, {}
     if not names:
@@ -121,7 +121,7 @@ def _fields(array: np.ndarray) -> Descriptors:
 
 
 def _pseudo_label_accuracy(method: Method, found: Measurement, pool: Split, classes: int) -> dict[str, Any] | None:
-    """Accuracy of the pool's pseudo-labels in percent: of all, and of each true class."""
+    """Accuracy of the pool's pseudo-labels in percent, in total and for each true class."""
     if not method.estimates_labels or pool.labels is None:
         return None
     estimated, true = torch.from_numpy(np.array(found.pool.pseudo_labels)), pool.labels.cpu()

@@ -13,14 +13,14 @@ from alfk.stages.workspace import Workspace
 
 
 class Stages(NamedTuple):
-    """The three steps of an AL iteration. Each leaves files, and does nothing where they exist."""
+    """The three stages of an AL iteration. Each writes files, and does nothing if they exist."""
 
     describe: Callable[[Round], None]
     acquire: Callable[[Round], None]
     retrain: Callable[[Round], Record]
 
 
-STAGES = Stages(describe, acquire, retrain)  # of every method of the registry
+STAGES = Stages(describe, acquire, retrain)  # of all methods in the registry
 
 
 def active_learning(

@@ -1,4 +1,4 @@
-"""Peak memory of an AL iteration: of the GPU where one is used, else of the process."""
+"""Peak memory of an AL iteration: of the GPU if one is used, else of the process."""
 
 import contextlib
 import resource
@@ -8,7 +8,7 @@ import torch
 
 
 def reset_peak(device: torch.device) -> None:
-    """Start measuring anew. Where the system cannot (not Linux), the process's peak so far stays the floor."""
+    """Reset the peak. Where that is not supported (other systems than Linux), earlier peaks still count."""
     if device.type == "cuda":
         torch.cuda.reset_peak_memory_stats(device)
     with contextlib.suppress(OSError):
@@ -16,11 +16,11 @@ def reset_peak(device: torch.device) -> None:
 
 
 def peak_mib(device: torch.device) -> int:
-    """MiB since `reset_peak`: allocated by torch on a GPU, else resident in this process."""
+    """Peak in MiB since `reset_peak`: allocated by torch on a GPU, else resident in this process."""
     if device.type == "cuda":
         return torch.cuda.max_memory_allocated(device) // 2**20
     with contextlib.suppress(OSError, StopIteration):
         status = Path("/proc/self/status").read_text().splitlines()
-        # VmHWM is this process's own; ru_maxrss would begin at the parent's.
+        # VmHWM counts this process alone; ru_maxrss would start at the parent's peak.
         return int(next(line for line in status if line.startswith("VmHWM")).split()[1]) // 2**10
     return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss // 2**10

@@ -10,11 +10,11 @@ from alfk.training import BestEpoch, Evaluator, fit, rotate
 
 
 def make_initial_models(work: Workspace, ir: float, nr: float, members: int = 1, select: str = "test") -> None:
-    """Make what is missing of the random and the rotation model of one distortion, for each member of an ensemble.
+    """Make the missing ones of the random and rotation models of one distortion, for each member of an ensemble.
 
-    A member's rotation network starts from its random one's weights and is trained on the distorted pool. The epoch
-    kept is the one of the best rotation accuracy on the test images (`select` "test") or the validation images ("val"),
-    the untrained model counting as epoch 0, or the "last".
+    A member's rotation model starts from the weights of its random model and is trained on the distorted pool. The
+    epoch kept is the one with the best rotation accuracy on the test images (`select` "test") or the validation images
+    ("val"), where the untrained model counts as epoch 0, or the "last".
     """
     distortion = f"ir_{ir:g}_nr_{nr:g}"
     with work.folder.lock(f"init_{distortion}"):

@@ -22,15 +22,15 @@ from alfk.training import BestEpoch, Evaluation, Evaluator, accuracy_per_class, 
 
 @dataclasses.dataclass
 class Trained:
-    """A network after the training of one AL iteration, at the epoch that `--select` keeps (METHOD: retraining).
+    """A network after the training of one AL iteration, at the epoch that `--select` keeps (docs/method.md, section 8).
 
     Attributes:
-        weights: of that epoch, on the CPU.
-        epoch: its number; 0 is the model that training started from. Of a training that counts steps, the step.
+        weights: the weights of that epoch, on the CPU.
+        epoch: its number, 0 for the starting model; the step if the training counts steps.
         test: its evaluation on the test images, with predictions (N,).
-        accuracy_top5: on the test images in percent, where that is asked for.
-        accuracy_validation: in percent, with `--select val` alone.
-        accuracy_last: test accuracy of the last epoch in percent, with `--select test` alone.
+        accuracy_top5: top-5 test accuracy in percent, if the data set records it.
+        accuracy_validation: in percent, only with `--select val`.
+        accuracy_last: test accuracy of the last epoch in percent, only with `--select test`.
     """
 
     weights: dict[str, Tensor]
@@ -44,7 +44,7 @@ class Trained:
 def retrain(current: Round) -> Record:
     """Train on the labelled set from the previous weights; write the kept epoch's checkpoint and the results line.
 
-    The members of an ensemble are trained one after the other; figures are the members' mean.
+    The members of an ensemble are trained one after the other; accuracies are the members' means.
 
     Returns:
         the results record of the iteration.
@@ -54,10 +54,10 @@ def retrain(current: Round) -> Record:
 
 
 def train_on_all(current: Round) -> Record:
-    """The paper's line "all train": the same training on the whole distorted pool, from the initial weights.
+    """The paper's line "all train": training on the whole distorted pool, from the initial weights.
 
     Returns:
-        its results record, that of an iteration 0 with everything labelled.
+        the results record, as of an iteration 0 in which the whole pool is labelled.
     """
     everything = torch.arange(len(current.pool))
     return _train_and_record(current, everything, everything, NOTHING_MEASURED)
@@ -84,7 +84,7 @@ def _train(current: Round, member: int, model: nn.Module, labelled: Split) -> Tr
 
     shuffles = current.generator("train", member=member)
     per_process = [] if distributed.is_main_process() else [f"rank {distributed.rank()}"]
-    masks = current.generator("dropout", *per_process, member=member)  # of a network's own dropout layers
+    masks = current.generator("dropout", *per_process, member=member)  # for networks with torch's dropout layers
     selector(0, model)
     with global_randomness(masks, work.device):
         threads = experiment.training_threads
@@ -93,10 +93,10 @@ def _train(current: Round, member: int, model: nn.Module, labelled: Split) -> Tr
 
 
 class Selector:
-    """Evaluates a network during its training and keeps the epoch that `select` names.
+    """Evaluates a network during its training and keeps an epoch by the rule `select`.
 
-    Only what `select` needs is evaluated: the test images after every epoch ("test"), the validation images after
-    every epoch and the test images once ("val"), or the test images once ("last").
+    Only the evaluations that the rule needs are done: on the test images after every epoch ("test"), on the validation
+    images after every epoch and on the test images once ("val"), or on the test images once ("last").
 
     Attributes:
         best: the epoch kept so far.
@@ -114,11 +114,11 @@ class Selector:
         self.best = BestEpoch(evaluator)
 
     def __call__(self, epoch: int, model: nn.Module, last: bool = False) -> None:
-        """To be called after every epoch, and, where the starting model counts, with 0 before the first."""
+        """To be called after every epoch, and with 0 before the first if the starting model counts."""
         self.best(epoch, model, last)
 
     def result(self, model: nn.Module) -> Trained:
-        """The result of the training; `model` gets the weights that are kept."""
+        """The result of the training; the weights kept are loaded into `model`."""
         best = self.best
         model.load_state_dict(best.weights)
         on_test = best.evaluation if self.decides_on_test else self.on_test(model)
@@ -144,11 +144,11 @@ def make_record(
     members: Sequence[Trained],
     seconds_retrain: float,
 ) -> Record:
-    """The results record of an iteration (docs/files.md): what was measured, and no more.
+    """The results record of an iteration (docs/files.md), with entries only for the accuracies that were measured.
 
     Args:
-        labelled, newest: positions in the pool of all labelled images, and of those added last.
-        header: of the acquisition, as in an index list.
+        labelled, newest: positions in the pool of all labelled images, and of this iteration's query.
+        header: the entries of an index list's header about the acquisition.
         members: the members of the ensemble.
     """
     seconds = {
@@ -183,7 +183,7 @@ def make_record(
 
 
 def _mean_of(members: Sequence[Trained], attribute: str) -> dict[str, float]:
-    """The members' mean of an attribute, as an entry of a record; empty where it was not measured."""
+    """The members' mean of an attribute, as an entry of a record; empty if it was not measured."""
     values = [getattr(member, attribute) for member in members]
     return {} if None in values else {attribute: fmean(values)}
 

@@ -28,12 +28,12 @@ from alfk.runs import (
 )
 from alfk.stages.workspace import Workspace, join_states
 
-TEMPORARY = ("validation", "pool", "uncertainty", "logits")  # databases that a finished iteration needs no more
+TEMPORARY = ("validation", "pool", "uncertainty", "logits")  # databases that are deleted after the iteration
 
 
 @dataclasses.dataclass(frozen=True)
 class Round:
-    """AL iteration b of `trial`: what every stage is given.
+    """AL iteration b of `trial`, the argument of every stage.
 
     Attributes:
         work: the run.
@@ -86,7 +86,7 @@ class Round:
 
     @property
     def partial_checkpoint(self) -> Path:
-        """A training in progress."""
+        """The state of an interrupted training."""
         return self.checkpoint.with_name(self.checkpoint.name.replace("best_", "part_"))
 
     @property
@@ -94,11 +94,11 @@ class Round:
         return self.folder.index_list(self.trial, self.b, self.size)
 
     def database(self, name: str) -> Path:
-        """A database that this iteration chooses from, e.g. "pool"."""
+        """A database that this iteration's acquisition reads, e.g. "pool"."""
         return self.folder.descriptors(name, self.trial, self.b, self.size_before)
 
     def identity(self) -> dict[str, Any]:
-        """The entries of headers and checkpoints that name this iteration."""
+        """The entries of headers and checkpoints that identify this iteration."""
         return {**self.work.identity(), **self.trial.facts(), "b": self.b}
 
     def generator(self, purpose: str, *details: object, member: int = 0) -> torch.Generator:
@@ -128,7 +128,7 @@ class Round:
         return self.previous.labelled()[0] if self.b else torch.empty(0, dtype=torch.int64)
 
     def starting_models(self) -> tuple[list[nn.Module], str]:
-        """The models that this iteration starts from, one a member of the ensemble, and a hash of their weights.
+        """The models that this iteration starts from, one per member of the ensemble, and a hash of their weights.
 
         Iteration 0 starts from the initial models; a rotation model's last linear layer is replaced by a new one.
         """
@@ -145,7 +145,10 @@ class Round:
         return models, fingerprint(state)
 
     def finished(self) -> Record | None:
-        """The record of a finished iteration; its results line is restored where a crash came before it."""
+        """The record of the iteration, or None if it is not finished.
+
+        Its results line is written if a crash prevented that.
+        """
         if not has_file(self.checkpoint):
             return None
         record = load_checkpoint(self.checkpoint, {"kind": "best", **self.identity()})[1]["record"]
@@ -153,7 +156,7 @@ class Round:
         return record
 
     def delete_temporary_files(self, keep_descriptors: bool = False) -> None:
-        """Remove what a finished iteration needs no more; also after a crash that came before it."""
+        """Delete the files that a finished iteration does not need any longer, also those left by a crash."""
         for name in () if keep_descriptors else TEMPORARY:
             delete_array(self.database(name))
         delete_file(self.partial_checkpoint)

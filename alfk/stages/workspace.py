@@ -1,4 +1,4 @@
-"""What the stages of one run share: its folder, its random draws, its data on the device, its models."""
+"""The state of one run that all its stages share: folder, random generators, data on the device, models."""
 
 import dataclasses
 from collections.abc import Callable, Sequence
@@ -18,7 +18,7 @@ from alfk.seeding import generator
 
 Report = Callable[..., None]  # report(event, **information), for progress displays
 
-# Settings of active learning alone, on which initial models do not depend.
+# Prefixes of the settings that affect active learning but not the initial models.
 LATER = ("retraining.", "query_size", "samples", "descriptor_batch", "descriptor_dtype", "top5")
 
 PROTOCOL = 2  # raised when results under unchanged settings change; runs of another number are not continued
@@ -33,9 +33,9 @@ class Workspace:
     """One run of an experiment.
 
     Attributes:
-        train, test: the data set as it is, on `device`.
-        separate_validation: the validation images, where they are not drawn from the training images.
-        seed: of the whole experiment; the run's draws derive from it and the run's number.
+        train, test: the data set without distortion, on `device`.
+        separate_validation: the validation images, if they are not drawn from the training images.
+        seed: of the whole experiment; the run's generators are derived from it and the run's number.
     """
 
     experiment: Experiment
@@ -48,7 +48,7 @@ class Workspace:
     separate_validation: Split | None = None
 
     def settings(self, initial: bool = False) -> dict[str, Any]:
-        """What active learning from the initial models depends on, or, `initial`, what those depend on."""
+        """The settings that active learning depends on; with `initial`, those that the initial models depend on."""
         common = {"protocol": PROTOCOL, "dataset": self.experiment.name, "seed": self.seed, "device": self.device.type}
         if self.train.source or self.test.source:
             common["data"] = [self.train.source, self.test.source]
@@ -59,16 +59,16 @@ class Workspace:
         return common | later
 
     def generator(self, *purpose: object, member: int = 0) -> torch.Generator:
-        """The source of random draws for one purpose; member 0 of an ensemble draws as a single model does."""
+        """The generator for one purpose; that of member 0 of an ensemble is the generator of a single model."""
         return generator(self.seed, self.folder.number, *purpose, *([f"member {member}"] if member else []))
 
     def identity(self) -> dict[str, Any]:
-        """The entries of headers and checkpoints that name this run."""
+        """The entries of headers and checkpoints that identify this run."""
         return {"dataset": self.experiment.name, "run": self.folder.number, "seed": self.seed}
 
     def validation_indices(self) -> Tensor:
-        """(V,) positions of the validation images in the training set: drawn once, then read."""
-        return self._drawn("validation", self._draw_validation)
+        """(V,) positions of the validation images in the training set: drawn once, then read from a file."""
+        return self._draw_once("validation", self._draw_validation)
 
     def validation(self) -> Split:
         if self.separate_validation is not None:
@@ -76,10 +76,10 @@ class Workspace:
         return self.train.subset(self.validation_indices())
 
     def hold_out(self, share: float) -> None:
-        """Divide validation images that were test images too: `share` of them, drawn at random, for test alone."""
+        """Divide images that are both validation and test images: a random `share` becomes the test images."""
         images = self.separate_validation
         rows = torch.randperm(len(images), generator=self.generator("holdout"))
-        rows = self._drawn(f"test_{share:g}", lambda: rows[: round(share * len(rows))].sort().values)
+        rows = self._draw_once(f"test_{share:g}", lambda: rows[: round(share * len(rows))].sort().values)
         if not 0 < len(rows) < len(images):
             raise UserError(f"of {len(images)} validation images --holdout-val {share:g} leaves none for one side")
         rest = torch.ones(len(images), dtype=torch.bool)
@@ -87,27 +87,30 @@ class Workspace:
         self.test, self.separate_validation = images.subset(rows), images.subset(rest.nonzero().flatten())
 
     def undistorted_pool_size(self) -> int:
-        """Pool images at imbalance ratio 1: the whole of which the figures' x axis shows a share."""
+        """Number of pool images at imbalance ratio 1, of which labelled shares are percentages."""
         return len(self.train) - sum(self.experiment.validation_per_class)
 
     def pool_indices(self, ir: float, distortion: str) -> Tensor:
-        """(P,) positions of the distorted pool in the training set: drawn once, then read."""
-        return self._drawn(f"pool_{distortion}", lambda: self._draw_pool(ir, distortion))
+        """(P,) positions of the distorted pool in the training set: drawn once, then read from a file."""
+        return self._draw_once(f"pool_{distortion}", lambda: self._draw_pool(ir, distortion))
 
     def pool(self, ir: float, nr: float, distortion: str) -> Split:
-        """The distorted pool, with its noisy labels where nr is not 0."""
+        """The distorted pool, with noisy labels if nr is not 0."""
         rows = self.pool_indices(ir, distortion)
-        labels = self._drawn(f"labels_{distortion}", lambda: self._draw_labels(rows, nr, distortion)) if nr else None
+        labels = (
+            self._draw_once(f"labels_{distortion}", lambda: self._draw_labels(rows, nr, distortion)) if nr else None
+        )
         return self.train.subset(rows, labels)
 
     def check_sizes(self, trials: Sequence[Trial], iterations: int) -> None:
         """Raises UserError if a pool is too small for that many AL iterations."""
         for trial in trials:
-            there, wanted = len(self.pool_indices(trial.ir, trial.distortion)), self.experiment.query_size * iterations
-            if wanted > there:
+            size = len(self.pool_indices(trial.ir, trial.distortion))
+            needed = self.experiment.query_size * iterations
+            if needed > size:
                 raise UserError(
-                    f"{iterations} AL iterations of {self.experiment.query_size} images need {wanted} pool images, "
-                    f"the pool at ir={trial.ir:g} has {there}: lower -as or --iterations"
+                    f"{iterations} AL iterations of {self.experiment.query_size} images need {needed} pool images, "
+                    f"the pool at ir={trial.ir:g} has {size}: lower -as or --iterations"
                 )
 
     def _draw_validation(self) -> Tensor:
@@ -123,16 +126,17 @@ class Workspace:
             taken[self.validation_indices()] = True
         rows = (~taken).nonzero().flatten()
         labels = self.train.labels.cpu()[rows]
-        draws, minority = self.generator("bias", distortion), self.experiment.minority
+        generator, minority = self.generator("bias", distortion), self.experiment.minority
         if minority is None:
-            return rows[bias.thin_half_of_classes(labels, self.experiment.classes, ir, draws)]
-        return rows[bias.thin_minority(labels, minority, ir, draws)]
+            return rows[bias.thin_half_of_classes(labels, self.experiment.classes, ir, generator)]
+        return rows[bias.thin_minority(labels, minority, ir, generator)]
 
     def _draw_labels(self, rows: Tensor, nr: float, distortion: str) -> Tensor:
         labels = self.train.labels.cpu()[rows]
         return bias.add_label_noise(labels, nr, self.experiment.classes, self.generator("noise", distortion))
 
-    def _drawn(self, name: str, draw: Callable[[], Tensor]) -> Tensor:
+    def _draw_once(self, name: str, draw: Callable[[], Tensor]) -> Tensor:
+        """The indices or labels in data/<name>.npy; if the file does not exist, `draw` makes them first."""
         path, about = self.folder.data(name), {"kind": name, **self.identity()}
         if not has_array(path):
             save_array(path, draw().numpy(), about)
@@ -143,27 +147,26 @@ class Workspace:
         return self.experiment.network(classes).to(self.device, memory_format=torch.channels_last)
 
     def random_state(self, classes: int, purpose: str, member: int) -> dict[str, Tensor]:
-        """Weights of a network for `classes`, drawn for `purpose`; on the CPU, so that every device gets the same.
+        """Random weights of a network for `classes` and `purpose`; on the CPU, so that they are equal on all devices.
 
-        They are drawn in the order of memory: the layout is part of what a seed means.
+        They are drawn in memory order and so depend on the memory format.
         """
         model = self.experiment.network(classes).to(memory_format=torch.channels_last)
         self.experiment.initialise(model, self.generator(purpose, member=member))
         return snapshot(model)
 
     def initial_state(self, trial: Trial, member: int = 0) -> dict[str, Tensor]:
-        """Weights that a trial starts from; where they come from the rotation task, its last linear layer is new.
-
-        With the initial model "rotation_conv" every linear layer is.
+        """The weights that a trial starts from. Of a rotation model the last linear layer is replaced by a new one; for
+        the initial model "rotation_conv" all linear layers are.
 
         Raises:
-            UserError: they have not been made.
+            UserError: the initial model has not been made.
         """
         path = self.folder.initial(trial.distortion, trial.unsupervised, member, trial.select)
         if not has_file(path):
             raise UserError(f"there is no initial model {path}: run with --initial first")
-        made = "rotation" if trial.unsupervised else "random"
-        about = {"kind": "initial", "init": made, "ir": trial.ir, "nr": trial.nr, **self.identity()}
+        kind = "rotation" if trial.unsupervised else "random"
+        about = {"kind": "initial", "init": kind, "ir": trial.ir, "nr": trial.nr, **self.identity()}
         about |= {"select": trial.select} if trial.unsupervised else {}
         state, _ = load_checkpoint(path, {**about, "member": member})
         if trial.unsupervised:
@@ -175,5 +178,5 @@ class Workspace:
 
 
 def join_states(states: Sequence[dict[str, Tensor]]) -> dict[str, Tensor]:
-    """The states of an ensemble's members as one, every name behind its member's number, as in an nn.ModuleList."""
+    """The states of an ensemble's members as one, names prefixed by the member's number as in an nn.ModuleList."""
     return {f"{e}.{name}": value for e, state in enumerate(states) for name, value in state.items()}
