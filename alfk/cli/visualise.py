@@ -19,16 +19,16 @@ from alfk.stages.workspace import Workspace
 
 
 def visualise(experiments: Mapping[str, Experiment], about: str, taps: Sequence[int]) -> int:
-    """visualize_tsne.py: the figure of one run, a column a method.
+    """visualize_tsne.py: the figure of one run, one column per method.
 
     Args:
-        taps: whose features are mapped.
+        taps: indices of the taps whose features are mapped.
     """
-    parser = flags.places_parser(experiments, about)
+    parser = flags.data_parser(experiments, about)
     flags.add_run(parser, experiments)
     flags.add_init(parser)
     add = parser.add_argument
-    text = "AL iteration: the models it starts from, which b times the query size labels have taught (3)"
+    text = "AL iteration whose starting models are shown; they were trained on b query_size labels (3)"
     add("-b", type=flags.positive, default=3, metavar="B", help=text)
     text = "methods, with their L (varR_E1 Rzg_pz_L80 Rzg_true_L80)"
     add("--methods", nargs="+", default=["varR_E1", "Rzg_pz_L80", "Rzg_true_L80"], metavar="KEY", help=text)
@@ -63,17 +63,17 @@ def visualise(experiments: Mapping[str, Experiment], about: str, taps: Sequence[
 
 
 def _workspace(experiment: Experiment, options: argparse.Namespace) -> Workspace:
-    """The run as it was made, with its own seed and query size; nothing is written into its manifest."""
+    """The workspace of the run, with the seed and query size of its manifest, which is only read."""
     folder = RunFolder(scripts.root(experiment, options), options.run)
     manifest = folder.path / "manifest.json"
     if not manifest.exists():
         raise UserError(f"there is no run {options.run} in {folder.path.parent}: run.py makes it")
-    made = read_json(manifest).get("settings", {})
-    experiment = dataclasses.replace(experiment, query_size=made.get("query_size", experiment.query_size))
+    settings = read_json(manifest).get("settings", {})
+    experiment = dataclasses.replace(experiment, query_size=settings.get("query_size", experiment.query_size))
     train, test, separate_validation = scripts.data(experiment, options)
     experiment = experiment.for_data(train)
     return Workspace(
-        experiment, folder, train, test, made.get("seed", 0), train.device, separate_validation=separate_validation
+        experiment, folder, train, test, settings.get("seed", 0), train.device, separate_validation=separate_validation
     )
 
 
