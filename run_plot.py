@@ -1,14 +1,14 @@
 """The paper's figures and claims, from the results of finished runs.
 
-    python3 run_plot.py                                   # everything there are results for
-    python3 run_plot.py --reference                       # beside the paper's curves and its release's
+    python3 run_plot.py                                   # all data sets with results
+    python3 run_plot.py --reference                       # with the curves of the paper and of its release
     python3 run_plot.py --dataset MNIST -ir 100 --methods Rzg_pz varR_E1
     python3 run_plot.py --dataset MNIST --show-selected --methods Rzg_pz_L80 --run-stop 1
 
 Draws accuracy against the labelled share of the pool, mean and one standard deviation over runs, and writes for every
 figure <name>.png, .pdf, .md (tables), _curves.csv and _claims.csv into local_data/figures. A data set's results are
-those under local_data/, or, where it has none there, those that come with the repository in results/. Only results
-lines are read; what is missing is named, never drawn.
+those under local_data/, or, if it has none there, those in the repository's results/. Only results lines are read;
+missing runs and iterations are listed, never drawn.
 """
 
 import argparse
@@ -41,8 +41,8 @@ def main() -> int:
         print(f"run_plot.py: {problem}", file=sys.stderr)
         return 2
     except BrokenPipeError:
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())  # or Python complains again on its way out
-        print("run_plot.py: stopped, because what reads its output has ended; not all was drawn", file=sys.stderr)
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())  # else Python reports the error again at exit
+        print("run_plot.py: stopped, because its output is not read any longer; not all was drawn", file=sys.stderr)
         return 1
 
 
@@ -54,13 +54,13 @@ def parse() -> argparse.Namespace:
     add("--methods", nargs="+", default=[], metavar="KEY", help="methods, e.g. Rzg_pz, Rzg_pz_L80, varR_E4 (all)")
     add("--init", choices=tuple(INITS), help="one initial model (all)")
     add("--run-start", type=count, default=0, metavar="R", help="first run (0)")
-    add("--run-stop", type=positive, metavar="R", help="the run before which to stop (all there are)")
+    add("--run-stop", type=positive, metavar="R", help="the run before which to stop (all)")
     add("--datadir", type=Path, help="folder of the data sets' results (local_data, else results)")
     add("--out", type=Path, default=ROOT / "local_data" / "figures", help="folder for figures (local_data/figures)")
-    add("--reference", action="store_true", help="draw the paper's curves and its release's too, and compare")
-    add("--claim", metavar="SERIES", help="whose claims to compute (Rzg_pz at its largest L)")
+    add("--reference", action="store_true", help="also draw the curves of the paper and its release, and compare")
+    add("--claim", metavar="SERIES", help="series whose claims are computed (Rzg_pz at its largest L)")
     add("--at", type=float, metavar="ACC", help="accuracy at which labels are compared (the highest both reach)")
-    add("--into", type=Path, metavar="FILE", help="Markdown file whose <!-- NAME --> tables are made anew")
+    add("--into", type=Path, metavar="FILE", help="Markdown file whose <!-- NAME --> tables are replaced")
     add("--show-selected", action="store_true", help="draw the images that each method chose, instead of the curves")
     return parser.parse_args()
 
@@ -68,14 +68,14 @@ def parse() -> argparse.Namespace:
 def run(options: argparse.Namespace) -> int:
     drawn = 0
     for dataset in datasets(options):
-        folder = where(dataset, options)
+        folder = results_folder(dataset, options)
         found = results.read_runs(folder, options.run_start, options.run_stop, warn)
         found.records = results.select(found.records, options.ir, options.methods, options.init)
         if options.show_selected:
             if found.records:
                 images = options.datadir or ROOT / "local_data"
                 for path in contact_sheets.contact_sheets(get_experiment(dataset), found, images, options.out):
-                    print(f"{shown(path)}.png, .pdf")
+                    print(f"{relative(path)}.png, .pdf")
                     drawn += 1
             continue
         for figure in figures(dataset, found.records, options):
@@ -94,7 +94,7 @@ def run(options: argparse.Namespace) -> int:
 
 
 def figures(dataset: str, records: Sequence[Record], options: argparse.Namespace) -> list[results.FigureData]:
-    """The figures of a data set; one that has no folder here has neither letters nor reference curves."""
+    """The figures of a data set; without a folder in the repository it has neither letters nor reference curves."""
     known = all_experiments().get(dataset)
     panels, runs = (known.panels, known.runs) if known else ({}, 1)
     return results.figures(dataset, records, REFERENCE, options.reference, panels, runs)
@@ -109,7 +109,7 @@ def datasets(options: argparse.Namespace) -> list[str]:
     return sorted(found | (with_curves if options.reference else set()))
 
 
-def where(dataset: str, options: argparse.Namespace) -> Path:
+def results_folder(dataset: str, options: argparse.Namespace) -> Path:
     """The folder of a data set's runs."""
     if options.datadir:
         return options.datadir / dataset
@@ -122,9 +122,9 @@ def warn(text: str) -> None:
 
 
 def show(figure: results.FigureData, found: results.Results, options: argparse.Namespace) -> None:
-    """One figure: what it is of, its tables, its files."""
+    """Draw one figure, print its tables and write its files."""
     runs = range(options.run_start, options.run_stop) if options.run_stop else found.runs
-    source = f"run {ranges(found.runs)} in {shown(found.folder)}" if figure.trials else "the paper's curves"
+    source = f"run {ranges(found.runs)} in {relative(found.folder)}" if figure.trials else "the paper's curves"
     print(f"\n{figure.title}: {source}")
     results.print_missing(figure, runs, print)
     if figure.all_train:
@@ -137,7 +137,7 @@ def show(figure: results.FigureData, found: results.Results, options: argparse.N
     hardest = getattr(all_experiments().get(found.folder.name), "hardest", ())
     summary, claims = tables.summary_rows(figure, found.minority, hardest), []
     printed["Curves as numbers"] = tables.summary_table(summary)
-    ours = tables.claimant(figure, options.claim)
+    ours = tables.claim_trial(figure, options.claim)
     if options.claim and ours is None:
         warn(f"warning: {figure.name} has no {options.claim} to make claims for")
     if ours is not None:
@@ -153,16 +153,18 @@ def show(figure: results.FigureData, found: results.Results, options: argparse.N
         file.write(tables.markdown(figure, summary, claims, ours).encode())
     if options.into:
         fill(options.into, figure.name, f"{tables.digest(figure)}\n\n{tables.agreement(figure)}".rstrip())
-    print("\n" + ", ".join([f"{shown(path)}.png", ".pdf", ".md", *(ending for ending, body in rows.items() if body)]))
+    print(
+        "\n" + ", ".join([f"{relative(path)}.png", ".pdf", ".md", *(ending for ending, body in rows.items() if body)])
+    )
 
 
-def shown(path: Path) -> str:
-    """A path as a reader wants it: from here, where it is below."""
+def relative(path: Path) -> str:
+    """The path relative to the current folder, if it is inside it."""
     return str(path.relative_to(Path.cwd())) if path.is_relative_to(Path.cwd()) else str(path)
 
 
 def fill(path: Path, name: str, text: str) -> None:
-    """Replace what stands between <!-- name --> and <!-- end --> in a Markdown file; nothing where there is no mark."""
+    """Replace the text between <!-- name --> and <!-- end --> in a Markdown file, if it has that mark."""
     content, start = path.read_text(), f"<!-- {name} -->\n"
     before, found, rest = content.partition(start)
     if found:
@@ -172,14 +174,14 @@ def fill(path: Path, name: str, text: str) -> None:
 
 
 def write_csv(path: Path, rows: Sequence[dict[str, object]]) -> None:
-    """A table of `rows`; none, no file."""
+    """Write `rows` as a table; without rows, delete the file."""
     if not rows:
         path.unlink(missing_ok=True)
         return
     text = io.StringIO()
     writer = csv.DictWriter(text, list(rows[0]), lineterminator="\n")
     writer.writeheader()
-    writer.writerows({k: tables.plain(value) for k, value in row.items()} for row in rows)
+    writer.writerows({k: tables.csv_cell(value) for k, value in row.items()} for row in rows)
     with atomic(path) as file:
         file.write(text.getvalue().encode())
 

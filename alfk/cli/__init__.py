@@ -1,1 +1,1 @@
-"""Commands: flags in, exit status out; what the thin scripts of the data sets' folders call."""
+"""The commands behind the scripts of the data sets' folders: flags in, exit status out."""

@@ -10,7 +10,7 @@ from alfk.errors import UserError
 
 @functools.cache
 def all_experiments() -> dict[str, Experiment]:
-    """By name, the EXPERIMENTS of every folder's config.py; the repository's root has to be on sys.path."""
+    """The EXPERIMENTS of every folder's config.py, by name; the repository's root has to be on sys.path."""
     found: dict[str, Experiment] = {}
     for path in sorted(ROOT.glob("*/config.py")):
         if path.parent.name != "alfk":

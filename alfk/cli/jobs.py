@@ -1,4 +1,4 @@
-"""Several runs, one after the other or side by side in processes of their own."""
+"""Several runs, one after the other or in parallel processes."""
 
 import dataclasses
 import multiprocessing
@@ -15,16 +15,16 @@ from alfk.cli.progress import Progress
 from alfk.errors import UserError
 from alfk.stages.workspace import Report
 
-RunTask = Callable[[int, Report], None]  # all of one run's work: (run, report)
+RunTask = Callable[[int, Report], None]  # (run, report) -> everything that is computed in that run
 
 
 @dataclasses.dataclass(frozen=True)
 class Failure:
-    """Why a run ended early."""
+    """The error that ended a run."""
 
     run: int
     cause: str  # one line
-    user: bool  # whether the user can mend it
+    user: bool  # whether it is a UserError, which the user can fix
     details: str = ""  # a traceback
 
 
@@ -38,42 +38,42 @@ def run_sequentially(runs: Sequence[int], task: RunTask, progress: Progress) -> 
 
 
 def run_in_parallel(runs: Sequence[int], task: RunTask, progress: Progress, jobs: int) -> list[Failure]:
-    """Up to `jobs` runs at a time, each in a process of its own; when one fails the others go on.
+    """Up to `jobs` runs at a time, each in a separate process; if one fails, the others continue.
 
     Args:
         task: must be picklable.
     """
     context = multiprocessing.get_context("spawn")
-    waiting, living, failures = list(runs), {}, []
+    waiting, running, failures = list(runs), {}, []
     threads = max(1, (os.cpu_count() or 1) // jobs)
     try:
-        while waiting or living:
-            while waiting and len(living) < jobs:
+        while waiting or running:
+            while waiting and len(running) < jobs:
                 receiver, sender = context.Pipe(duplex=False)
                 run = waiting.pop(0)
                 process = context.Process(target=_child_main, args=(run, task, sender, threads), daemon=True)
                 process.start()
                 sender.close()
-                living[receiver] = (run, process)
-            for receiver in wait(list(living)):
-                run, process = living[receiver]
+                running[receiver] = (run, process)
+            for receiver in wait(list(running)):
+                run, process = running[receiver]
                 try:
                     event, info = receiver.recv()
                 except EOFError:
                     process.join()
                     failures.append(Failure(run, f"its process died (exit status {process.exitcode})", user=False))
-                    del living[receiver]
+                    del running[receiver]
                     continue
                 if event != "end":
                     progress(event, **info)
                     continue
                 process.join()
-                del living[receiver]
+                del running[receiver]
                 if info["failure"]:
                     failures.append(info["failure"])
-                    progress.say(f"run {run} failed: {info['failure'].cause}")
+                    progress.print_line(f"run {run} failed: {info['failure'].cause}")
     finally:
-        for _, process in living.values():
+        for _, process in running.values():
             process.terminate()
     return failures
 
@@ -88,11 +88,11 @@ def _child_main(run: int, task: RunTask, sender: Connection, threads: int) -> No
     try:
         sender.send(("end", {"failure": _attempt(run, task, report)}))
     except KeyboardInterrupt:
-        os._exit(130)  # the parent prints it
+        os._exit(130)  # the parent prints the message
 
 
 def _exit_with_parent() -> None:
-    """Exit when the parent is killed; else the same command could not be started again beside this process."""
+    """Exit when the parent is killed, so that the same command can be started again."""
     wait([multiprocessing.parent_process().sentinel])
     os._exit(1)
 

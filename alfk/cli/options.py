@@ -20,7 +20,7 @@ ROOT = Path(__file__).resolve().parents[2]
 
 Cfg = Sequence[tuple[float, str, int, int]]  # rows of (ir, method, L, ensemble size)
 
-# The release's spellings of -sub; where it says none, -aug decides.
+# The release's spellings of -sub; with "-sub none" the method follows from -aug.
 ALIASES = {
     "gradAbl": "Rzg_true",
     "grad": "Rzg_pred",
@@ -43,15 +43,15 @@ FAMILIES = {
 
 
 class Parser(argparse.ArgumentParser):
-    """An argument parser whose errors take one line."""
+    """An argument parser that prints errors as one line."""
 
     def error(self, message: str) -> NoReturn:
         distributed.print_error(f"{self.prog}: {message} (see --help)")
         self.exit(2)
 
 
-def places_parser(experiments: Mapping[str, Experiment], about: str) -> Parser:
-    """The flags that say which data set, which distortion, where its files are and on which device to work."""
+def data_parser(experiments: Mapping[str, Experiment], about: str) -> Parser:
+    """The flags for data set, label noise, folders, device and --select."""
     parser = Parser(description=about, formatter_class=argparse.RawDescriptionHelpFormatter)
     names = list(experiments)
     add = parser.add_argument
@@ -66,18 +66,18 @@ def places_parser(experiments: Mapping[str, Experiment], about: str) -> Parser:
     add("-nr", type=noise_ratio, default=0.0, metavar="NR", help="share of the pool's labels made random (0)")
     add("--datadir", type=Path, default=ROOT / "local_data", help="folder with the data sets (local_data)")
     if any(experiment.has_subsets for experiment in experiments.values()):
-        add("--allow-subset", action="store_true", help="take data files that are not the official ones")
+        add("--allow-subset", action="store_true", help="accept data files that are not the official ones")
     add("--save-folder", type=Path, help="folder for the runN folders (<datadir>/<DATASET>)")
-    for own_flags in dict.fromkeys(e.flags for e in experiments.values() if e.flags):
-        own_flags.add(parser)
+    for dataset_flags in dict.fromkeys(e.flags for e in experiments.values() if e.flags):
+        dataset_flags.add(parser)
     return parser
 
 
 def protocol_parser(experiments: Mapping[str, Experiment], about: str) -> Parser:
-    """The flags that every method has, VAAL too."""
-    parser = places_parser(experiments, about)
+    """The flags of every method, including VAAL."""
+    parser = data_parser(experiments, about)
     add = parser.add_argument
-    add("--seed", type=int, default=0, help="of all random draws; every run derives its own from it (0)")
+    add("--seed", type=int, default=0, help="seed of all random draws; every run derives its own seeds from it (0)")
     add("--unsup-epochs", type=positive, metavar="E", help="epochs of rotation pretraining, with --initial")
     add("-as", "--query-size", type=positive, metavar="N", help="images labelled in each AL iteration")
     return parser
@@ -93,27 +93,25 @@ def common_parser(experiments: Mapping[str, Experiment], about: str) -> Parser:
         dest="training_batch",
         type=positive,
         metavar="N",
-        help="images a training batch, of all processes together",
+        help="images per training batch, in total over all processes",
     )
-    add("--lr", type=rate, help="learning rate that the schedule starts from")
+    add("--lr", type=rate, help="base learning rate of the schedule")
     add("-smp", "--samples", type=positive, metavar="K", help="dropout samples or perturbed copies of an image")
-    add("-gbs", "--descr-batch", type=positive, metavar="N", help="images a batch outside training")
+    add("-gbs", "--descr-batch", type=positive, metavar="N", help="images per batch outside training")
     kinds = ("float32", "float16")
     add(
         "--descr-dtype",
         choices=kinds,
-        help="of descriptor databases on disk (the data set's); float16 takes half the room",
+        help="data type of descriptor databases on disk (the data set's); float16 takes half the space",
     )
     return parser
 
 
 def add_init(parser: Parser) -> None:
-    """--unsupervised 0|1, also as -unsup, and --conv-only."""
+    """The flags for the initial model, --unsupervised 0|1 (-unsup) and --conv-only, and --copies."""
     text = "start from the random (0) or the rotation-pretrained (1, default) initial model"
     parser.add_argument("-unsup", "--unsupervised", type=int, choices=(0, 1), default=1, help=text)
-    text = (
-        "keep only the convolutions of the rotation-pretrained model: all linear layers start anew, not just the last"
-    )
+    text = "keep only the convolutions of the rotation-pretrained model: all linear layers are new, not just the last"
     parser.add_argument("--conv-only", action="store_true", help=text)
     text = "perturbed copies of Rzg_trace and Rzg_mi: angles in degrees (default), or as in the paper's release"
     parser.add_argument("--copies", choices=tuple(STRATEGIES), default="degrees", help=text)
@@ -121,28 +119,28 @@ def add_init(parser: Parser) -> None:
 
 def add_run(parser: Parser, experiments: Mapping[str, Experiment]) -> None:
     """The flags of a script that works on one run: which run and which distortion."""
-    usual = ", ".join(f"{e.default_ir:g} for {e.name}" for e in experiments.values())
+    defaults = ", ".join(f"{e.default_ir:g} for {e.name}" for e in experiments.values())
     parser.add_argument("-r", "--run", type=count, default=0, metavar="R", help="number of the run (0)")
-    parser.add_argument("-ir", type=imbalance_ratio, metavar="IR", help=f"imbalance ratio ({usual})")
+    parser.add_argument("-ir", type=imbalance_ratio, metavar="IR", help=f"imbalance ratio ({defaults})")
     parser.add_argument("-ens", "--ensemble", type=positive, default=1, metavar="E", help="size of the ensemble (1)")
 
 
 def add_iteration(parser: Parser) -> None:
-    """The flags that name one AL iteration of one method."""
+    """The flags for one AL iteration of one method."""
     add = parser.add_argument
     add("-sub", metavar="KEY", help=f"method: {', '.join(METHODS)}, or the release's spelling of one")
     add("-aug", metavar="NAME", help="the release's family of methods; not needed with a method's own key")
     add("-dl", "--descr-length", type=positive, metavar="L", help="descriptor length")
     add("-b", type=count, default=0, metavar="B", help="AL iteration, from 0")
-    add("-ts", "--train-size", type=count, metavar="N", help="images labelled so far, as a check")
+    add("-ts", "--train-size", type=count, metavar="N", help="number of images labelled so far; an error if it differs")
 
 
 def add_loop(parser: Parser) -> None:
     """The flags of run.py."""
-    what = parser.add_mutually_exclusive_group()
-    what.add_argument("--initial", action="store_true", help="make the initial models and stop")
-    text = "train on the whole distorted pool, the figures' line; of one run where --run-stop is not given"
-    what.add_argument("--baseline", action="store_true", help=text)
+    mode = parser.add_mutually_exclusive_group()
+    mode.add_argument("--initial", action="store_true", help="make the initial models and stop")
+    text = "train on the whole distorted pool, the line in the figures; one run unless --run-stop is given"
+    mode.add_argument("--baseline", action="store_true", help=text)
     add_runs(parser, "those of cfg")
     add = parser.add_argument
     add("--methods", nargs="+", metavar="KEY", help=f"methods, of {', '.join(METHODS)} (those of cfg)")
@@ -158,14 +156,14 @@ def add_loop(parser: Parser) -> None:
     add("--keep-descr", action="store_true", help="keep the descriptor files of finished iterations")
 
 
-def add_runs(parser: Parser, usual_ir: str) -> None:
+def add_runs(parser: Parser, default_irs: str) -> None:
     """The flags of a loop over runs."""
     add = parser.add_argument
     add("--run-start", type=count, default=0, metavar="R", help="first run (0)")
     add("--run-stop", type=positive, metavar="R", help="the run before which to stop (the data set's number of runs)")
-    add("-ir", type=imbalance_ratio, nargs="+", metavar="IR", help=f"imbalance ratios ({usual_ir})")
+    add("-ir", type=imbalance_ratio, nargs="+", metavar="IR", help=f"imbalance ratios ({default_irs})")
     add("--iterations", type=positive, metavar="B", help="AL iterations (the data set's)")
-    add("--jobs", type=positive, default=1, metavar="N", help="runs side by side, each in a process of its own (1)")
+    add("--jobs", type=positive, default=1, metavar="N", help="runs in parallel, each in a separate process (1)")
 
 
 def positive(text: str) -> int:
@@ -204,18 +202,18 @@ def noise_ratio(text: str) -> float:
 
 
 def experiment_of(experiments: Mapping[str, Experiment], options: argparse.Namespace) -> Experiment:
-    """The data set's constants with what the flags change. Raises UserError."""
+    """The data set's constants, changed by the flags. Raises UserError."""
     experiment = experiments[options.dataset]
     if experiment.flags:
         experiment = experiment.flags.apply(experiment, options)
-    given = {
+    overrides = {
         "query_size": options.query_size,
         "descriptor_batch": options.descr_batch,
         "descriptor_dtype": options.descr_dtype,
         "samples": options.samples,
         "iterations": getattr(options, "iterations", None),
     }
-    experiment = replace(experiment, **{key: value for key, value in given.items() if value})
+    experiment = replace(experiment, **{key: value for key, value in overrides.items() if value})
     both = {"batch_size": getattr(options, "training_batch", None), "lr": getattr(options, "lr", None)}
     retraining, pretraining = {**both, "epochs": options.epochs}, {**both, "epochs": options.unsup_epochs}
     return replace(
@@ -226,25 +224,25 @@ def experiment_of(experiments: Mapping[str, Experiment], options: argparse.Names
 
 
 def device_of(options: argparse.Namespace) -> torch.device:
-    """The device that --gpu or --device names, under torchrun this process's own. Raises UserError if there is none."""
-    usual = "cuda" if torch.cuda.is_available() else "cpu"
-    wanted = options.device or (usual if options.gpu is None else f"cuda:{options.gpu}")
+    """The device of --gpu or --device, under torchrun that of this process. Raises UserError if there is none."""
+    default = "cuda" if torch.cuda.is_available() else "cpu"
+    name = options.device or (default if options.gpu is None else f"cuda:{options.gpu}")
     try:
-        device = distributed.local_device(torch.device(wanted))
-        if device.type == "cuda" and (device.index or 0) not in range(torch.cuda.device_count()):
-            there = torch.cuda.device_count()
-            remedy = "name none and the CPU is used" if not there else f"there are cuda:0 to cuda:{there - 1}"
+        device = distributed.local_device(torch.device(name))
+        devices = torch.cuda.device_count()
+        if device.type == "cuda" and (device.index or 0) not in range(devices):
+            remedy = "name none and the CPU is used" if not devices else f"there are cuda:0 to cuda:{devices - 1}"
             if distributed.world_size() > 1:
-                remedy = f"start {there} processes on this machine, or work on the CPU: --device cpu"
-            raise UserError(f"there is no {device}: {there} CUDA devices here; {remedy}")
+                remedy = f"start {devices} processes on this machine, or work on the CPU: --device cpu"
+            raise UserError(f"there is no {device}: {devices} CUDA devices here; {remedy}")
         torch.empty(1, device=device)
     except RuntimeError as problem:
-        raise UserError(f"there is no device {wanted!r}: {str(problem).splitlines()[0]}") from None
+        raise UserError(f"there is no device {name!r}: {str(problem).splitlines()[0]}") from None
     return device
 
 
 def method_key(sub: str | None, aug: str | None) -> str:
-    """The method that -sub and -aug name, in this project's or the release's spelling. Raises UserError."""
+    """The key of the method given by -sub and -aug, in this project's or the release's spelling. Raises UserError."""
     if sub is None and aug is None:
         raise UserError(f"name a method with -sub: {', '.join(METHODS)}")
     if sub in (None, "none"):
@@ -262,7 +260,7 @@ def method_key(sub: str | None, aug: str | None) -> str:
 def trial_of(
     experiment: Experiment, ir: float, method: str, length: int, ensemble: int, options: argparse.Namespace
 ) -> Trial:
-    """A trial, its method, descriptor length and ensemble checked. Raises UserError."""
+    """A trial with checked method, descriptor length and ensemble. Raises UserError."""
     if not get_method(method).needs_descriptors:
         length = 0
     else:
@@ -276,7 +274,7 @@ def trial_of(
 
 
 def init_of(experiment: Experiment, options: argparse.Namespace) -> str:
-    """The initial model that --unsupervised and --conv-only name. Raises UserError."""
+    """The initial model given by --unsupervised and --conv-only, a key of INITS. Raises UserError."""
     if not options.conv_only:
         return "rotation" if options.unsupervised else "random"
     if not options.unsupervised:
@@ -287,34 +285,35 @@ def init_of(experiment: Experiment, options: argparse.Namespace) -> str:
 
 
 def trials_of(cfg: Cfg, experiment: Experiment, options: argparse.Namespace) -> list[Trial]:
-    """The rows of a configuration that -ir, --methods, -dl and -ens leave, and what they name beyond it.
+    """The trials of a configuration, filtered by -ir, --methods, -dl and -ens, and those that these flags add to it.
 
-    With -ens the uncertainty methods have the ensemble sizes that it lists; other methods stay where it lists 1.
+    With -ens the uncertainty methods get the ensemble sizes listed; other methods are kept if 1 is among them.
 
     Raises:
-        UserError: an unknown method or descriptor length, or nothing is left.
+        UserError: an unknown method or descriptor length, or no trial.
     """
     methods = [method_key(name, None) for name in options.methods or ()]
     lengths, sizes = options.descr_length or (), options.ensemble or ()
     for length in lengths:
-        experiment.taps(length)  # an unknown one is refused by name
+        experiment.taps(length)  # raises UserError for an unknown length
     trials = []
     for ir in options.ir or dict.fromkeys(row[0] for row in cfg):
         rows = [row[1:] for row in cfg if row[0] == ir] or list(dict.fromkeys(row[1:] for row in cfg))
         if lengths:
             rows = [row for row in rows if row[1] in lengths or (row[1] == 0 and methods)]
-        if sizes:  # only uncertainty methods have ensembles; another one that is named with one is refused by trial_of
+        if sizes:  # only uncertainty methods have ensembles; trial_of refuses another method of --methods with one
             with_ensemble = {row[0] for row in rows if row[0] in methods or get_method(row[0]).needs_uncertainty}
             rows = [(*row[:2], size) for row in rows for size in sizes if size == 1 or row[0] in with_ensemble]
         if methods:
             rows = [row for row in rows if row[0] in methods]
         for method in methods:
-            have = {row[1:] for row in rows if row[0] == method}
-            if have and not lengths and not sizes:
+            configured = {row[1:] for row in rows if row[0] == method}
+            if configured and not lengths and not sizes:
                 continue
             for length in lengths or (experiment.default_length,) if get_method(method).needs_descriptors else (0,):
-                usual = {size for known, size in have if known == length} or {1}
-                rows += [(method, length, size) for size in sizes or usual if (length, size) not in have]
+                configured_sizes = {size for row_length, size in configured if row_length == length} or {1}
+                added = [(length, size) for size in sizes or configured_sizes]
+                rows += [(method, *row) for row in added if row not in configured]
         trials += [trial_of(experiment, ir, *row, options) for row in rows]
     if not trials:
         raise UserError("the configuration has no row with that -dl and -ens: name a method with --methods too")
@@ -322,5 +321,5 @@ def trials_of(cfg: Cfg, experiment: Experiment, options: argparse.Namespace) -> 
 
 
 def baselines_of(trials: Sequence[Trial]) -> list[Trial]:
-    """The line "all train" of every figure that the trials belong to."""
+    """The trials of the line "all train", one for each figure that the trials belong to."""
     return list(dict.fromkeys(replace(trial, method=BASELINE, length=0, ensemble=1, copies=None) for trial in trials))

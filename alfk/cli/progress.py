@@ -1,4 +1,4 @@
-"""Progress of a long run, on a terminal or in a log, and the tables at its end."""
+"""Progress of a long run, on a terminal or in a log, and the tables printed at its end."""
 
 import statistics
 from collections.abc import Iterable, Sequence
@@ -14,9 +14,9 @@ COLUMNS = "run  method            ir  init            b  labelled      %   test 
 
 
 class Progress:
-    """One display for all runs: a bar on a terminal, and a line for each finished piece of work everywhere.
+    """One progress display for all runs: a bar on a terminal, and a line for each initial model and AL iteration.
 
-    It is a Report: call it with an event and what belongs to it.
+    It is a Report: to be called with an event and its information.
     """
 
     def __init__(self, total: int):
@@ -36,7 +36,7 @@ class Progress:
     def __exit__(self, *_: object) -> None:
         self.bar.close()
 
-    def say(self, line: str) -> None:
+    def print_line(self, line: str) -> None:
         """Print a line above the bar."""
         tqdm.write(line)
 
@@ -55,20 +55,22 @@ class Progress:
     def _on_initial(self, run: int, ir: float, init: str, member: int, skipped: bool = False, **facts: Any) -> None:
         score = ""
         if "rotation_accuracy" in facts:
-            score = f", {facts['rotation_accuracy']:.1f} % of rotations right, epoch {facts['epoch']}"
-        outcome = "is there already" if skipped else f"made in {facts['seconds']:.1f} s{score}"
+            score = f", rotation accuracy {facts['rotation_accuracy']:.1f} %, epoch {facts['epoch']}"
+        outcome = "exists already" if skipped else f"made in {facts['seconds']:.1f} s{score}"
         which = f" of member {member}" if member else ""
-        self.say(f"run {run}  ir={ir:g}  {init} initial model{which} {outcome}")
+        self.print_line(f"run {run}  ir={ir:g}  {init} initial model{which} {outcome}")
         self._advance(run)
 
     def _on_iteration(self, record: Record, skipped: bool = False) -> None:
         if not skipped:
             if not self.header_shown:
-                self.say(COLUMNS)
+                self.print_line(COLUMNS)
                 self.header_shown = True
-            self.say(line(record))
+            self.print_line(line(record))
             if record["at_random"]:
-                self.say(f"     {record['at_random']} images drawn at random: no validation image is misclassified")
+                self.print_line(
+                    f"     {record['at_random']} images drawn at random: no validation image is misclassified"
+                )
         self._advance(record["run"])
 
     def _advance(self, run: int) -> None:
@@ -98,8 +100,9 @@ def line(record: Record) -> str:
 def table(records: Iterable[Record], trials: Iterable[Trial]) -> str:
     """Accuracy of every trial (columns) after every AL iteration (rows): mean +- standard deviation over runs.
 
-    The standard deviation divides by the number of runs, as the paper's error bars do; for a single run it is left
-    out. A cell with fewer runs than its column's fullest says so. Of each (ir, init) there is one table.
+    The standard deviation has the number of runs as divisor, as the paper's error bars; for a single run it is left
+    out. A cell with fewer runs than the maximum of its column ends with their number. There is one table for each
+    (ir, nr, init).
     """
     records = list(records)
     groups: dict[tuple[float, float, str], list[Trial]] = {}
@@ -124,23 +127,23 @@ def table(records: Iterable[Record], trials: Iterable[Trial]) -> str:
 
 
 def cost_table(records: Sequence[Record], trials: Iterable[Trial]) -> str:
-    """What an acquisition costs, mean over all iterations after the first, and how good its pseudo-labels are.
+    """Mean cost of an acquisition over all iterations after the first, and the accuracy of its pseudo-labels.
 
-    Passes count images that go through the network, in millions; seconds are those of measuring and choosing.
+    Passes are millions of images through the network; seconds are those of measurement and choice.
     """
     rows = []
     for trial in trials:
-        own = [r for r in records if trial.describes(r) and r["b"] > 0]
-        if not own:
+        later = [r for r in records if trial.describes(r) and r["b"] > 0]
+        if not later:
             continue
-        seconds = statistics.fmean(r["seconds"]["describe"] + r["seconds"]["acquire"] for r in own)
-        passes = [f"{statistics.fmean(r['passes'][way] for r in own) / 1e6:.3f}" for way in ("forward", "backward")]
-        right = [r["pseudo_label_accuracy"] for r in own if r["pseudo_label_accuracy"] is not None]
-        by_class = [r["pseudo_label_accuracy_per_class"] for r in own if r["pseudo_label_accuracy"] is not None]
+        seconds = statistics.fmean(r["seconds"]["describe"] + r["seconds"]["acquire"] for r in later)
+        passes = [f"{statistics.fmean(r['passes'][way] for r in later) / 1e6:.3f}" for way in ("forward", "backward")]
+        correct = [r["pseudo_label_accuracy"] for r in later if r["pseudo_label_accuracy"] is not None]
+        by_class = [r["pseudo_label_accuracy_per_class"] for r in later if r["pseudo_label_accuracy"] is not None]
         worst = [min(value for value in values if value is not None) for values in by_class]
-        quality = [f"{statistics.fmean(values):.1f}" if values else "" for values in (right, worst)]
+        quality = [f"{statistics.fmean(values):.1f}" if values else "" for values in (correct, worst)]
         rows.append([trial.short(), f"{trial.ir:g}", trial.init, *passes, f"{seconds:.2f}", *quality])
-    headers = ["method", "ir", "init", "forward\n10^6", "backward\n10^6", "seconds", "right\n%", "worst\nclass %"]
+    headers = ["method", "ir", "init", "forward\n10^6", "backward\n10^6", "seconds", "correct\n%", "worst\nclass %"]
     title = "One acquisition after the first (mean), and the pool's pseudo-labels"
     return f"{title}\n\n{tabulate(rows, headers=headers, disable_numparse=True, stralign='right')}" if rows else ""
 

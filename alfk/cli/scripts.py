@@ -1,4 +1,4 @@
-"""The entry points of a data set's scripts: each parses its flags, works, and returns the exit status."""
+"""The entry points of a data set's scripts: each parses its flags, runs, and returns the exit status."""
 
 import argparse
 import datetime
@@ -36,7 +36,7 @@ Options = argparse.Namespace
 
 
 def run(experiments: Experiments, cfgs: Mapping[str, flags.Cfg], about: str) -> int:
-    """run.py: the initial models, or all AL iterations of the configuration, over runs."""
+    """run.py: the initial models, the baselines or all AL iterations of the configuration, for a range of runs."""
     parser = flags.common_parser(experiments, about)
     flags.add_init(parser)
     flags.add_loop(parser)
@@ -152,16 +152,16 @@ def runs_of(options: Options, default_stop: int) -> range:
 def over_runs(
     experiment: Experiment, options: Options, runs: Sequence[int], task: RunTask, each: int, trials: Sequence[Trial]
 ) -> int:
-    """Every run's task, one after the other or side by side (--jobs), then the tables; returns the exit status.
+    """Every run's task, one after the other or in parallel (--jobs), then the tables; returns the exit status.
 
     Args:
-        each: units of progress in a run.
-        trials: whose results the tables show.
+        each: units of progress per run.
+        trials: the trials in the tables.
     """
     if options.jobs > 1 and distributed.world_size() > 1:
-        raise UserError("--jobs is for runs side by side; under torchrun all processes work on one: leave it out")
+        raise UserError("--jobs is for parallel runs; under torchrun all processes work on one run: leave it out")
     jobs = min(options.jobs, len(runs))
-    data(experiment, options)  # what is missing or has to be downloaded shows here, once
+    data(experiment, options)  # before the runs, so that a download or an error happens once
     with Progress(total=len(runs) * each) as progress:
         failures = run_sequentially(runs, task, progress) if jobs == 1 else run_in_parallel(runs, task, progress, jobs)
     if trials and len(failures) < len(runs):
@@ -177,7 +177,7 @@ def over_runs(
 def check_initial_models(
     experiment: Experiment, options: Options, runs: Sequence[int], trials: Sequence[Trial], remedy: str
 ) -> None:
-    """Raises UserError, which ends with the remedy, unless every trial's initial models are there."""
+    """Raises UserError, whose message ends with the remedy, unless the initial models of all trials exist."""
     for folder in (RunFolder(root(experiment, options), number) for number in runs):
         for trial in trials:
             for member in range(trial.ensemble):
@@ -187,7 +187,7 @@ def check_initial_models(
 
 
 class ExperimentRun:
-    """All of one run's work, in this process or, pickled, in another."""
+    """A RunTask: everything that is computed in one run, in this process or, pickled, in another."""
 
     def __init__(self, experiment: Experiment, options: Options, trials: tuple[Trial, ...]):
         self.experiment, self.options, self.trials = experiment, options, trials
@@ -225,9 +225,9 @@ def open_workspace(
     """The workspace of run `number`, its manifest checked and this session recorded in it.
 
     Args:
-        settings_of: what results depend on, where it is not the workspace's own settings.
+        settings_of: the settings that results depend on, if they are not `Workspace.settings`.
     Raises:
-        UserError: other settings than the run's, or a pool too small for so many AL iterations of the trials.
+        UserError: settings that differ from the run's, or a pool too small for the AL iterations of the trials.
     """
     torch.backends.cudnn.deterministic = True
     train, test, separate_validation = data(experiment, options)
@@ -279,7 +279,7 @@ def _session(device: torch.device) -> dict[str, Any]:
 
 
 def _processor() -> str:
-    """Model and instruction set of the processor: another one rounds differently, which training amplifies."""
+    """Model and instruction set of the processor, on which rounding, and so training, depends."""
     found = dict(re.findall(r"^(model name|cpu family|model|stepping)\s*: (.*)", _text(Path("/proc/cpuinfo")), re.M))
     name = found.pop("model name", platform.processor() or platform.machine())
     numbers = "".join(f" {key} {value}" for key, value in sorted(found.items()))
@@ -302,17 +302,17 @@ def _commit() -> str | None:
 
 
 def guarded(parser: argparse.ArgumentParser, body: Callable[[Options], int], distributable: bool = False) -> int:
-    """Parse the flags and call `body`; errors that the user can mend are printed as one line, with exit status 2.
+    """Parse the flags and call `body`; errors that the user can fix are printed as one line, with exit status 2.
 
     Args:
-        distributable: whether several processes, started by torchrun, can share the work.
+        distributable: whether torchrun may start several processes.
     """
 
     def attempt() -> int:
         options = parser.parse_args()
         try:
             if distributed.world_size() > 1 and not distributable:
-                raise UserError("this works as one process: start it without torchrun")
+                raise UserError("this script runs as one process: start it without torchrun")
             return body(options)
         except UserError as problem:
             distributed.print_error(f"{parser.prog}: {problem}")
@@ -321,7 +321,7 @@ def guarded(parser: argparse.ArgumentParser, body: Callable[[Options], int], dis
                 raise
             distributed.print_error(f"{parser.prog}: {problem}")
         except KeyboardInterrupt:
-            distributed.print_error(f"{parser.prog}: interrupted; the same command goes on from here")
+            distributed.print_error(f"{parser.prog}: interrupted; the same command continues from here")
             return 130
         return 2
 

@@ -1,1 +1,1 @@
-"""Figures: results lines in, pictures and tables out."""
+"""Figures and tables from results lines."""

@@ -1,4 +1,4 @@
-"""Contact sheets of the images that a method chose, one block an AL iteration."""
+"""Contact sheets of the images that a method chose, one block per AL iteration."""
 
 from collections.abc import Iterator
 from pathlib import Path
@@ -13,11 +13,11 @@ from alfk.plotting import plots
 from alfk.plotting.results import Results, name_of
 from alfk.runs import BASELINE, Record, RunFolder, Trial, open_array
 
-MOST = 125  # images shown of an AL iteration
+MAX_IMAGES = 125  # images shown per AL iteration
 
 
 def contact_sheets(experiment: Experiment, results: Results, datadir: Path, out: Path) -> Iterator[Path]:
-    """Draw one sheet a run and trial of `results`; yields the paths without suffix.
+    """Draw one sheet per run and trial of `results`; yields the paths without suffix.
 
     Raises:
         UserError: the images or an index list are missing or damaged.
@@ -30,7 +30,7 @@ def contact_sheets(experiment: Experiment, results: Results, datadir: Path, out:
     train = experiment.load(datadir / experiment.name, **options)[0] if groups else None
     if groups and (results.sources or [train.source])[0] != train.source:
         raise UserError(
-            f"{experiment.name}'s images as last used are not those of these runs: give their folder to run.py again"
+            f"the images of {experiment.name} last used are not those of these runs: give their folder to run.py again"
         )
     for (run, trial), records in groups.items():
         folder = RunFolder(results.folder, run)
@@ -48,16 +48,16 @@ def contact_sheets(experiment: Experiment, results: Results, datadir: Path, out:
 
 def _read(path: Path) -> np.ndarray:
     if not path.exists():
-        raise UserError(f"there is no {path}: --show-selected needs the run's index lists, results lines do not do")
+        raise UserError(f"there is no {path}: --show-selected needs the run's index lists, not only its results lines")
     return np.array(open_array(path, {})[0])
 
 
 def _row(record: Record, train: Split, chosen: torch.Tensor) -> plots.Row:
     part = train.subset(chosen)
-    first = chosen[:MOST]
+    first = chosen[:MAX_IMAGES]
     normalised = next(train.subset(first).batches(len(first)))[0]
     mean, std = (torch.tensor(values).view(-1, 1, 1) for values in (train.mean, train.std))
     images = (normalised.cpu() * std + mean).clamp(0, 1).numpy()
-    more = f", the first {MOST} of {len(chosen)}" if len(chosen) > MOST else ""
-    name = f"b={record['b']}, {record['labelled']} labelled, {record['accuracy']:.1f} % right after it{more}"
+    more = f", the first {MAX_IMAGES} of {len(chosen)}" if len(chosen) > MAX_IMAGES else ""
+    name = f"b={record['b']}, {record['labelled']} labelled, then {record['accuracy']:.1f} % test accuracy{more}"
     return plots.Row(name, images, part.labels.cpu().numpy())

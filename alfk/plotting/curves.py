@@ -1,7 +1,7 @@
-"""Accuracy curves over runs, and the paper's claims as numbers on them: labels saved, points gained, area.
+"""Accuracy curves over runs, and the paper's claims computed from them: labels saved, points gained, area.
 
-Shares are percent of the undistorted pool, accuracies percent of the test set. Nothing is ever filled in: what was not
-run is not in a curve.
+Shares are percent of the undistorted pool, accuracies percent of the test set. Missing points are never interpolated in
+a curve.
 """
 
 import csv
@@ -23,9 +23,9 @@ class Curve:
 
     Attributes:
         shares: (n,) ascending.
-        mean: (n,), over the runs that got there.
-        std: (n,), divisor the number of runs as in the paper's error bars; NaN for one run or where it is unknown.
-        runs: (n,) int64.
+        mean: (n,), over the runs that have the point.
+        std: (n,), with the number of runs as divisor, as in the paper's error bars; NaN for one run or if unknown.
+        runs: (n,) int64, number of runs.
     """
 
     shares: np.ndarray
@@ -35,7 +35,7 @@ class Curve:
 
     @classmethod
     def of(cls, records: Iterable[Record]) -> "Curve":
-        """The curve of one trial's records, one a run and iteration."""
+        """The curve of one trial's records, one per run and iteration."""
         values: dict[float, list[float]] = {}
         for record in records:
             values.setdefault(round(record["labelled_share"], 6), []).append(record["accuracy"])
@@ -52,7 +52,7 @@ class Curve:
         return len(self.shares)
 
     def at(self, share: float) -> int | None:
-        """Which point lies at that share, if one does."""
+        """The index of the point at that share, None if there is none."""
         (found,) = np.nonzero(np.abs(self.shares - share) < 1e-3)
         return int(found[0]) if len(found) else None
 
@@ -63,7 +63,7 @@ class Curve:
 
 
 def series(trial: Trial) -> str:
-    """A trial's name in the paper's tables, e.g. `Rzg_pz_L80`, `varR_E4`, `random`; how it was made is not in it."""
+    """A trial's name in the reference tables, e.g. `Rzg_pz_L80`, `varR_E4`, `random`, without init and --select."""
     if trial.length:
         return f"{trial.method}_L{trial.length}"
     plain = trial.method in ("random", "vaal", BASELINE)
@@ -85,7 +85,7 @@ def read_reference(path: Path, runs: int) -> Reference:
     """The paper's curves of one figure, points outside its axes left out.
 
     Args:
-        runs: how many the paper's means are over.
+        runs: number of runs of the paper's means.
     Raises:
         UserError: the file is damaged.
     """
@@ -105,7 +105,7 @@ def read_reference(path: Path, runs: int) -> Reference:
 
 
 def read_release(path: Path) -> Reference:
-    """Curves of the paper's released scripts as run here, one row a run and iteration. Raises UserError."""
+    """Curves of the paper's released scripts as run here, one row per run and iteration. Raises UserError."""
     records: dict[tuple[str, str], list[Record]] = {}
     try:
         with open(path, newline="") as file:
@@ -119,7 +119,10 @@ def read_release(path: Path) -> Reference:
 
 @dataclasses.dataclass(frozen=True)
 class Comparison:
-    """One point of ours beside another's; `within` two standard errors of the difference, None where unknown."""
+    """A point of our curve and of another one at the same share.
+
+    `within`: whether they differ by at most two standard errors of the difference; None if those are unknown.
+    """
 
     share: float
     ours: float
@@ -138,7 +141,10 @@ class Comparison:
 
 
 def compare(ours: Curve, other: Curve) -> list[Comparison]:
-    """Every point that both have. The standard error is that of two independent means; NaN where either has one run."""
+    """All points that both curves have.
+
+    The standard error is that of the difference of two independent means; NaN if either has one run.
+    """
     rows = []
     for i, share in enumerate(ours.shares):
         j = other.at(share)
@@ -152,7 +158,7 @@ def compare(ours: Curve, other: Curve) -> list[Comparison]:
 def share_at(curve: Curve, accuracy: float) -> float | None:
     """The share at which the mean curve first reaches `accuracy`, by linear interpolation; None if it does not.
 
-    Where it starts at or above it, its first share, an upper bound.
+    If its first point already reaches it, that point's share, an upper bound.
     """
     reached = np.nonzero(curve.mean >= accuracy)[0]
     if not len(reached):
@@ -166,9 +172,9 @@ def share_at(curve: Curve, accuracy: float) -> float | None:
 
 @dataclasses.dataclass(frozen=True)
 class Saving:
-    """Labels at equal accuracy: two methods' shares, and the percent of the other's that ours saves.
+    """The labelled shares of two methods at equal accuracy, and the saving in percent of the other's.
 
-    `at_least`: our curve starts above that accuracy, so that it needs that many labels or fewer.
+    `at_least`: our curve starts above that accuracy, so that the saving is a lower bound.
     """
 
     accuracy: float
@@ -184,49 +190,49 @@ class Saving:
 def labels_saved(ours: Curve, other: Curve, accuracy: float | None = None) -> Saving | None:
     """The paper's "-40 %": labels at equal accuracy, by default the highest that both mean curves reach.
 
-    None where one of them does not reach it.
+    None if one of them does not reach it.
     """
     level = float(min(ours.mean.max(), other.mean.max())) if accuracy is None else accuracy
-    mine, theirs = share_at(ours, level), share_at(other, level)
-    if mine is None or theirs is None:
+    our_share, other_share = share_at(ours, level), share_at(other, level)
+    if our_share is None or other_share is None:
         return None
-    return Saving(level, mine, theirs, at_least=bool(ours.mean[0] > level))
+    return Saving(level, our_share, other_share, at_least=bool(ours.mean[0] > level))
 
 
 def gains(ours: Curve, other: Curve) -> list[tuple[float, float]]:
-    """(share, points of accuracy that ours is above the other) wherever both have a point."""
+    """(share, accuracy of ours minus that of the other) at all shares that both curves have."""
     pairs = [(i, other.at(share)) for i, share in enumerate(ours.shares)]
     return [(float(ours.shares[i]), float(ours.mean[i] - other.mean[j])) for i, j in pairs if j is not None]
 
 
 def area(curve: Curve) -> float:
-    """Area under the mean curve (trapezoids) over the width it spans: its mean accuracy. NaN for a single point."""
+    """Area under the mean curve (trapezoids) divided by its width: the mean accuracy. NaN for a single point."""
     if len(curve) < 2:
         return math.nan
     return float(np.trapezoid(curve.mean, curve.shares) / (curve.shares[-1] - curve.shares[0]))
 
 
 def rare_groups(minority: Sequence[int], hardest: Sequence[int] = ()) -> dict[str, tuple[int, ...]]:
-    """The groups of minority classes whose accuracy tables state, by their names there, e.g. "{5,8,9}"."""
+    """The groups of minority classes in tables of accuracy, by name, e.g. "{5,8,9}"."""
     groups = {f"{{{','.join(map(str, hardest))}}}": tuple(hardest)} if set(hardest) < set(minority) and hardest else {}
     return groups | {"minority": tuple(minority)}
 
 
 def accuracy_of_classes(records: Iterable[Record], classes: Sequence[int]) -> float:
-    """Mean test accuracy of some classes, each class and run counting alike; NaN where there is none."""
+    """Mean test accuracy of some classes, with equal weights of classes and runs; NaN if there is none."""
     values = [r["accuracy_per_class"][c] for r in records for c in classes if c < len(r["accuracy_per_class"])]
     values = [value for value in values if value is not None]
     return fmean(values) if values else math.nan
 
 
 def acquisition_seconds(records: Iterable[Record]) -> float:
-    """Mean seconds of measuring and choosing, iterations after the first (in which some draw at random); or NaN."""
+    """Mean seconds of measurement and choice over the iterations after the first; NaN if there are none."""
     later = [r["seconds"]["describe"] + r["seconds"]["acquire"] for r in records if r["b"] > 0]
     return fmean(later) if later else math.nan
 
 
 def missing(records: Iterable[Record], runs: Iterable[int], iterations: Iterable[int]) -> dict[tuple[int, ...], list]:
-    """Missing iterations of one trial -> the runs in which exactly these are missing; empty if none are."""
+    """The missing iterations of one trial: tuples of iterations -> the runs in which exactly these are missing."""
     present = {(record["run"], record["b"]) for record in records}
     runs_by_gap: dict[tuple[int, ...], list[int]] = {}
     for run in runs:

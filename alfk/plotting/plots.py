@@ -1,4 +1,4 @@
-"""The pictures: accuracy curves, contact sheets of selected images, confusion matrices and t-SNE. PNG and PDF."""
+"""Drawing: accuracy curves, contact sheets of selected images, confusion matrices and t-SNE maps, as PNG and PDF."""
 
 import dataclasses
 import logging
@@ -21,9 +21,9 @@ from alfk.errors import UserError
 from alfk.plotting.curves import Curve
 from alfk.uncertainty import MEASURES
 
-logging.getLogger("fontTools").setLevel(logging.ERROR)  # it warns of the dates inside matplotlib's own fonts
+logging.getLogger("fontTools").setLevel(logging.ERROR)  # it warns of dates in matplotlib's fonts
 
-# One colour and marker a method in all figures: Okabe and Ito's palette, safe for colour-blind readers. Markers and
+# One colour and marker per method in all figures: Okabe and Ito's palette, safe for colour-blind readers. Markers and
 # dashes distinguish them in greyscale.
 STYLES = {
     "random": ("#000000", "o"),
@@ -47,9 +47,9 @@ NOTATION = {key: method.notation for key, method in METHODS.items()} | {"vaal": 
 
 @dataclasses.dataclass(frozen=True)
 class PlottedCurve:
-    """A curve of a figure, with what its label names: method, L or E, initial model, copies.
+    """A curve of a figure, with the attributes in its label: method, L or E, initial model, copies.
 
-    Its source is "ours", the "paper" or the paper's "release" as run here.
+    `source`: "ours", "paper", or "release" for the paper's released scripts as run here.
     """
 
     curve: Curve | None
@@ -75,7 +75,7 @@ def plot_curves(path: Path, title: str, plotted: Sequence[PlottedCurve], line: t
     release's dotted.
 
     Args:
-        line: accuracy of training on the whole pool, and what the legend calls it.
+        line: accuracy of training on the whole pool, and its label in the legend.
     """
     with plt.rc_context(FONT):
         figure, axes = plt.subplots(figsize=(7.6, 4.3), layout="constrained")
@@ -100,7 +100,7 @@ def plot_curves(path: Path, title: str, plotted: Sequence[PlottedCurve], line: t
         if 1 < len(shares) <= 10:
             axes.set_xticks(shares, [f"{share:.2f}".rstrip("0").rstrip(".") for share in shares])
         handles, labels = [], []
-        for _, handle, hidden, each in sorted(entries, key=lambda e: -e[0]):  # from top to bottom as the curves end
+        for _, handle, hidden, each in sorted(entries, key=lambda e: -e[0]):  # in the order of the curves' right ends
             if not hidden:
                 handles.append(handle)
                 labels.append(line[1] if each is None else _legend_label(each, bool(ours)))
@@ -149,7 +149,7 @@ def _draw_ours(axes: Axes, each: PlottedCurve) -> Line2D:
 
 
 def _draw_faint(axes: Axes, each: PlottedCurve) -> Line2D:
-    """A curve of the paper, or, dotted and without markers, of its release."""
+    """A curve of the paper, or of its release, dotted and without markers."""
     style = _style(each)
     if each.source == "release":
         (drawn,) = axes.plot(
@@ -197,7 +197,7 @@ def _save(figure: Figure, path: Path) -> None:
 
 @dataclasses.dataclass(frozen=True)
 class Row:
-    """The query of one AL iteration: its first images (k, C, H, W) in [0, 1] and the labels of all (n,), in order."""
+    """The query of one AL iteration: its first images (k, C, H, W) in [0, 1] and the labels of all its images (n,)."""
 
     name: str
     images: np.ndarray
@@ -205,10 +205,11 @@ class Row:
 
 
 def plot_contact_sheet(path: Path, title: str, rows: Sequence[Row], minority: Sequence[int], width: int = 25) -> None:
-    """Images in rows of `width`, one block an AL iteration, each with its true label; minority classes framed."""
+    """Images in rows of `width`, one block per AL iteration, each with its true label; minority classes framed."""
     width = min(width, max(len(row.images) for row in rows))
     lines = [-(-len(row.images) // width) for row in rows]
-    cell, gap, margin, head = 0.36, 0.7, 0.12, 0.2  # inches an image, images a heading, inches around, and of the title
+    cell, margin, head = 0.36, 0.12, 0.2  # inches: side of an image, margin, height of the title
+    gap = 0.7  # height of a heading, in images
     height = sum(lines) + gap * len(rows)
     inches = max(cell * width, 6) + 2 * margin, cell * height + head + 2 * margin
     with plt.rc_context(FONT):
@@ -233,7 +234,7 @@ def plot_contact_sheet(path: Path, title: str, rows: Sequence[Row], minority: Se
 
 
 def tiled(images: np.ndarray, width: int) -> np.ndarray:
-    """(k, C, H, W) -> one picture of rows of `width`, (h, w) or (h, w, 3), in white where there is no image."""
+    """(k, C, H, W) -> one picture with `width` images per row, (h, w) or (h, w, 3), white in empty cells."""
     k, channels, height, breadth = images.shape
     lines, edge = -(-k // width), max(1, height // 14)
     cells = np.ones((lines * width, channels, height + 2 * edge, breadth + 2 * edge), dtype=np.float32)
@@ -262,7 +263,7 @@ class Panel:
 
 
 def plot_confusion_and_maps(path: Path, title: str, panels: Sequence[Panel], classes: int) -> None:
-    """Confusion matrices above (percent of each true class) and t-SNE maps below: dots right, larger balls wrong."""
+    """Confusion matrices above (percent of each true class), t-SNE maps below (misclassified images as larger dots)."""
     with plt.rc_context(FONT):
         figure, grid = plt.subplots(
             2, len(panels), figsize=(4.1 * len(panels), 8.4), layout="constrained", squeeze=False

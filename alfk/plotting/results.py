@@ -1,4 +1,4 @@
-"""Results lines, gathered by figure, with the paper's curves and its release's; what is missing."""
+"""Results records grouped into figures, with the paper's curves and those of its release."""
 
 import dataclasses
 from collections.abc import Callable, Iterable, Mapping, Sequence
@@ -30,8 +30,8 @@ class Results:
     """The results of one data set.
 
     Attributes:
-        remark: goes into every title.
-        sources: of training and test images, where the data set names them.
+        remark: appended to every title.
+        sources: `Split.source` of training and test images; empty if the data set has none.
     """
 
     folder: Path
@@ -93,18 +93,18 @@ class FigureData:
 
     @property
     def curves(self) -> dict[Trial, Curve]:
-        """Of our trials, in the order of the legend's styles."""
+        """The curves of our trials, in the order of STYLES."""
         order = sorted((t for t in self.trials if t.method != BASELINE), key=_place)
         return {trial: Curve.of(self.trials[trial]) for trial in order}
 
     @property
     def has_curves(self) -> bool:
-        """Whether there is a curve to draw, ours or the paper's, beside the line."""
+        """Whether there is a curve to draw, ours or the paper's, besides the line "all train"."""
         return bool(self.curves) or any(name != BASELINE for name, _ in self.reference)
 
     @property
     def all_train(self) -> tuple[float, str] | None:
-        """The accuracy of training on the whole pool, ours or else the published one, and what to call it."""
+        """The accuracy of training on the whole pool, ours or else the published one, and its label."""
         ours = [r["accuracy"] for trial, records in self.trials.items() if trial.method == BASELINE for r in records]
         if ours:
             return float(np.mean(ours)), f"all train ({len(ours)} run{'s' if len(ours) > 1 else ''})"
@@ -130,12 +130,12 @@ def figures(
     panels: Mapping[float, str],
     paper_runs: int,
 ) -> list[FigureData]:
-    """Every figure that has a record: one for each distortion, initial model and --select, and the paper's ablation.
+    """The figures with records: one for each distortion, initial model and --select, and the paper's ablation.
 
     Args:
         paper_alone: also figures of the paper without a record.
         panels: imbalance ratio -> letter of the paper's figure.
-        paper_runs: how many runs the paper's means are over.
+        paper_runs: number of runs of the paper's means.
     """
     groups: dict[tuple[float, float, str, str], dict[Trial, list[Record]]] = {}
     for record in records:
@@ -145,40 +145,41 @@ def figures(
     for stem in stems:
         ir = stem.removesuffix("_ablation").rpartition("_ir")[2]
         groups.setdefault((float(ir), 0.0, "rotation", "test"), {})
-    made = []
+    found = []
     for (ir, nr, init, select), trials in sorted(groups.items()):
         plain = nr == 0 and init == "rotation" and select == "test"
         compared = nr == 0 and init != "random"
         main = _reference(reference_folder, f"{dataset.lower()}_ir{ir:g}", paper_runs) if compared else {}
-        main = {(name, init): curve for (name, _), curve in main.items()}  # the paper's are all from rotation
+        main = {(name, init): curve for (name, _), curve in main.items()}  # all of them start from rotation models
         released = reference_folder / f"release_{dataset.lower()}_ir{ir:g}.csv"
         release = read_release(released) if plain and released.exists() else {}
         ablation = _reference(reference_folder, f"{dataset.lower()}_ir{ir:g}_ablation", paper_runs) if nr == 0 else {}
-        only_there = set(ablation) - set(main)
-        where = f"{'no' if ir == 1 else f'{ir:g}x'} class imbalance{f', {nr:.0%} label noise' if nr else ''}"
-        own = {t: r for t, r in trials.items() if (series(t), init) not in only_there}
-        if any(t.method != BASELINE for t in own) or (main and paper_alone):
+        ablation_only = set(ablation) - set(main)
+        distortion = f"{'no' if ir == 1 else f'{ir:g}x'} class imbalance{f', {nr:.0%} label noise' if nr else ''}"
+        main_trials = {t: r for t, r in trials.items() if (series(t), init) not in ablation_only}
+        if any(t.method != BASELINE for t in main_trials) or (main and paper_alone):
             name = f"{dataset}_ir{ir:g}{f'_nr{nr:g}' if nr else ''}{'' if init == 'rotation' else f'_{init}'}"
             name += selection_suffix(select)
             letter = f"{panels[ir]} " if compared and ir in panels else ""
-            title = f"{letter}{dataset}, {where}{init_suffix(init)}{select_suffix(select)}"
-            made.append(FigureData(name, title, ir, own, main, release))
+            title = f"{letter}{dataset}, {distortion}{init_suffix(init)}{select_suffix(select)}"
+            found.append(FigureData(name, title, ir, main_trials, main, release))
         if plain and ablation:
-            everything = {**groups.get((ir, nr, "random", "test"), {}), **trials}
-            shown = {t: r for t, r in everything.items() if (series(t), t.init) in ablation}
-            if paper_alone or any((series(t), t.init) in only_there for t in shown):
-                title = f"(c) {dataset}, {where}: pseudo-labels and initial models"
-                made.append(FigureData(f"{dataset}_ir{ir:g}_ablation", title, ir, shown, ablation, release))
-    return made
+            candidates = {**groups.get((ir, nr, "random", "test"), {}), **trials}
+            ablation_trials = {t: r for t, r in candidates.items() if (series(t), t.init) in ablation}
+            if paper_alone or any((series(t), t.init) in ablation_only for t in ablation_trials):
+                title = f"(c) {dataset}, {distortion}: pseudo-labels and initial models"
+                name = f"{dataset}_ir{ir:g}_ablation"
+                found.append(FigureData(name, title, ir, ablation_trials, ablation, release))
+    return found
 
 
 def init_suffix(init: str) -> str:
-    """The initial model in a title or a name; nothing for the rotation model."""
+    """The initial model as the suffix of a title or name; empty for the rotation model."""
     return {"rotation": "", "rotation_conv": ", only convolutions kept", "random": ", random init"}[init]
 
 
 def select_suffix(select: str) -> str:
-    """The rule for the epoch kept, in a title or a name; nothing for the paper's protocol."""
+    """The rule of --select as the suffix of a title or name; empty for the paper's protocol."""
     return "" if select == "test" else f", --select {select}"
 
 
@@ -194,7 +195,7 @@ def _reference(folder: Path, stem: str, runs: int) -> Reference:
 
 
 def select(records: Iterable[Record], irs: Sequence[float], methods: Sequence[str], init: str | None) -> list[Record]:
-    """The records that -ir, --methods (keys such as Rzg_pz, or series such as Rzg_pz_L80) and --init leave."""
+    """The records filtered by -ir, --methods (keys such as Rzg_pz, or series such as Rzg_pz_L80) and --init."""
     kept = []
     for record in records:
         names = {record["method"], series(Trial.of(record)), BASELINE if record["method"] == BASELINE else ""}
@@ -205,18 +206,18 @@ def select(records: Iterable[Record], irs: Sequence[float], methods: Sequence[st
 
 
 def narrow(figure: FigureData, methods: Sequence[str], init: str | None) -> FigureData:
-    """The same figure with the paper's and the release's curves narrowed as its own are."""
+    """The figure with the paper's and the release's curves filtered by --methods and --init."""
 
-    def wanted(name: str, started_from: str) -> bool:
-        named = not methods or name in methods or name.rpartition("_")[0] in methods
-        return name == BASELINE or (named and init in (None, started_from))
+    def wanted(name: str, curve_init: str) -> bool:
+        selected = not methods or name in methods or name.rpartition("_")[0] in methods
+        return name == BASELINE or (selected and init in (None, curve_init))
 
     kept = [{k: c for k, c in curves.items() if wanted(*k)} for curves in (figure.reference, figure.release)]
     return dataclasses.replace(figure, reference=kept[0], release=kept[1])
 
 
 def plot_figure(figure: FigureData, out: Path, with_reference: bool) -> Path:
-    """<out>/<name>.png and .pdf, with the paper's and the release's curves if wanted; the path without suffix."""
+    """Draw <out>/<name>.png and .pdf, with the reference curves if wanted; returns the path without suffix."""
     curves = [plotted(trial, curve) for trial, curve in figure.curves.items()]
     if with_reference:
         for source, references in (("paper", figure.reference), ("release", figure.release)):
@@ -231,7 +232,7 @@ def plot_figure(figure: FigureData, out: Path, with_reference: bool) -> Path:
 
 
 def plotted(trial: Trial, curve: Curve | None = None) -> PlottedCurve:
-    """A trial as a figure draws it."""
+    """The curve of a trial for `plots.plot_curves`."""
     return PlottedCurve(curve, trial.method, trial.length, trial.ensemble, trial.init, trial.copies)
 
 
@@ -242,13 +243,13 @@ def _place(each: PlottedCurve | Trial) -> tuple:
 
 
 def print_missing(figure: FigureData, runs: Sequence[int], write: Print) -> None:
-    """Name every run and iteration that a trial of the figure lacks, of those that another one has."""
+    """Print the runs and iterations that a trial of the figure lacks and another one has."""
     iterations = sorted(
         {r["b"] for trial, records in figure.trials.items() if trial.method != BASELINE for r in records}
     )
     for trial, records in figure.trials.items():
         if trial.method == BASELINE:
             continue
-        for gone, lacking in missing(records, runs, iterations).items():
-            what = "all" if len(gone) == len(iterations) else f"b={ranges(gone)}"
-            write(f"  not there: {name_of(trial)}: run {ranges(lacking)}, {what}")
+        for gap, runs_with_gap in missing(records, runs, iterations).items():
+            text = "all" if len(gap) == len(iterations) else f"b={ranges(gap)}"
+            write(f"  not there: {name_of(trial)}: run {ranges(runs_with_gap)}, {text}")

@@ -27,7 +27,7 @@ Rows = list[dict[str, object]]
 
 
 def curve_rows(figure: FigureData) -> Rows:
-    """Every point of the figure, ours beside the paper's and the release's: one row a trial and share."""
+    """All points of the figure with the paper's and the release's: one row per trial and share."""
     rows: Rows = []
     for trial, curve in figure.curves.items():
         others = {"paper": figure.paper(trial), "release": figure.as_released(trial)}
@@ -46,12 +46,12 @@ def curve_rows(figure: FigureData) -> Rows:
 
 
 def _about(trial: Trial) -> dict[str, object]:
-    """The first columns of a row: what it is about."""
+    """The columns of a row that identify its trial."""
     return {"series": series(trial), "init": trial.init, "select": trial.select, "copies": trial.copies or ""}
 
 
 def _compared(source: str, found: Comparison | None) -> dict[str, object]:
-    """The columns of a point of the paper or of the release, empty where there is none."""
+    """The columns for a point of the paper or of the release, empty if there is none."""
     return {
         f"{source}_mean": found.other if found else math.nan,
         f"{source}_std": found.other_std if found else math.nan,
@@ -90,8 +90,8 @@ def _span(curves: Iterable[Curve]) -> tuple[float, float]:
     )
 
 
-def claimant(figure: FigureData, wanted: str | None) -> Trial | None:
-    """The trial that is compared with all others: the one named, else Rzg_pz at its largest L, rotation first."""
+def claim_trial(figure: FigureData, wanted: str | None) -> Trial | None:
+    """The trial that claims compare with all others: series `wanted`, else Rzg_pz at its largest L, rotation first."""
     candidates = [t for t in figure.curves if (series(t) == wanted if wanted else t.method == "Rzg_pz")]
     return max(candidates, key=lambda t: (t.init == "rotation", t.length, t.ensemble), default=None)
 
@@ -105,7 +105,7 @@ def claim_rows(figure: FigureData, ours: Trial, accuracy: float | None) -> Rows:
             continue
         saved = labels_saved(curves[ours], other, accuracy)
         difference = gains(curves[ours], other)
-        share, most = max(difference, key=lambda pair: pair[1], default=(math.nan, math.nan))
+        share, largest_gain = max(difference, key=lambda pair: pair[1], default=(math.nan, math.nan))
         rows.append(
             {
                 **_about(trial),
@@ -115,7 +115,7 @@ def claim_rows(figure: FigureData, ours: Trial, accuracy: float | None) -> Rows:
                 "saved_percent": saved.percent if saved else math.nan,
                 "at_least": saved.at_least if saved else "",
                 "gain_mean": float(np.mean([gain for _, gain in difference])) if difference else math.nan,
-                "gain_most": most,
+                "gain_most": largest_gain,
                 "gain_most_at": share,
             }
         )
@@ -123,14 +123,14 @@ def claim_rows(figure: FigureData, ours: Trial, accuracy: float | None) -> Rows:
 
 
 def comparison_table(figure: FigureData, form: str = "simple") -> str:
-    """Ours beside the paper's and the release's, per method and share; empty where there is nothing to compare."""
+    """Our accuracies and those of paper and release, per trial and share; empty if there is nothing to compare."""
     rows = curve_rows(figure)
     sources = [source for source in SOURCES if any(not math.isnan(row[f"{source}_mean"]) for row in rows)]
     body = []
     for row in rows:
         if all(math.isnan(row[f"{source}_mean"]) for source in sources):
             continue
-        cells = [named(row), f"{row['labeled_percent']:.2f}"]
+        cells = [row_name(row), f"{row['labeled_percent']:.2f}"]
         cells += [_pm(row["accuracy_mean"], row["accuracy_std"]), row["runs"]]
         for source in sources:
             if math.isnan(row[f"{source}_mean"]):
@@ -148,10 +148,10 @@ def comparison_table(figure: FigureData, form: str = "simple") -> str:
 def digest(figure: FigureData) -> str:
     """The paper's, the release's and our accuracy of every trial at five shares, as Markdown, up to three rows a trial.
 
-    Our cells are marked where they lie outside two standard errors of the paper's (p) or of the release's (r).
+    Our cells are marked p or r if they lie outside two standard errors of the paper's or of the release's.
     """
-    every = sorted({float(share) for curve in figure.curves.values() for share in curve.shares})
-    shares = sorted({every[min(i, len(every) - 1)] for i in (0, 1, 2, 4, 9)}) if every else []
+    all_shares = sorted({float(share) for curve in figure.curves.values() for share in curve.shares})
+    shares = sorted({all_shares[min(i, len(all_shares) - 1)] for i in (0, 1, 2, 4, 9)}) if all_shares else []
     body = []
     for trial, curve in figure.curves.items():
         name = name_of(trial)
@@ -204,7 +204,7 @@ def accuracy_table(figure: FigureData) -> str:
 
 
 def summary_table(rows: Rows, form: str = "simple") -> str:
-    """The table of `summary_rows`; columns that nobody fills are left out."""
+    """The table of `summary_rows`, without empty columns."""
     labels = {row["labels_early"] for row in rows} - {""}
     early = f"at {labels.pop()} labels" if len(labels) == 1 else f"b={EARLY}"
     rare = [name for name in (rows[0] if rows else ()) if name.endswith((" early", " last"))]
@@ -217,7 +217,7 @@ def summary_table(rows: Rows, form: str = "simple") -> str:
         "acquisition_seconds": ("acquisition\ns", "{:.2f}"),
     }
     used = {k: v for k, v in columns.items() if any(_number(row.get(k, math.nan), v[1]) for row in rows)}
-    body = [[named(row), *(_number(row[k], number) for k, (_, number) in used.items())] for row in rows]
+    body = [[row_name(row), *(_number(row[k], number) for k, (_, number) in used.items())] for row in rows]
     return _table(body, ["method", *(head for head, _ in used.values())], form)
 
 
@@ -231,7 +231,7 @@ def claim_table(rows: Rows, form: str = "simple") -> str:
     """The table of `claim_rows`."""
     body = [
         [
-            named(row),
+            row_name(row),
             _number(row["accuracy"], "{:.2f}"),
             _number(row["labels_ours"], "{:.3f}"),
             _number(row["labels_theirs"], "{:.3f}"),
@@ -242,7 +242,7 @@ def claim_table(rows: Rows, form: str = "simple") -> str:
         ]
         for row in rows
     ]
-    heads = ["against", "at\n% right", "it needs,\n% of pool", "they need,\n% of pool", "labels\nsaved, %"]
+    heads = ["against", "at accuracy\n%", "ours,\n% of pool", "other,\n% of pool", "labels\nsaved, %"]
     return _table(body, [*heads, "points gained,\nmean", "\nmost", "\nat % of pool"], form)
 
 
@@ -265,14 +265,14 @@ def markdown(figure: FigureData, summary: Rows, claims: Rows, ours: Trial | None
     return "\n\n".join(part for part in parts if part) + "\n"
 
 
-def named(row: dict[str, object]) -> str:
-    """What a row of a table is about."""
+def row_name(row: dict[str, object]) -> str:
+    """The name of a row's trial."""
     copies = f", {row['copies']} copies" if row["copies"] not in ("", "degrees") else ""
     return f"{row['series']}{copies}{init_suffix(row['init'])}{select_suffix(row['select'])}"
 
 
-def plain(value: object) -> object:
-    """A cell of a CSV file: four decimals are more than is meant, an unknown number is empty."""
+def csv_cell(value: object) -> object:
+    """A cell of a CSV file: at most four decimals, empty for NaN."""
     if isinstance(value, float):
         return "" if math.isnan(value) else f"{value:.4f}".rstrip("0").rstrip(".")
     return value

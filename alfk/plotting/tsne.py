@@ -19,7 +19,7 @@ def panel(current: Round, taps: Sequence[int]) -> plots.Panel:
     """The panel of the model that an AL iteration starts from; prints its accuracies.
 
     Args:
-        taps: whose features are mapped.
+        taps: indices of the taps whose features are mapped.
     """
     work, trial = current.work, current.trial
     (model,), model_hash = current.starting_models()
@@ -31,12 +31,12 @@ def panel(current: Round, taps: Sequence[int]) -> plots.Panel:
     text = ", ".join([f"{accuracy(predictions, truth):.1f} %", *parts])
     print(f"{trial.short()}: {text}", flush=True)
     name = plotted(trial).label()
-    places = t_sne(current, model_hash, found.vectors)
-    return plots.Panel(name, text, truth.numpy(), predictions.numpy(), places)
+    embedding = t_sne(current, model_hash, found.vectors)
+    return plots.Panel(name, text, truth.numpy(), predictions.numpy(), embedding)
 
 
 def t_sne(current: Round, model_hash: str, features: torch.Tensor) -> np.ndarray:
-    """t-SNE of `features` (N, L): (N, 2), read from the run's folder if it was made for the same model."""
+    """t-SNE of `features` (N, L): (N, 2), read from the run's folder if it was computed for the same model before."""
     path = current.folder.data(f"tsne_{current.trial.stem(current.b, current.size_before)}")
     about = {
         "kind": "t-SNE of the test images",
@@ -53,7 +53,7 @@ def t_sne(current: Round, model_hash: str, features: torch.Tensor) -> np.ndarray
     print(f"t-SNE of {len(features):,} test images ... ", end="", flush=True)
     start = time.perf_counter()
     seed = int(torch.randint(2**31, (1,), generator=current.generator("t-SNE")))
-    places = TSNE(init="pca", random_state=seed, n_jobs=-1).fit_transform(features.cpu().numpy())
+    embedding = TSNE(init="pca", random_state=seed, n_jobs=-1).fit_transform(features.cpu().numpy())
     print(f"{time.perf_counter() - start:.0f} s")
-    save_array(path, places, about)
-    return places
+    save_array(path, embedding, about)
+    return embedding
