@@ -1,7 +1,7 @@
-"""The constants of the ImageNet experiment (paper, Section 5 and its released protocol), and its own flags.
+"""The constants of the ImageNet experiment (paper, Section 5 and its released protocol), and its flags.
 
-ImageNet, ir=100, rotation init (the paper, 1 run): 38.4 % with all of the pool; with Rzg_pz L768 random choice's 38 %
-needs 42 % fewer labels.
+ImageNet, ir=100, rotation init (the paper, 1 run): 38.4 % with the whole pool; Rzg_pz L768 reaches 38 % with 42 % fewer
+labels than random.
 """
 
 import argparse
@@ -22,20 +22,20 @@ LAYER1, LAYER2, LAYER3, LAYER4 = range(4)  # the taps: 64, 128, 256 and, pooled,
 
 
 def descriptors(expansion: int) -> dict[int, tuple[int, ...]]:
-    """L -> taps, of a network with `expansion` times as many channels as ResNet-18."""
+    """L -> taps, for a network with `expansion` times as many channels as ResNet-18."""
     taps = {448: (LAYER1, LAYER2, LAYER3), 512: (LAYER4,), 768: (LAYER3, LAYER4)}
     return {expansion * length: which for length, which in taps.items()}
 
 
 class ImageNetFlags:
-    """The flags of ImageNet's scripts beyond those of other data sets."""
+    """The flags that only ImageNet's scripts have."""
 
     def add(self, parser: argparse.ArgumentParser) -> None:
         add = parser.add_argument
-        where = "folder with train/<class>/*.JPEG and val/<class>/*.JPEG"
-        where += " (<datadir>/ILSVRC2012_pytorch, or the one used last)"
-        add("folder", nargs="?", type=Path, metavar="DIR", help=where)
-        add("--imagenetdir", type=Path, metavar="DIR", help="the same folder, given by name")
+        text = "folder with train/<class>/*.JPEG and val/<class>/*.JPEG"
+        text += " (<datadir>/ILSVRC2012_pytorch, or the one used last)"
+        add("folder", nargs="?", type=Path, metavar="DIR", help=text)
+        add("--imagenetdir", type=Path, metavar="DIR", help="the same folder, as a flag")
         add("-a", "--arch", choices=ARCHITECTURES, default="resnet18", help="network (resnet18)")
         add("--loader", choices=LOADERS, help="library that decodes (dali where it is installed, else torchvision)")
         add("--workers", type=positive, metavar="N", help="threads or processes that decode (the number of CPUs)")
@@ -45,13 +45,13 @@ class ImageNetFlags:
             type=float,
             default=0.0,
             metavar="F",
-            help="share of val for test alone (0: all is both)",
+            help="share of val reserved for test (0: all of val is both validation and test)",
         )
         add("--amp", action="store_true", help="train in mixed precision, bfloat16")
         add("--compile", action="store_true", help="train with torch.compile")
 
     def apply(self, experiment: Experiment, options: argparse.Namespace) -> Experiment:
-        """The constants as these flags change them. Raises UserError."""
+        """The constants, changed by these flags. Raises UserError."""
         if not 0 <= options.holdout_val < 1:
             raise UserError(f"--holdout-val is a share of val, from 0 to under 1, not {options.holdout_val:g}")
         size = options.image_size or experiment.image_size
@@ -82,11 +82,11 @@ class ImageNetFlags:
 
 IMAGENET = Experiment(
     name="ImageNet",
-    classes=None,  # as many as train/ has folders: 1,000
+    classes=None,  # counted from the folders in train/: 1,000
     mean=image_folder.MEAN,
     std=image_folder.STD,
-    minority=None,  # in each run another half of the classes
-    validation_per_class=(),  # val/, 50,000 images, guides, selects and, as in the paper, also scores
+    minority=None,  # a random half of the classes in each run
+    validation_per_class=(),  # as in the paper, the 50,000 images of val/ are both validation and test images
     iterations=10,
     query_size=64_000,  # 5 % of the undistorted pool
     runs=1,
@@ -112,11 +112,11 @@ IMAGENET = Experiment(
     panels={1: "(c)", 100: "(d)"},
     descriptor_batch=512,
     training_threads=1,
-    samples=32,  # an ensemble of four takes 8 each
+    samples=32,  # 8 per model in an ensemble of four
     network=resnet18,
     initialise=kaiming_fan_out,
     load=functools.partial(image_folder.load_folder, root=None, size=224, loader="torchvision", workers=1),
-    descriptor_dtype="float16",  # z and g of L=768: 3 KB an image, 3.9 GB in all
+    descriptor_dtype="float16",  # z and g of L=768: 3 KB per image, 3.9 GB in total
     image_size=224,
     top5=True,
     flags=ImageNetFlags(),

@@ -2,8 +2,8 @@
 
     python3 gen_descr.py --imagenetdir DIR -r 0 -ir 100 -sub Rzg_pz -dl 768 -b 0
 
-Writes local_data/ImageNet/run0/descr/{validation,pool}_*.npy with .json headers: 3 KB an image at L=768, twice
-of it with --descr-dtype float32. Needs the initial model (unsup.py) for b=0, iteration b-1 (main_descr.py) otherwise.
+Writes local_data/ImageNet/run0/descr/{validation,pool}_*.npy with .json headers: 3 KB per image at L=768, twice as
+much with --descr-dtype float32. Needs the initial model (unsup.py) for b=0, iteration b-1 (main_descr.py) otherwise.
 """
 
 import sys

@@ -1,12 +1,12 @@
-"""The ImageNet experiment: all methods, all AL iterations; what is complete is skipped.
+"""The ImageNet experiment: all methods, all AL iterations; finished iterations are skipped.
 
     python3 run.py DIR --initial            # initial models; DIR holds train/<class>/*.JPEG and val/<class>/*.JPEG
     python3 run.py DIR --unsupervised 1     # active learning from the rotation-pretrained model: figures (c) and (d)
     python3 run.py DIR --baseline           # the line "all train"
-    torchrun --nproc-per-node 8 run.py DIR --amp    # the same on eight GPUs
+    torchrun --nproc-per-node 8 run.py DIR --amp    # active learning on eight GPUs, in mixed precision
 
-Without DIR it is ../local_data/ILSVRC2012_pytorch, or else the one used last. Any tree of that form will do, with a
-query size and a number of iterations that it has room for: DIR -as 100 --iterations 2 --image-size 64.
+The default of DIR is ../local_data/ILSVRC2012_pytorch if it exists, else the folder used last. Other folders of this
+form need a query size and a number of iterations that fit, for example DIR -as 100 --iterations 2 --image-size 64.
 """
 
 import sys

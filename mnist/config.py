@@ -1,4 +1,4 @@
-"""The constants of the MNIST experiment (paper, Section 5 and its released protocol) and of its small relative DIGITS.
+"""The constants of the MNIST experiment (paper, Section 5 and its released protocol) and of the small data set DIGITS.
 
 MNIST, ir=100, rotation init (the paper, 10 runs, mean +- std): 54.9 +- 3.2 % for random and 89.8 +- 1.3 % for
 Rzg_pz L80 at 375 labels (0.75 % of the pool).
@@ -32,7 +32,7 @@ MNIST = Experiment(
     hardest=(5, 8, 9),
     descriptor_batch=500,  # the release used 10,000; 500 images fit the cache
     training_threads=1,
-    samples=128,  # an ensemble of four takes 32 each
+    samples=128,  # 32 per model in an ensemble of four
     network=LeNet,
     initialise=uniform_fan_in,
     load=mnist.load_mnist,

@@ -1,13 +1,13 @@
-"""The MNIST experiment: all methods, all AL iterations, all runs; what is complete is skipped.
+"""The MNIST experiment: all methods, all AL iterations, all runs; finished iterations are skipped.
 
     python3 run.py --initial            # initial models, random and rotation-pretrained
     python3 run.py --unsupervised 1     # active learning from the rotation-pretrained model
-    python3 run.py --unsupervised 0     # the same from the random one
-    python3 run.py --conv-only          # the same from the convolutions alone of the rotation-pretrained one
+    python3 run.py --unsupervised 0     # active learning from the random model
+    python3 run.py --conv-only          # active learning from only the convolutions of the rotation-pretrained model
     python3 run.py --dataset DIGITS --initial && python3 run.py --dataset DIGITS    # small, without any download
 
-The paper's figures (a) and (b) are the rows of cfg with --unsupervised 1 and ir 1 and 100; (c), the ablation, takes
-those of ir 100 and Rzg_pz with --unsupervised 0.
+The paper's figures (a) and (b) are the rows of cfg with ir 1 and ir 100 and --unsupervised 1; (c), the ablation, has
+those with ir 100, and Rzg_pz with --unsupervised 0.
 """
 
 import sys

@@ -4,8 +4,8 @@
     python3 visualize_tsne.py -b 5 --methods random Rz_L20 Rzg_pz_L80
     python3 visualize_tsne.py --dataset DIGITS --methods varR Rzg_pz Rzg_true
 
-Dots are test images that the model gets right, balls those it gets wrong; the colour is the true class. Needs the
-models of the run (run.py). A map of 10,000 images takes about a minute and a half on 2 CPU cores, once.
+Small dots are correctly classified test images, large ones misclassified; the colour is the true class. Needs the
+models of the run (run.py). A map of 10,000 images takes about a minute and a half on 2 CPU cores and is then cached.
 """
 
 import sys

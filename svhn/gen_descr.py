@@ -2,7 +2,7 @@
 
     python3 gen_descr.py -r 0 -ir 100 -sub Rzg_pz -dl 768 -b 0
 
-Writes local_data/SVHN/run0/descr/{validation,pool}_*.npy with .json headers: 6 KB an image at L=768, half of it
+Writes local_data/SVHN/run0/descr/{validation,pool}_*.npy with .json headers: 6 KB per image at L=768, half of that
 with --descr-dtype float16. Needs the initial model (unsup.py) for b=0, iteration b-1 (main_descr.py) otherwise.
 """
 

@@ -1,11 +1,11 @@
-"""The SVHN experiment: all methods, all AL iterations, all runs; what is complete is skipped.
+"""The SVHN experiment: all methods, all AL iterations, all runs; finished iterations are skipped.
 
     python3 run.py --initial            # initial models, random and rotation-pretrained
     python3 run.py --unsupervised 1     # active learning from the rotation-pretrained model: figures (a) and (b)
     python3 run.py --baseline           # the line "all train"
 
-The three .mat files are downloaded, or taken from local_data/SVHN/raw. To try it on other files in the same format,
-give --allow-subset and a query size that they have room for: --allow-subset -as 20 -e 5.
+The three .mat files are downloaded, or read from local_data/SVHN/raw. Other files in the same format need
+--allow-subset and a query size that fits their number of images, for example --allow-subset -as 20 -e 5.
 """
 
 import sys

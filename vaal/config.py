@@ -1,4 +1,4 @@
-"""VAAL's constants of each data set (docs/method.md, section 10), beyond the data set's own.
+"""VAAL's constants for each data set (docs/method.md, section 10), in addition to those of the other methods.
 
 MNIST, ir=100, rotation init (published, 10 runs, mean +- std): 51.5 +- 2.3, 53.9 +- 2.8 and 57.0 +- 3.1 % at 125, 250
 and 375 labels.
@@ -20,23 +20,23 @@ from mnist.custom_models.lenet import LeNet
 class Recipe:
     """One AL iteration's training of VAE, discriminator and task model on one data set."""
 
-    divisor: int  # s: the widths of VAE (128 to 1024 channels) and discriminator (512) are divided by it
+    divisor: int  # s, which divides the widths of VAE (128 to 1024 channels) and discriminator (512)
     batch_size: int
     train_iterations: int  # task model steps
     lr: float  # of Adam, for all three networks
     training_threads: int  # CPU threads: fixed, so that results depend on neither --jobs nor the machine
     padding: int = 0  # zeros on each side of the images
-    network: Callable[[int], nn.Module] | None = None  # classes -> task model, where it is not the experiment's own
+    network: Callable[[int], nn.Module] | None = None  # classes -> task model, if it is not the experiment's network
     lr_factor: float = 0.9
-    lr_drops: int = 25  # the rate is multiplied by lr_factor every 1/25 of the steps
-    vae_steps: int = 2  # for each step of the task model
-    adversary_steps: int = 2  # of the discriminator, likewise
+    lr_drops: int = 25  # the rate is multiplied by lr_factor after every 1/25 of the steps
+    vae_steps: int = 2  # per step of the task model
+    adversary_steps: int = 2  # of the discriminator, per step of the task model
     latent_dim: int = 32
     adversary_param: float = 1.0  # lambda_2, weight of the adversarial term in the VAE's loss (VAAL, Eq. 4)
-    checks: int = 5  # of accuracy, the first after step 1, the others every 2,000 of 10,000 steps
+    checks: int = 5  # evaluations, the first after step 1, the others every 2,000 of 10,000 steps
 
     def settings(self) -> dict[str, Any]:
-        """The constants as flat JSON-able values for a run's manifest, named apart from the other methods'."""
+        """The constants as flat JSON-able values for a run's manifest, with the prefix "vaal."."""
         return {f"vaal.{f.name}": getattr(self, f.name) for f in dataclasses.fields(self) if f.name != "network"}
 
     def rate(self, step: int) -> float:
@@ -44,7 +44,7 @@ class Recipe:
         return self.lr * self.lr_factor ** (step * self.lr_drops // self.train_iterations)
 
     def check_steps(self) -> list[int]:
-        """After how many steps accuracy is checked: 1, 2001, 4001, 6001 and 8001 of 10,000, never at the end."""
+        """The steps after which accuracy is evaluated: 1, 2001, 4001, 6001 and 8001 of 10,000, never the last one."""
         return [1 + step for step in range(0, self.train_iterations, -(-self.train_iterations // self.checks))]
 
 
@@ -54,7 +54,7 @@ MNIST = Recipe(
     train_iterations=10_000,
     lr=5e-4,
     training_threads=1,
-    padding=2,  # 28x28 -> 32x32, what the VAE works on
+    padding=2,  # 28x28 -> 32x32, the VAE's input
     network=functools.partial(LeNet, size=32),
 )
 
@@ -67,5 +67,5 @@ RECIPES = {
 
 
 def experiments() -> dict[str, Experiment]:
-    """The data sets that have a recipe and whose folders are there, by name."""
+    """The data sets in the repository that have a recipe, by name."""
     return {name: experiment for name, experiment in all_experiments().items() if name in RECIPES}

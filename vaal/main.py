@@ -3,8 +3,8 @@
     python3 main.py -r 0 -ir 100
     python3 main.py --dataset DIGITS -r 0
 
-Needs the run's rotation model: run.py --initial of the data set's folder. Writes where the other methods do, into
-local_data/<DATASET>/run0, under their names for files, with method vaal and L=0. Hours on a CPU, see README.md.
+Needs the run's rotation model: run.py --initial of the data set's folder. Writes the same files as the other methods,
+into local_data/<DATASET>/run0, with method vaal and L=0. Takes hours on a CPU, see docs/vaal.md.
 """
 
 import argparse
@@ -44,7 +44,7 @@ from vaal.solver import Solver
 
 
 class Vaal:
-    """The three stages of a VAAL iteration, and the files they leave."""
+    """The three stages of a VAAL iteration and their files."""
 
     def __init__(self, recipe: Recipe):
         self.recipe = recipe
@@ -55,10 +55,10 @@ class Vaal:
         active_learning(in_vaals_range_of(work, self.recipe), trials, stages)
 
     def describe(self, current: Round) -> None:
-        """Nothing: the pool was scored at the end of the previous iteration, whose VAE and discriminator are gone."""
+        """Nothing: the pool is scored at the end of an iteration, because VAE and discriminator are not saved."""
 
     def acquire(self, current: Round) -> None:
-        """Label the first n images at random, as every method does, then those that look least labelled."""
+        """Label random images in iteration 0, as the other methods, later those with the lowest scores."""
         situation, facts = situation_of(current), {}
         start = time.perf_counter()
         if current.b == 0:
@@ -69,7 +69,7 @@ class Vaal:
         write_labelled(current, selection, {**facts, "seconds_acquire": time.perf_counter() - start})
 
     def retrain(self, current: Round) -> Record:
-        """Train fresh networks, score the pool for the next iteration. Returns the results record."""
+        """Train new networks and score the pool for the next iteration. Returns the results record."""
         labelled, header = current.labelled()
         start = time.perf_counter()
         work, trial = current.work, current.trial
@@ -86,14 +86,14 @@ class Vaal:
         return record
 
     def train(self, current: Round, labelled: Tensor, selector: Selector) -> Solver:
-        """The trained networks, the task model evaluated at every check. Resumes at the last check.
+        """Train the networks and evaluate the task model at every check. Resumes at the last check.
 
-        The starting model does not count here (docs/method.md, section 10).
+        The starting model does not count (docs/method.md, section 10).
         """
         work, trial, pool = current.work, current.trial, current.pool
-        draws = {name: current.generator(f"vaal {name}") for name in ("task", "init", "noise", "batches")}
-        task = task_model(work.experiment, self.recipe, work.initial_state(trial), draws["task"])
-        solver = Solver(self.recipe, task, pool, draws["init"], draws["noise"])
+        generators = {name: current.generator(f"vaal {name}") for name in ("task", "init", "noise", "batches")}
+        task = task_model(work.experiment, self.recipe, work.initial_state(trial), generators["task"])
+        solver = Solver(self.recipe, task, pool, generators["init"], generators["noise"])
         self.load_partial(current, solver, selector.best)
         unlabelled = torch.ones(len(pool), dtype=torch.bool)
         unlabelled[labelled] = False
@@ -109,7 +109,7 @@ class Vaal:
                 doing = f"{trial.label()} b={current.b}"
                 current.report("step", doing=doing, step=solver.step, of=self.recipe.train_iterations)
 
-        solver.train(labelled, unlabelled.nonzero().flatten(), draws["batches"], after_check, after_step)
+        solver.train(labelled, unlabelled.nonzero().flatten(), generators["batches"], after_check, after_step)
         return solver
 
     def write_scores(self, current: Round, solver: Solver) -> None:
@@ -128,7 +128,7 @@ class Vaal:
         save_array(scores_path(current), scores.numpy(), header)
 
     def read_scores(self, current: Round) -> tuple[Tensor, dict[str, Any]]:
-        """(N,) the scores after iteration b, and their cost. Raises UserError if they are missing."""
+        """The scores (N,) after iteration b, and their cost. Raises UserError if they are missing."""
         path = scores_path(current)
         if not has_array(path):
             remedy = f"delete {current.checkpoint}, then both are made anew"
@@ -137,7 +137,7 @@ class Vaal:
         return torch.tensor(array), {"forward": header["forward"], "seconds_describe": header["seconds"]}
 
     def save_partial(self, current: Round, solver: Solver, best: BestEpoch) -> None:
-        """Write the training so far."""
+        """Write the state of an unfinished training."""
         evaluation = dataclasses.asdict(best.evaluation) if best.evaluation else None
         state = {"solver": solver.state(), "epoch": best.epoch, "weights": best.weights, "evaluation": evaluation}
         if best.evaluator:
@@ -145,13 +145,13 @@ class Vaal:
         save_checkpoint(current.partial_checkpoint, state, self._about_partial(current))
 
     def load_partial(self, current: Round, solver: Solver, best: BestEpoch) -> None:
-        """Restore solver and best step of an interrupted training with the same settings, if there was one."""
+        """Restore solver and best step of an interrupted training with the same settings, if there is one."""
         if not has_file(current.partial_checkpoint):
             return
         expected = self._about_partial(current)
-        settings_now = expected.pop("settings")
+        expected_settings = expected.pop("settings")
         state, about = load_checkpoint(current.partial_checkpoint, expected)
-        if about["settings"] != settings_now:
+        if about["settings"] != expected_settings:
             return
         device = current.work.device
         solver.load_state(state["solver"])
@@ -167,12 +167,12 @@ class Vaal:
 
 
 def scores_path(current: Round) -> Path:
-    """The discriminator's scores after an iteration."""
+    """The path of the discriminator's scores after an iteration."""
     return current.folder.descriptors("scores", current.trial, current.b, current.size)
 
 
 def in_vaals_range_of(work: Workspace, recipe: Recipe) -> Workspace:
-    """The workspace with all splits as VAAL takes them."""
+    """The workspace with `in_vaals_range` applied to all splits."""
     train, test = (in_vaals_range(split, recipe) for split in (work.train, work.test))
     validation = work.separate_validation
     if validation is not None:
@@ -181,25 +181,25 @@ def in_vaals_range_of(work: Workspace, recipe: Recipe) -> Workspace:
 
 
 def in_vaals_range(split: Split, recipe: Recipe) -> Split:
-    """The split as VAAL takes it: in [0, 1], without normalisation, and padded."""
-    unchanged = [0.0] * len(split.mean), [1.0] * len(split.std)
+    """The split with VAAL's preprocessing: scaled to [0, 1], without normalisation, and padded."""
+    identity = [0.0] * len(split.mean), [1.0] * len(split.std)
     if not recipe.padding:
-        return Split(split.store, split.labels, *unchanged, split.rows, split.source)
-    return Split(F.pad(split.images, [recipe.padding] * 4), split.labels, *unchanged, source=split.source)
+        return Split(split.store, split.labels, *identity, split.rows, split.source)
+    return Split(F.pad(split.images, [recipe.padding] * 4), split.labels, *identity, source=split.source)
 
 
 def settings(work: Workspace, recipe: Recipe) -> dict[str, Any]:
-    """What VAAL's results depend on: of the run's settings those of its data and initial models, and the recipe."""
+    """The settings that VAAL's results depend on: those of the run's data and initial models, and the recipe."""
     return work.settings(initial=True) | {"query_size": work.experiment.query_size} | recipe.settings()
 
 
 def add_recipe(parser: flags.Parser) -> None:
     """The flags that change the recipe."""
-    # The other methods' flags alone.
+    # Options that `experiment_of` and `ExperimentRun` read but VAAL has no flags for.
     parser.set_defaults(epochs=None, samples=None, descr_batch=None, descr_dtype=None, initial=False, baseline=False)
     add = parser.add_argument
-    add("--batch-size", type=flags.positive, metavar="N", help="images a batch, labelled and unlabelled each")
-    add("--train-iterations", type=flags.positive, metavar="N", help="steps of the task model in an AL iteration")
+    add("--batch-size", type=flags.positive, metavar="N", help="images per batch, labelled and unlabelled each")
+    add("--train-iterations", type=flags.positive, metavar="N", help="steps of the task model per AL iteration")
     add("--latent-dim", type=flags.positive, metavar="N", help="length of the VAE's codes")
     add("--adversary-param", type=weight, metavar="X", help="weight of the adversarial term in the VAE's loss")
 
@@ -212,20 +212,20 @@ def weight(text: str) -> float:
 
 
 def recipe_of(options: argparse.Namespace) -> Recipe:
-    """The data set's recipe with what the flags change."""
+    """The data set's recipe, changed by the flags."""
     names = ("batch_size", "train_iterations", "latent_dim", "adversary_param")
-    given = {name: getattr(options, name) for name in names if getattr(options, name) is not None}
-    return dataclasses.replace(RECIPES[options.dataset], **given)
+    overrides = {name: getattr(options, name) for name in names if getattr(options, name) is not None}
+    return dataclasses.replace(RECIPES[options.dataset], **overrides)
 
 
 def trials_of(experiment: Experiment, options: argparse.Namespace, irs: Sequence[float] | None) -> tuple[Trial, ...]:
-    """VAAL's trials, from the rotation model, on pools of those imbalance ratios."""
-    wanted = dict.fromkeys(irs or (experiment.default_ir,))
-    return tuple(Trial(ir, "vaal", 0, nr=options.nr, select=options.select) for ir in wanted)
+    """VAAL's trials, one per imbalance ratio, starting from the rotation model."""
+    ratios = dict.fromkeys(irs or (experiment.default_ir,))
+    return tuple(Trial(ir, "vaal", 0, nr=options.nr, select=options.select) for ir in ratios)
 
 
 class VaalRun(scripts.ExperimentRun):
-    """All of one run's work, in this process or, pickled, in another."""
+    """A RunTask: VAAL in one run, in this process or, pickled, in another."""
 
     def open(self, number: int, report: Report) -> Workspace:
         recipe = recipe_of(self.options)

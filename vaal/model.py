@@ -1,4 +1,4 @@
-"""VAAL's networks (Sinha et al. 2019, Section 3; METHOD, section 10): VAE, discriminator, task model."""
+"""VAAL's networks (Sinha et al. 2019, Section 3; docs/method.md, section 10): VAE, discriminator, task model."""
 
 from collections.abc import Iterable, Mapping
 
@@ -11,8 +11,8 @@ from alfk.errors import UserError
 from alfk.network import is_in_layers, linear_layers, uniform_fan_in
 from vaal.config import Recipe
 
-SIZE = 32  # pixels on a side of what the VAE sees
-WIDTHS = (128, 256, 512, 1024)  # channels of its layers, to be divided by s
+SIZE = 32  # side of the VAE's input images in pixels
+WIDTHS = (128, 256, 512, 1024)  # channels of the encoder's layers, to be divided by s
 DISCRIMINATOR_WIDTH = 512  # to be divided by s
 
 
@@ -31,14 +31,14 @@ class VAE(nn.Module):
         flat = widths[-1] * 2 * 2
         down = [
             layer
-            for into, out in zip([channels, *widths[:-1]], widths, strict=True)
-            for layer in (nn.Conv2d(into, out, 4, stride=2, padding=1, bias=False), nn.BatchNorm2d(out), nn.ReLU())
+            for inputs, out in zip([channels, *widths[:-1]], widths, strict=True)
+            for layer in (nn.Conv2d(inputs, out, 4, stride=2, padding=1, bias=False), nn.BatchNorm2d(out), nn.ReLU())
         ]
         up = [
             layer
-            for into, out in zip(widths[:0:-1], widths[-2::-1], strict=True)
+            for inputs, out in zip(widths[:0:-1], widths[-2::-1], strict=True)
             for layer in (
-                nn.ConvTranspose2d(into, out, 4, stride=2, padding=1, bias=False),
+                nn.ConvTranspose2d(inputs, out, 4, stride=2, padding=1, bias=False),
                 nn.BatchNorm2d(out),
                 nn.ReLU(),
             )
@@ -57,7 +57,7 @@ class VAE(nn.Module):
         """Reconstruction (B, channels, 32, 32), mean and log-variance of the codes.
 
         Args:
-            noise: (B, latent_dim) standard normal, which makes a code of its mean and variance.
+            noise: (B, latent_dim) standard normal noise of the reparameterisation: code = mean + std * noise.
         """
         mu, logvar = self.encode(images)
         code = mu + noise * (0.5 * logvar).exp()
@@ -67,8 +67,8 @@ class VAE(nn.Module):
 class Discriminator(nn.Module):
     """Codes (B, latent_dim) -> logits (B,) of "this image is labelled"; five linear layers, ReLU between them.
 
-    The sigmoid that ends it is part of the losses (`binary_cross_entropy_with_logits`), which then cannot saturate;
-    the order of images, all that sampling asks for, is the same without it.
+    The final sigmoid is part of the losses (`binary_cross_entropy_with_logits`), for numerical stability; acquisition
+    needs only the order of the logits, which the sigmoid does not change.
     """
 
     def __init__(self, divisor: int, latent_dim: int):
@@ -76,8 +76,8 @@ class Discriminator(nn.Module):
         width = DISCRIMINATOR_WIDTH // divisor
         hidden = [
             layer
-            for into in (latent_dim, width, width, width)
-            for layer in (nn.Linear(into, width), nn.ReLU(inplace=True))
+            for inputs in (latent_dim, width, width, width)
+            for layer in (nn.Linear(inputs, width), nn.ReLU(inplace=True))
         ]
         self.layers = nn.Sequential(*hidden, nn.Linear(width, 1))
 
@@ -94,7 +94,7 @@ def fit_to_vae(images: Tensor) -> Tensor:
 
 def initialise_vae(vae: VAE, generator: torch.Generator) -> None:
     """Kaiming-normal weights and biases of 0 for convolutions and the decoder's linear layer; PyTorch's defaults for
-    the transposed convolutions and the linear layers of mean and log-variance (METHOD, section 10).
+    the transposed convolutions and the linear layers of mean and log-variance (docs/method.md, section 10).
     """
     uniform_fan_in(vae, generator)
     _kaiming_normal((*vae.encoder.modules(), vae.widen), generator)
@@ -116,12 +116,12 @@ def _kaiming_normal(modules: Iterable[nn.Module], generator: torch.Generator) ->
 def task_model(
     experiment: Experiment, recipe: Recipe, pretrained: Mapping[str, Tensor], generator: torch.Generator
 ) -> nn.Module:
-    """The data set's own network, its linear layers new, the other layers those of `pretrained`.
+    """The data set's network with new linear layers; the weights of all other layers are from `pretrained`.
 
     Args:
         pretrained: the state of a rotation model; its linear layers are ignored.
     Raises:
-        UserError: it is of another network.
+        UserError: `pretrained` is of another network.
     """
     make = recipe.network or experiment.network
     model = make(experiment.classes).to(memory_format=torch.channels_last)

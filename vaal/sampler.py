@@ -1,4 +1,4 @@
-"""Which images VAAL labels next: those that look least as if they were labelled (Sinha et al. 2019, Section 3.3)."""
+"""VAAL's acquisition: the images with the lowest logits of being labelled (Sinha et al. 2019, Section 3.3)."""
 
 import torch
 from torch import Tensor
@@ -11,9 +11,9 @@ from vaal.model import VAE, Discriminator, fit_to_vae
 
 @torch.inference_mode()
 def labelled_scores(vae: VAE, discriminator: Discriminator, pool: Split, batch_size: int) -> Tensor:
-    """(N,) float32 on the CPU: for each pool image the logit of its being labelled, taken at the mean of its code.
+    """(N,) float32 on the CPU: the discriminator's logit of every pool image, at the mean of its code.
 
-    In evaluation mode, so that an image's score does not depend on those in its batch.
+    In evaluation mode, so that an image's score does not depend on the other images of its batch.
     """
     with evaluation_mode(vae), evaluation_mode(discriminator):
         scores = [discriminator(vae.encode(fit_to_vae(images))[0]) for images, _ in pool.batches(batch_size)]
@@ -21,5 +21,5 @@ def labelled_scores(vae: VAE, discriminator: Discriminator, pool: Split, batch_s
 
 
 def least_labelled(scores: Tensor, available: Tensor, n: int, generator: torch.Generator) -> Tensor:
-    """(n,) int64 positions of the n available images of the lowest score (N,), lowest first, equals in random order."""
+    """(n,) int64, the n available images with the lowest scores (N,), lowest first, ties in random order."""
     return top_scoring(-scores, available, n, generator)

@@ -1,4 +1,4 @@
-"""The alternating training of VAE, discriminator and task model (VAAL, Algorithm 1; METHOD, section 10)."""
+"""The alternating training of VAE, discriminator and task model (VAAL, Algorithm 1; docs/method.md, section 10)."""
 
 from collections.abc import Callable, Iterator
 from typing import Any
@@ -14,7 +14,7 @@ from vaal.model import VAE, Discriminator, fit_to_vae, initialise_discriminator,
 
 
 def transductive_loss(images: Tensor, reconstruction: Tensor, mu: Tensor, logvar: Tensor) -> Tensor:
-    """One batch's part of L_VAE^trd (VAAL, Eq. 1, beta=1): mean squared error, averaged over everything, plus the
+    """The term of one batch in L_VAE^trd (VAAL, Eq. 1, beta=1): mean squared error, averaged over all entries, plus the
     Kullback-Leibler divergence of the codes from a standard normal, summed over batch and latent dimensions.
     """
     divergence = -0.5 * (1 + logvar - mu.square() - logvar.exp()).sum()
@@ -22,34 +22,34 @@ def transductive_loss(images: Tensor, reconstruction: Tensor, mu: Tensor, logvar
 
 
 def adversarial_loss(labelled: Tensor, unlabelled: Tensor) -> Tensor:
-    """L_VAE^adv (VAAL, Eq. 2): the VAE wants the discriminator to call both batches labelled.
+    """L_VAE^adv (VAAL, Eq. 2): cross-entropy with the target "labelled" for both batches.
 
     Args:
         labelled, unlabelled: (B,) the discriminator's logits for either batch.
     """
-    return _call(labelled, 1.0) + _call(unlabelled, 1.0)
+    return _cross_entropy(labelled, 1.0) + _cross_entropy(unlabelled, 1.0)
 
 
 def discriminator_loss(labelled: Tensor, unlabelled: Tensor) -> Tensor:
-    """L_D (VAAL, Eq. 3): the discriminator wants to tell which batch is labelled."""
-    return _call(labelled, 1.0) + _call(unlabelled, 0.0)
+    """L_D (VAAL, Eq. 3): cross-entropy with the target "labelled" for the labelled batch alone."""
+    return _cross_entropy(labelled, 1.0) + _cross_entropy(unlabelled, 0.0)
 
 
-def _call(logits: Tensor, answer: float) -> Tensor:
-    return F.binary_cross_entropy_with_logits(logits, torch.full_like(logits, answer))
+def _cross_entropy(logits: Tensor, target: float) -> Tensor:
+    return F.binary_cross_entropy_with_logits(logits, torch.full_like(logits, target))
 
 
 Batches = Iterator[tuple[Tensor, Tensor]]  # images and their positions in the pool
 
 
 class Solver:
-    """VAE, discriminator and task model of one AL iteration, their optimisers, and how many steps they have done.
+    """VAE, discriminator and task model of one AL iteration, their optimisers, and the number of steps done.
 
     Args:
         task: the task model, not trained yet.
-        pool: images in the range that VAAL works on, and their labels.
-        init: draws the weights of VAE and discriminator.
-        noise: draws the noise of the codes.
+        pool: images with VAAL's preprocessing, and their labels.
+        init: generator of the weights of VAE and discriminator.
+        noise: generator of the noise of the codes.
     """
 
     def __init__(self, recipe: Recipe, task: nn.Module, pool: Split, init: torch.Generator, noise: torch.Generator):
@@ -74,25 +74,25 @@ class Solver:
         after_check: Callable[[], None],
         after_step: Callable[[], None] = lambda: None,
     ) -> None:
-        """Do the steps that are left, also those after the last check.
+        """Do the remaining steps, also those after the last check.
 
         Args:
             labelled, unlabelled: positions in the pool, int64.
-            shuffles: draws the batches, as from the first step: those that are done are passed over.
+            shuffles: generator of the batches of all steps; the batches of steps already done are skipped.
             after_check: called after each of `recipe.check_steps()`.
         """
-        known = self._batches(labelled, shuffles)
-        others = self._batches(unlabelled, shuffles)
+        labelled_batches = self._batches(labelled, shuffles)
+        unlabelled_batches = self._batches(unlabelled, shuffles)
         checks = self.recipe.check_steps()
         while self.step < self.recipe.train_iterations:
             with cpu_threads(self.recipe.training_threads):
-                self._step(known, others)
+                self._step(labelled_batches, unlabelled_batches)
             after_step()
             if self.step in checks:
                 after_check()
 
     def state(self) -> dict[str, Any]:
-        """Everything that `load_state` needs to go on from here, as tensors and plain values."""
+        """The state of the training for `load_state`, as tensors and plain values."""
         return {
             "networks": [network.state_dict() for network in self.networks],
             "optimisers": [optimiser.state_dict() for optimiser in self.optimisers],
@@ -109,38 +109,38 @@ class Solver:
         self.step = state["step"]
 
     def _batches(self, rows: Tensor, shuffles: torch.Generator) -> Batches:
-        """Batches for the steps that are left, all of the same size, from one shuffling of `rows` after another."""
+        """The batches of the remaining steps, all of the same size, from repeated shuffles of `rows`."""
         later = [steps - 1 for steps in (self.recipe.vae_steps, self.recipe.adversary_steps) if steps]
-        size = self.recipe.batch_size * (1 + sum(later))  # the first step of either takes the batch that is there
+        size = self.recipe.batch_size * (1 + sum(later))  # the first update of either reuses the latest batch
         order = endless(rows, size * self.recipe.train_iterations, shuffles)
         return iter(self.pool.batches(self.recipe.batch_size, order[size * self.step :]))
 
-    def _step(self, known: Batches, others: Batches) -> None:
+    def _step(self, labelled: Batches, unlabelled: Batches) -> None:
         for optimiser in self.optimisers:
             optimiser.param_groups[0]["lr"] = self.recipe.rate(self.step)
         task, vae, discriminator = self.optimisers
-        images, positions = next(known)
+        images, positions = next(labelled)
         _descend(task, F.cross_entropy(self.task(images)[0], self.pool.labels[positions]))
-        pair = fit_to_vae(images), fit_to_vae(next(others)[0])
-        for turn in range(self.recipe.vae_steps):
-            if turn:
-                pair = fit_to_vae(next(known)[0]), fit_to_vae(next(others)[0])
+        pair = fit_to_vae(images), fit_to_vae(next(unlabelled)[0])
+        for update in range(self.recipe.vae_steps):
+            if update:
+                pair = fit_to_vae(next(labelled)[0]), fit_to_vae(next(unlabelled)[0])
             _descend(vae, self._vae_loss(*pair))
-        for turn in range(self.recipe.adversary_steps):
-            if turn:
-                pair = fit_to_vae(next(known)[0]), fit_to_vae(next(others)[0])
+        for update in range(self.recipe.adversary_steps):
+            if update:
+                pair = fit_to_vae(next(labelled)[0]), fit_to_vae(next(unlabelled)[0])
             _descend(discriminator, self._discriminator_loss(*pair))
         self.step += 1
 
     def _vae_loss(self, labelled: Tensor, unlabelled: Tensor) -> Tensor:
-        """L_VAE = L^trd + lambda_2 L^adv (VAAL, Eq. 4, lambda_1=1); either batch has batch statistics of its own."""
-        loss, answers = 0.0, []
+        """L_VAE = L^trd + lambda_2 L^adv (VAAL, Eq. 4, lambda_1=1), with separate batch statistics."""
+        loss, logits = 0.0, []
         for images in (labelled, unlabelled):
             noise = torch.randn(len(images), self.recipe.latent_dim, generator=self.noise).to(images.device)
             reconstruction, mu, logvar = self.vae(images, noise)
             loss = loss + transductive_loss(images, reconstruction, mu, logvar)
-            answers.append(self.discriminator(mu))
-        return loss + self.recipe.adversary_param * adversarial_loss(*answers)
+            logits.append(self.discriminator(mu))
+        return loss + self.recipe.adversary_param * adversarial_loss(*logits)
 
     def _discriminator_loss(self, labelled: Tensor, unlabelled: Tensor) -> Tensor:
         with torch.no_grad():
@@ -155,6 +155,6 @@ def _descend(optimiser: torch.optim.Optimizer, loss: Tensor) -> None:
 
 
 def endless(rows: Tensor, count: int, generator: torch.Generator) -> Tensor:
-    """(count,) int64: all `rows` (k,) in random order, then all in another, and so on."""
-    rounds = -(-count // len(rows))
-    return torch.cat([rows[torch.randperm(len(rows), generator=generator)] for _ in range(rounds)])[:count]
+    """(count,) int64: repeated random permutations of `rows` (k,), concatenated."""
+    repeats = -(-count // len(rows))
+    return torch.cat([rows[torch.randperm(len(rows), generator=generator)] for _ in range(repeats)])[:count]

@@ -1,4 +1,4 @@
-"""ImageNet, or any tree train/<class>/*.JPEG, val/<class>/*.JPEG: its files are listed once and stay where they are."""
+"""ImageNet, or any folder with train/<class>/*.JPEG and val/<class>/*.JPEG; its files are listed once, not copied."""
 
 import hashlib
 import os
@@ -21,14 +21,14 @@ def load_folder(folder: Path, root: Path | None, size: int, loader: str, workers
     """Pool images from train/, validation and test images both from val/: the paper's protocol.
 
     Args:
-        folder: local_data/ImageNet; the lists of files are kept in its processed/.
-        root: the folder with train/ and val/; where it is None, ILSVRC2012_pytorch beside `folder`, or if there is
-            none the one that was listed last.
+        folder: local_data/ImageNet; the lists of files are stored in its subfolder processed.
+        root: the folder with train/ and val/; if None, ILSVRC2012_pytorch beside `folder` if it exists, else the folder
+            listed last.
         size, loader, workers: see `ImageFiles`.
     Raises:
         UserError: a folder is missing or empty, or train/ and val/ have different classes.
     """
-    root = (root or _usual(folder)).absolute()
+    root = (root or _default_root(folder)).absolute()
     for name in sorted(set(_classes(root, "train")) ^ set(_classes(root, "val"))):
         raise UserError(f"{root} has the class {name} in one of train/ and val/ alone")
     train, val = (_split(folder, root, part, size, loader, workers) for part in OFFICIAL)
@@ -52,28 +52,28 @@ def _split(folder: Path, root: Path, part: str, size: int, loader: str, workers:
             labels, header = open_array(labels_file, {"kind": "labels"})
             paths, _ = open_array(paths_file, {"kind": "paths", "md5": header["md5"]})
     except OSError as problem:
-        where = problem.filename or processed  # an image folder that cannot be read, or one that cannot be written
+        path = problem.filename or processed  # an image folder that cannot be read, or the lists' folder
         remedy = f"; if that is in {folder}, give --datadir another folder"
-        raise UserError(f"{where}: {problem.strerror}{remedy}") from None
+        raise UserError(f"{path}: {problem.strerror}{remedy}") from None
     prefix = "" if len(labels) == OFFICIAL[part] else f"{UNOFFICIAL} "
     files = ImageFiles(root, paths, size, loader, workers)
     return Split(files, torch.from_numpy(np.array(labels)), MEAN, STD, source=prefix + header["md5"])
 
 
-def _usual(folder: Path) -> Path:
-    """Where images are looked for when no folder is named."""
-    usual, header = folder.parent / "ILSVRC2012_pytorch", folder / "processed" / "train_labels.json"
-    return Path(read_json(header)["root"]) if header.exists() and not usual.exists() else usual
+def _default_root(folder: Path) -> Path:
+    """The image folder if none is given."""
+    default, header = folder.parent / "ILSVRC2012_pytorch", folder / "processed" / "train_labels.json"
+    return Path(read_json(header)["root"]) if header.exists() and not default.exists() else default
 
 
 def _listed(labels_file: Path, about: dict[str, object]) -> bool:
-    """Whether the list was made of the same folders in their present state."""
+    """Whether the list was made from the same folders and they have not changed since."""
     header = read_json(labels_file.with_suffix(".json"))
     return all(header.get(key) == value for key, value in about.items())
 
 
 def _classes(root: Path, part: str) -> list[str]:
-    """Names of the class folders, sorted: a class's number is its place."""
+    """Names of the class folders, sorted; the label of a class is its index."""
     try:
         names = sorted(entry.name for entry in os.scandir(root / part) if entry.is_dir() and entry.name[0] != ".")
     except OSError:
@@ -88,7 +88,7 @@ def _classes(root: Path, part: str) -> list[str]:
 
 
 def _stamps(root: Path, part: str) -> dict[str, int]:
-    """When a file was last added to or removed from each class folder."""
+    """The time at which a file was last added to or removed from each class folder, in nanoseconds."""
     return {name: os.stat(root / part / name).st_mtime_ns for name in _classes(root, part)}
 
 

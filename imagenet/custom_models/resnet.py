@@ -1,4 +1,4 @@
-"""ResNet-18, 34 and 50, as torchvision has them, with taps (METHOD: models)."""
+"""torchvision's ResNet-18, 34 and 50 with taps (docs/method.md, section 3)."""
 
 from torchvision.models.resnet import BasicBlock, Bottleneck
 
@@ -11,7 +11,7 @@ def resnet18(classes: int) -> TappedResNet:
 
 
 def resnet34(classes: int) -> TappedResNet:
-    """The same taps, deeper."""
+    """A deeper network with the taps of `resnet18`."""
     return TappedResNet(BasicBlock, [3, 4, 6, 3], classes)
 
 

@@ -10,12 +10,12 @@ from alfk.bias import split_validation
 from alfk.data import Split
 from alfk.seeding import generator
 
-MEAN, STD = (0.1554,), (0.2769,)  # of the images as enlarged below
+MEAN, STD = (0.1554,), (0.2769,)  # of the enlarged images
 TEST_PER_CLASS = 40
 
 
 def load_digits(folder: Path | None = None) -> tuple[Split, Split]:
-    """1,397 training and 400 test images (40 a class, always the same). Needs no file and no network."""
+    """1,397 training and 400 test images (40 per class, the same in all runs). Needs no files and no download."""
     from sklearn.datasets import load_digits as sklearn_digits  # slow to import, and needed here only
 
     bunch = sklearn_digits()

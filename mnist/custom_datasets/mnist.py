@@ -1,4 +1,4 @@
-"""MNIST from its four original files, downloaded by torchvision where they are missing."""
+"""MNIST from its four original files, downloaded by torchvision if they are missing."""
 
 import contextlib
 import gzip
@@ -23,7 +23,7 @@ def load_mnist(folder: Path) -> tuple[Split, Split]:
     """The 60,000 training and 10,000 test images. Raises UserError.
 
     Args:
-        folder: local_data/MNIST; the files are read from its raw/, gzipped or not, or put there by a download.
+        folder: local_data/MNIST; the files, gzipped or not, are read from its subfolder raw, or downloaded into it.
     """
     raw = folder / "raw"
     if any(_find(raw, name) is None for name in FILES):
@@ -41,13 +41,13 @@ def read_idx(path: Path) -> Tensor:
     """An IDX file of unsigned bytes, gzipped (.gz) or not, as a uint8 tensor. Raises UserError if it is damaged."""
     try:
         content = gzip.decompress(path.read_bytes()) if path.suffix == ".gz" else path.read_bytes()
-        zero, kind, dimensions = struct.unpack(">HBB", content[:4])
+        zero, dtype, dimensions = struct.unpack(">HBB", content[:4])
         shape = struct.unpack(f">{dimensions}I", content[4 : 4 + 4 * dimensions])
         array = np.frombuffer(content, np.uint8, offset=4 + 4 * dimensions).reshape(shape)
     except (OSError, EOFError, struct.error, zlib.error, ValueError):
-        zero, kind = 1, 0
-    if (zero, kind) != (0, 8):
-        raise UserError(f"{path} is truncated or not an IDX file of bytes: delete it, then it is fetched again")
+        zero, dtype = 1, 0
+    if (zero, dtype) != (0, 8):  # 8: unsigned bytes
+        raise UserError(f"{path} is truncated or not an IDX file of bytes: delete it, then it is downloaded again")
     return torch.from_numpy(array.copy())
 
 

@@ -18,7 +18,7 @@ from alfk.errors import UserError
 from alfk.runs import complete_array, create_array, has_array, locked, open_array, read_json, save_array
 
 MEAN, STD = (0.5, 0.5, 0.5), (0.5, 0.5, 0.5)
-PARTS = {"train": ("train", "extra"), "test": ("test",)}  # our split -> the .mat files that it is made of, in order
+PARTS = {"train": ("train", "extra"), "test": ("test",)}  # split -> its .mat files, in order
 URLS, NAMES, MD5 = ({part: row[i] for part, row in TorchvisionSVHN.split_list.items()} for i in range(3))
 KINDS = ("images", "labels")
 CHUNK = 8192  # images converted at a time
@@ -26,11 +26,11 @@ IMAGE = (3, 32, 32)
 
 
 def load_svhn(folder: Path, strict: bool = True) -> tuple[Split, Split]:
-    """The 604,388 images of train and extra, in this order, and the 26,032 of test, mapped from files.
+    """The 604,388 images of train and extra, in this order, and the 26,032 of test, memory-mapped from files.
 
     Args:
-        folder: local_data/SVHN. The .mat files are read from its raw/, or put there by a download, unless its
-            processed/ has what they were converted to.
+        folder: local_data/SVHN. The .mat files are read from its subfolder raw, or downloaded into it, unless its
+            subfolder processed has the converted arrays.
         strict: refuse .mat files that are not the official ones; else only warn.
     Raises:
         UserError: a file is missing and cannot be downloaded, is damaged, or is not official.
@@ -48,13 +48,13 @@ def load_svhn(folder: Path, strict: bool = True) -> tuple[Split, Split]:
 
 
 def _split(folder: Path, split: str) -> Split:
-    """One of our splits, converted first where that was not done or the .mat files have changed since."""
+    """The split "train" or "test"; its .mat files are converted first if that was not done or if they have changed."""
     processed = folder / "processed"
     if not _up_to_date(folder, split):
         try:
             processed.mkdir(parents=True, exist_ok=True)
             with locked(processed / ".lock"):
-                if not _up_to_date(folder, split):  # another process may have converted them meanwhile
+                if not _up_to_date(folder, split):  # another process may have converted them in the meantime
                     _convert(folder, split)
         except OSError as problem:
             place = "give --datadir a folder that can be written, whose SVHN/raw may be a link to the .mat files"
@@ -71,7 +71,7 @@ def _path(folder: Path, split: str, what: str) -> Path:
 
 
 def _sources(folder: Path, split: str) -> list[dict[str, Any]]:
-    """Of each .mat file that a split was made from: name, bytes, mtime_ns and md5."""
+    """The name, bytes, mtime_ns and md5 of each .mat file that a split was converted from."""
     return read_json(_path(folder, split, "labels").with_suffix(".json"))["sources"]
 
 
@@ -80,7 +80,7 @@ def _official(source: dict[str, Any]) -> bool:
 
 
 def _up_to_date(folder: Path, split: str) -> bool:
-    """Whether the arrays are there, and were made from the .mat files that are there now, as far as any are."""
+    """Whether the arrays exist and were converted from the present .mat files; missing ones are not compared."""
     if not all(has_array(_path(folder, split, what)) for what in KINDS):
         return False
     for source in _sources(folder, split):
@@ -111,7 +111,7 @@ def _convert(folder: Path, split: str) -> None:
         for i in range(0, count, CHUNK):
             part = pixels[..., i : i + CHUNK].transpose(3, 2, 0, 1)
             images[start + i : start + i + len(part)] = part
-        labels.append(digits % 10)  # the files call the digit 0 "10"
+        labels.append(digits % 10)  # in the files the digit 0 has the label 10
         start += count
         del pixels
     complete_array(_path(folder, split, "images"), images, {"kind": "images", "sources": sources})
@@ -119,13 +119,13 @@ def _convert(folder: Path, split: str) -> None:
 
 
 def _raw(folder: Path, part: str) -> Path:
-    """The .mat file, downloaded if it is not there. Raises UserError."""
+    """The path of a .mat file, which is downloaded if it does not exist. Raises UserError."""
     path = folder / "raw" / NAMES[part]
     if not path.exists():
-        half = path.with_name(f"{path.name}.part")  # it takes its name when it is whole
+        temporary = path.with_name(f"{path.name}.part")
         try:
-            download_url(URLS[part], str(path.parent), half.name, MD5[part])
-            half.replace(path)
+            download_url(URLS[part], str(path.parent), temporary.name, MD5[part])
+            temporary.replace(path)
         except (RuntimeError, urllib.error.URLError, OSError):
             raise UserError(
                 f"SVHN's {path.name} is not here and cannot be downloaded: put {', '.join(NAMES.values())} "
@@ -140,7 +140,7 @@ def _md5(path: Path) -> str:
 
 
 def _count(path: Path) -> int:
-    """How many images a .mat file has, from its headers."""
+    """The number of images in a .mat file, from its header."""
     from scipy.io import whosmat  # slow to import, and needed for a conversion only
 
     shapes = {name: shape for name, shape, _ in _mat(path, whosmat)}
@@ -167,5 +167,5 @@ def _between(values: np.ndarray, low: int, high: int) -> bool:
 def _mat(path: Path, read: Any) -> Any:
     try:
         return read(path)
-    except Exception:  # scipy raises whatever the damaged bytes lead it to
-        raise UserError(f"{path} is truncated or not a MATLAB file: delete it, then it is fetched again") from None
+    except Exception:  # scipy raises exceptions of many types for damaged files
+        raise UserError(f"{path} is truncated or not a MATLAB file: delete it, then it is downloaded again") from None

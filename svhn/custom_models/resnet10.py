@@ -1,4 +1,4 @@
-"""ResNet-10: one basic block in each of the four layers (METHOD: models)."""
+"""ResNet-10: one basic block in each of the four layers (docs/method.md, section 3)."""
 
 from torchvision.models.resnet import BasicBlock
 
