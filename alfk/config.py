@@ -69,7 +69,10 @@ class Flags(Protocol):
         """The constants, changed by the parsed `options`. May raise UserError."""
 
 
-FREE = {"binds": False}  # metadata of fields on which no result depends: they may change between sessions of a run
+# Metadata of fields: the stages whose results depend on them. Fields without bind both stages.
+FREE: dict[str, tuple[str, ...]] = {"stages": ()}
+INITIAL = {"stages": ("initial",)}
+LEARNING = {"stages": ("learning",)}
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -83,26 +86,28 @@ class Experiment:
     minority: tuple[int, ...] | None  # classes thinned out by the imbalance ratio; None: a random half in each run
     validation_per_class: tuple[int, ...]  # drawn from the training images; empty if there is a separate validation set
     iterations: int = field(metadata=FREE)  # B, AL iterations
-    query_size: int  # n, images labelled in each iteration
+    query_size: int = field(metadata=LEARNING)  # n, images labelled in each iteration
     runs: int = field(metadata=FREE)  # the paper's number of runs
-    retraining: Recipe
-    pretraining: Recipe  # rotation task
+    retraining: Recipe = field(metadata=LEARNING)
+    pretraining: Recipe = field(metadata=INITIAL)  # rotation task
     descriptors: dict[int, tuple[int, ...]] = field(metadata=FREE)  # L -> indices into the network's list of taps
     default_length: int = field(metadata=FREE)  # L if the command line gives none
     default_ir: float = field(metadata=FREE)  # imbalance ratio if the command line gives none
-    descriptor_batch: int  # images per batch outside training; affects rounding and dropout masks
+    descriptor_batch: int = field(
+        metadata=LEARNING
+    )  # images per batch outside training; affects rounding, masks
     training_threads: int  # CPU threads while training: fixed, so that results depend on neither --jobs nor the machine
-    samples: int  # K, dropout samples or perturbed copies of an image, in total over an ensemble
+    samples: int = field(metadata=LEARNING)  # K, dropout samples or perturbed copies, in total over an ensemble
     network: Callable[[int], nn.Module]  # number of classes -> network
     initialise: Initialiser  # draws its weights
     load: "Load" = field(metadata=FREE)
     has_subsets: bool = field(default=False, metadata=FREE)  # whether load(..., strict=False) accepts unofficial files
     train_images: int | None = field(default=None, metadata=FREE)  # official number; fewer shrink the validation set
-    descriptor_dtype: str = "float32"  # of databases on disk: float32 or float16
+    descriptor_dtype: str = field(default="float32", metadata=LEARNING)  # of databases on disk: float32 or float16
     image_size: int | None = None  # pixels that images in files are cropped to
     loader: str | None = None  # of image files: "dali" or "torchvision"
     holdout: float = 0.0  # share of the validation images reserved for test, if both are the same images
-    top5: bool = False  # whether top-5 accuracy is recorded too
+    top5: bool = field(default=False, metadata=LEARNING)  # whether top-5 accuracy is recorded too
     flags: Flags | None = field(default=None, metadata=FREE)  # flags that only this data set has
     panels: Mapping[float, str] = field(default_factory=dict, metadata=FREE)  # ir -> the paper's panel
     hardest: tuple[int, ...] = field(default=(), metadata=FREE)  # minority classes whose accuracy the paper reports
@@ -126,12 +131,12 @@ class Experiment:
             changed["classes"] = 1 + int(train.labels.max())
         return dataclasses.replace(self, **changed)
 
-    def settings(self) -> dict[str, object]:
+    def settings(self, stage: str) -> dict[str, object]:
         """The constants on which results depend, as flat JSON-able values, for a run's manifest."""
         flat: dict[str, object] = {}
         for each in dataclasses.fields(self):
             name, value = each.name, getattr(self, each.name)
-            if not each.metadata.get("binds", True):
+            if stage not in each.metadata.get("stages", (stage,)):
                 continue
             if isinstance(value, Recipe):
                 for part in dataclasses.fields(value):

@@ -18,9 +18,6 @@ from alfk.seeding import generator
 
 Report = Callable[..., None]  # report(event, **information), for progress displays
 
-# Prefixes of the settings that affect active learning but not the initial models.
-LATER = ("retraining.", "query_size", "samples", "descriptor_batch", "descriptor_dtype", "top5")
-
 PROTOCOL = 2  # raised when results under unchanged settings change; runs of another number are not continued
 
 
@@ -48,15 +45,11 @@ class Workspace:
     separate_validation: Split | None = None
 
     def settings(self, initial: bool = False) -> dict[str, Any]:
-        """The settings that active learning depends on; with `initial`, those that the initial models depend on."""
+        """The settings on which active learning depends, or, with `initial`, the initial models."""
         common = {"protocol": PROTOCOL, "dataset": self.experiment.name, "seed": self.seed, "device": self.device.type}
         if self.train.source or self.test.source:
             common["data"] = [self.train.source, self.test.source]
-        constants = self.experiment.settings()
-        if initial:
-            return common | {key: value for key, value in constants.items() if not key.startswith(LATER)}
-        later = {key: value for key, value in constants.items() if not key.startswith("pretraining.")}
-        return common | later
+        return common | self.experiment.settings("initial" if initial else "learning")
 
     def generator(self, *purpose: object, member: int = 0) -> torch.Generator:
         """The generator for one purpose; that of member 0 of an ensemble is the generator of a single model."""
