@@ -1,10 +1,10 @@
-"""What one acquisition costs, method by method: real MNIST, ir=100, b=3, the pool of 25,851 images, K=128.
+"""The cost of one acquisition for each method: MNIST, ir=100, b=3, a pool of 25,851 images, K=128.
 
     python3 bench/bench_acquisition.py                                # the paper's method against varR: 2 minutes
-    python3 bench/bench_acquisition.py --methods Rz Rzg_trace Rzg_mi  # others, against varR too; minutes each
-    python3 bench/bench_acquisition.py --samples 2                    # checks that it works
+    python3 bench/bench_acquisition.py --methods Rz Rzg_trace Rzg_mi  # other methods against varR; minutes each
+    python3 bench/bench_acquisition.py --samples 2                    # a quick check of this script
 
-Times measuring and choosing, in memory; the paper's claim is a tenth of the processing of MC-dropout ensembles.
+Times measurement and choice, in memory; the paper's claim is a tenth of the processing of MC-dropout ensembles.
 """
 
 import argparse
@@ -58,7 +58,7 @@ def parse() -> argparse.Namespace:
 
 
 def cost(work: Workspace, key: str, length: int, samples: int) -> tuple[float, int, int, int]:
-    """Seconds of one acquisition, images forward and backward through the network, peak memory in MiB."""
+    """Seconds of one acquisition, images in forward and backward passes, peak memory in MiB."""
     method, current = get_method(key), Round(work, TRIAL, B)
     pool, validation = current.pool, current.validation
     models, _ = current.starting_models()
@@ -72,9 +72,9 @@ def cost(work: Workspace, key: str, length: int, samples: int) -> tuple[float, i
         sampling = Sampling(generator, samples)
         situation.measurement = measure(method, models, pool, validation, sampling, taps, MNIST.descriptor_batch)
     choose(method, situation)
-    found = situation.measurement
+    measurement = situation.measurement
     seconds = time.perf_counter() - start
-    passes = (found.forward, found.backward) if found else (0, 0)
+    passes = (measurement.forward, measurement.backward) if measurement else (0, 0)
     return seconds, *passes, peak_mib(work.device)
 
 

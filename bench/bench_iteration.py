@@ -1,26 +1,24 @@
-"""One AL iteration of MNIST, ir=100, Rzg_pz L80, b=3 (375 -> 500 labels): where its time goes, against the plain way of
-doing the same, and against what its arithmetic takes.
+"""One AL iteration of MNIST, ir=100, Rzg_pz L80, b=3 (375 -> 500 labels): the times of its parts, in comparison with a
+plain implementation and with the time of its arithmetic.
 
     python3 bench/bench_iteration.py                       # about four minutes on 2 CPU cores
     python3 bench/bench_iteration.py --without plain       # one minute
-    python3 bench/bench_iteration.py --epochs 2 --warm-epochs 1 --images 2000      # checks that it works
+    python3 bench/bench_iteration.py --epochs 2 --warm-epochs 1 --images 2000      # a quick check of this script
 
-The models before b=3 are made first, in a temporary folder, with fewer epochs than the protocol's: accuracies are no
-results. The plain way does what a first version would: every image is a PIL item of a DataLoader, each pass of the
-descriptors goes through the images anew, k-centre computes all similarities at every step, and every epoch is evaluated
-on all test images. It starts from the same weights and labels.
+The models before b=3 are trained first, in a temporary folder, with fewer epochs than the protocol's: accuracies are no
+results. In the plain implementation every image is a PIL item of a DataLoader, z and g of the descriptors take separate
+passes over the images, k-centre computes all similarities in every step, and every epoch is evaluated on all test
+images. It starts from the same weights and labels.
 
-The limit of a part is its floating-point operations, as torch's FlopCounterMode counts them, over the rate that the
-machine reaches in a product of two 1024 x 1024 matrices with the same number of threads.
+The limit of a part is its number of floating-point operations, counted by torch's FlopCounterMode, divided by the rate
+of the machine in a product of two 1024 x 1024 matrices with the same number of threads.
 """
 
 import argparse
 import contextlib
-import functools
 import sys
 import tempfile
 import time
-from collections import defaultdict
 from collections.abc import Callable, Iterator
 from dataclasses import replace
 from pathlib import Path
@@ -52,35 +50,14 @@ from alfk.stages.loop import active_learning
 from alfk.stages.pretrain import make_initial_models
 from alfk.stages.round import Round
 from alfk.stages.workspace import Workspace
-from alfk.training import Evaluator, cpu_threads
+from alfk.training import Evaluator
 from alfk.uncertainty import uncertainty
-from bench.common import fastest, guarded, machine, mnist_on, mnist_parser
+from bench.common import Clock, fastest, guarded, machine, matrix_product_rate, mnist_on, mnist_parser
 from mnist.config import MNIST
 
 TRIAL = Trial(ir=100, method="Rzg_pz", length=80)
 B = 3  # the iteration that is timed
-SAMPLES = 16  # dropout samples of an image in the timing of sampling; time is proportional to their number
-
-
-class Clock:
-    """Seconds of the named parts of a computation on `device`, and amounts of work that are counted beside them."""
-
-    def __init__(self, device: torch.device):
-        self.device = device
-        self.seconds: defaultdict[str, float] = defaultdict(float)
-        self.amounts: defaultdict[str, int] = defaultdict(int)
-
-    @contextlib.contextmanager
-    def part(self, name: str) -> Iterator[None]:
-        """Add what happens inside the block to part `name`."""
-        start = self._now()
-        yield
-        self.seconds[name] += self._now() - start
-
-    def _now(self) -> float:
-        if self.device.type == "cuda":
-            torch.cuda.synchronize(self.device)  # kernels run on after the call that starts them
-        return time.perf_counter()
+SAMPLES = 16  # dropout samples per image in the timing of sampling; time is proportional to their number
 
 
 def main() -> int:
@@ -91,7 +68,7 @@ def main() -> int:
     with tempfile.TemporaryDirectory() as root:
         folder = RunFolder(Path(root), 0)
         folder.create()
-        # Both work on one folder: what a file says it is does not include the epochs, and no manifest is opened.
+        # Both use the same folder: headers and checkpoints do not record epochs, and no manifest is written.
         warm, full = (
             Workspace(with_epochs(epochs), folder, train, test, seed=0, device=device)
             for epochs in (options.warm_epochs, options.epochs)
@@ -116,14 +93,14 @@ def parse() -> argparse.Namespace:
     epochs = MNIST.retraining.epochs
     add("-e", "--epochs", type=positive, default=epochs, help=f"epochs of the timed iteration ({epochs})")
     add("--warm-epochs", type=positive, default=10, help=f"epochs of the iterations before b={B} (10)")
-    add("--workers", type=int, default=2, help="processes of the plain way's DataLoader (2)")
+    add("--workers", type=int, default=2, help="processes of the plain implementation's DataLoader (2)")
     add("--images", type=positive, default=10_000, help="pool images in the timing of dropout sampling (10,000)")
     add("--without", nargs="+", default=[], choices=("limits", "plain"), help="parts to leave out")
     return parser.parse_args()
 
 
 def with_epochs(epochs: int) -> Experiment:
-    """MNIST with so many epochs an iteration, and one of pretraining."""
+    """MNIST with `epochs` epochs per iteration and one epoch of pretraining."""
     retraining, pretraining = replace(MNIST.retraining, epochs=epochs), replace(MNIST.pretraining, epochs=1)
     return replace(MNIST, retraining=retraining, pretraining=pretraining)
 
@@ -135,7 +112,7 @@ def warm_up(work: Workspace) -> None:
     active_learning(replace_iterations(work, B), [TRIAL])
     epochs = work.experiment.retraining.epochs
     seconds = time.perf_counter() - start
-    print(f"made what b={B} starts from, {epochs} epoch(s) an iteration, in {seconds:.1f} s", file=sys.stderr)
+    print(f"trained the models before b={B}, {epochs} epoch(s) per iteration, in {seconds:.1f} s", file=sys.stderr)
 
 
 def replace_iterations(work: Workspace, count: int) -> Workspace:
@@ -143,19 +120,19 @@ def replace_iterations(work: Workspace, count: int) -> Workspace:
 
 
 def timed_iteration(work: Workspace, clock: Clock) -> Record:
-    """AL iteration b, stage by stage as the scripts run it. Returns its results record."""
+    """AL iteration b with the stages of the scripts. Returns its results record."""
     current = Round(work, TRIAL, B)
     with clock.part("descriptors"):
         describe(current)
     with clock.part("matching"):
         acquire(current)
-    with inside_of_retraining(clock), clock.part("retraining"):
+    with retraining_timed(clock), clock.part("retraining"):
         return retraining.retrain(current)
 
 
 @contextlib.contextmanager
-def inside_of_retraining(clock: Clock) -> Iterator[None]:
-    """Time the evaluations and count the images that they look at; time the SGD steps between them."""
+def retraining_timed(clock: Clock) -> Iterator[None]:
+    """Inside the block evaluations are timed, their images counted, and the SGD steps between them timed."""
     evaluate, fetch, fit = Evaluator.__call__, Split.batches, retraining.fit
 
     def timed_evaluate(self: Evaluator, *args: Any) -> Any:
@@ -184,18 +161,18 @@ def steps_of(record: Record, epochs: int) -> int:
 
 
 def print_parts(clock: Clock, record: Record, options: argparse.Namespace) -> None:
-    """Where the time of the iteration went."""
+    """Print the times of the iteration's parts."""
     seconds = clock.seconds
     total = seconds["descriptors"] + seconds["matching"] + seconds["retraining"]
     sgd, evaluation = seconds["fit"] - seconds["after epochs"], seconds["evaluation"]
     evaluated, whole = clock.amounts["evaluated"], (options.epochs + 1) * 10_000
-    what = f"{record['misclassified']:,} misclassified, {record['centres']} centres"
+    sizes = f"{record['misclassified']:,} misclassified, {record['centres']} centres"
     lines = [
         ("descriptors", seconds["descriptors"], "validation and pool, with pseudo-labels, written to files"),
-        ("matching", seconds["matching"], what),
+        ("matching", seconds["matching"], sizes),
         ("SGD steps", sgd, f"{steps_of(record, options.epochs):,} of {MNIST.retraining.batch_size} images"),
         ("evaluation", evaluation, f"{evaluated:,} of {whole:,} images: until an epoch cannot be the best"),
-        ("the rest", seconds["retraining"] - sgd - evaluation, "copies of weights, files"),
+        ("other", seconds["retraining"] - sgd - evaluation, "copies of weights, files"),
         ("total", total, ""),
     ]
     before = f"{record['labelled'] - MNIST.query_size} -> {record['labelled']} labels"
@@ -210,7 +187,7 @@ def print_parts(clock: Clock, record: Record, options: argparse.Namespace) -> No
 
 
 def print_limits(work: Workspace, clock: Clock, record: Record, options: argparse.Namespace) -> None:
-    """Seconds of the parts over what their floating-point operations take at the rate of a matrix product."""
+    """Print the seconds of the parts divided by the time of their arithmetic at the rate of a matrix product."""
     after = Round(work, TRIAL, B + 1)
     pool, validation = after.pool, after.validation
     (model,), _ = after.starting_models()
@@ -231,7 +208,7 @@ def print_limits(work: Workspace, clock: Clock, record: Record, options: argpars
     sgd = clock.seconds["fit"] - clock.seconds["after epochs"]
     trained = steps_of(record, options.epochs) * record["labelled"] / -(-record["labelled"] // 25)
     described = (len(pool) + len(validation)) * scored + search
-    few, many = (rate(threads) for threads in (MNIST.training_threads, torch.get_num_threads()))
+    few, many = (matrix_product_rate(threads) for threads in (MNIST.training_threads, torch.get_num_threads()))
     rows = [
         ("SGD steps", sgd, trained * both / few),
         ("evaluation", clock.seconds["evaluation"], clock.amounts["evaluated"] * forward / many),
@@ -251,16 +228,7 @@ def flop(work: Callable[[], Any]) -> int:
     return counter.get_total_flops()
 
 
-@functools.cache
-def rate(threads: int) -> float:
-    """Floating-point operations a second in a product of two float32 matrices of 1024 x 1024."""
-    a, b = torch.randn(2, 1024, 1024)
-    with cpu_threads(threads):
-        seconds, _ = fastest(10, lambda: a @ b)
-    return 2 * 1024**3 / seconds
-
-
-# The plain way
+# The plain implementation
 
 
 class PilImages(Dataset):
@@ -278,7 +246,7 @@ class PilImages(Dataset):
 
 
 class Plain:
-    """The same iteration as a first version would do it."""
+    """A plain implementation of the iteration."""
 
     def __init__(self, work: Workspace, workers: int):
         self.work, self.workers, self.clock = work, workers, Clock(work.device)
@@ -302,7 +270,7 @@ class Plain:
         return DataLoader(PilImages(split), batch_size, shuffle=shuffle, num_workers=self.workers)
 
     def describe(self) -> tuple[Tensor, Tensor]:
-        """[z, g] of pool and validation: a pass for z, one for g, over either side."""
+        """[z, g] of pool and validation set, with one pass over the images for z and one for g."""
         validation_z, pool_z = self.features(self.validation), self.features(self.pool)
         labels = self.validation.labels[(pool_z @ validation_z.T).argmax(1)]
         validation = torch.cat([validation_z, self.scores(self.validation, self.validation.labels)], 1)
@@ -329,8 +297,8 @@ class Plain:
         return torch.cat(found)
 
     def choose(self, pool: Tensor, validation: Tensor, before: Tensor) -> Tensor:
-        """Greedy k-centre with all similarities computed anew at every step, then matches rank by rank."""
-        errors, n = validation[self.wrong()], MNIST.query_size
+        """Greedy k-centre with all similarities recomputed in every step, then matches rank by rank."""
+        errors, n = validation[self.misclassified()], MNIST.query_size
         start = int(torch.randint(len(errors), (1,), generator=self.current.generator("acquire")))
         centres = [start]
         while len(centres) < min(n, len(errors)):
@@ -346,7 +314,7 @@ class Plain:
         return torch.from_numpy(walk[np.sort(first)[:n]])
 
     @torch.no_grad()
-    def wrong(self) -> Tensor:
+    def misclassified(self) -> Tensor:
         self.model.eval()
         loader = self.loader(self.validation, 10_000)
         return torch.cat([self.model(images)[0].argmax(1) != labels for images, labels in loader]).nonzero().flatten()
@@ -371,19 +339,21 @@ class Plain:
     def test(self) -> float:
         self.model.eval()
         loader = self.loader(self.work.test, 10_000)
-        right = sum(int((self.model(images)[0].argmax(1) == labels).sum()) for images, labels in loader)
-        return 100 * right / len(self.work.test)
+        correct = sum(int((self.model(images)[0].argmax(1) == labels).sum()) for images, labels in loader)
+        return 100 * correct / len(self.work.test)
 
 
 def print_plain(plain: Plain, clock: Clock, record: Record, work: Workspace) -> None:
     ours = Round(work, TRIAL, B).labelled()[0][-MNIST.query_size :]
-    same = len(set(ours.tolist()) & set(plain.chosen.tolist()))
+    common = len(set(ours.tolist()) & set(plain.chosen.tolist()))
     print(f"\n{'part':<18}{'ours':>10}{'plain':>10}{'ratio':>8}")
     for name in ("descriptors", "matching", "retraining", "total"):
-        mine, theirs = clock.seconds[name], plain.clock.seconds[name] or sum(plain.clock.seconds.values())
-        print(f"{name:<18}{mine:>10.3f}{theirs:>10.3f}{theirs / mine:>8.1f}")
-    print(f"\n{same} of {len(ours)} chosen images are the same; test accuracy {record['accuracy']:.2f} % and", end=" ")
-    print(f"{plain.accuracy:.2f} %, the shuffles being others")
+        seconds, plain_seconds = clock.seconds[name], plain.clock.seconds[name] or sum(plain.clock.seconds.values())
+        print(f"{name:<18}{seconds:>10.3f}{plain_seconds:>10.3f}{plain_seconds / seconds:>8.1f}")
+    print(
+        f"\n{common} of {len(ours)} chosen images are the same; test accuracy {record['accuracy']:.2f} % and", end=" "
+    )
+    print(f"{plain.accuracy:.2f} %, with different shuffles")
 
 
 if __name__ == "__main__":

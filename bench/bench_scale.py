@@ -1,17 +1,16 @@
-"""Acquisition at full size on random descriptors: seconds and peak memory, pool mapped from a file.
+"""Acquisition at full size on random descriptors: seconds and peak memory, with the pool memory-mapped from a file.
 
     python3 bench/bench_scale.py                       # 500,000 x 768 pool, 20,000 x 768 misclassified, n=1250
     python3 bench/bench_scale.py -L 1536 --errors 40000    # [z, g] of L=768, and twice the misclassified images
     python3 bench/bench_scale.py --imagenet --part 10      # a tenth of 1,281,167 x 1536, 50,000 misclassified, n=64,000
 
-k-centre chooses the centres, then the matching streams over the pool. The pool's file (4 bytes an entry, 2 with
---half) is written to --folder first and removed at the end.
+k-centre chooses the centres, then the matching streams over the pool. The pool's file (4 bytes per entry, 2 with
+--half) is written to --folder first and deleted at the end.
 """
 
 import argparse
 import sys
 import tempfile
-import time
 from pathlib import Path
 
 ROOT = Path(__file__).resolve().parents[1]
@@ -25,7 +24,7 @@ from alfk.cli.options import Parser, device_of, positive
 from alfk.matching import budget, k_centre, match
 from alfk.seeding import generator
 from alfk.stages.memory import peak_mib, reset_peak
-from bench.common import guarded, machine
+from bench.common import Clock, guarded, machine
 
 CHUNK = 10_000  # rows written at a time
 
@@ -35,27 +34,27 @@ def main() -> int:
     device = device_of(options)
     print(machine(device))
     if options.part > 1:
-        print(f"1/{options.part} of pool, misclassified images and n: the whole takes {options.part**2} times as long")
+        print(f"1/{options.part} of pool, misclassified images and n: full size takes {options.part**2} times as long")
     print(f"pool {options.pool:,} x {options.length}, {options.errors:,} misclassified, n={options.query_size:,}")
-    draws = generator(0, "bench_scale")
+    source = generator(0, "bench_scale")
     with tempfile.TemporaryDirectory(dir=options.folder) as folder:
-        pool = write_pool(Path(folder) / "pool.npy", options, draws)
-        errors = torch.randn(options.errors, options.length, generator=draws).to(device)
+        pool = write_pool(Path(folder) / "pool.npy", options, source)
+        errors = torch.randn(options.errors, options.length, generator=source).to(device)
         rows = []
         if options.query_size < options.errors:
             seconds, peak = timed(device, lambda: k_centre(errors, options.query_size, 0))
             rows.append(["k-centre", f"{seconds:.1f}", peak])
         available = torch.ones(options.pool, dtype=torch.bool)
-        chosen = None
+        selection = None
 
-        def work() -> None:
-            nonlocal chosen
-            chosen = match(errors, pool, available, options.query_size, generator(0, "start"))
+        def select() -> None:
+            nonlocal selection
+            selection = match(errors, pool, available, options.query_size, generator(0, "start"))
 
-        seconds, peak = timed(device, work)
+        seconds, peak = timed(device, select)
         rows.append(["k-centre and matching", f"{seconds:.1f}", peak])
         print(tabulate(rows, headers=["stage", "seconds", "peak MiB"], disable_numparse=True))
-        print(f"{len(chosen.indices):,} distinct images; largest tensor at most {budget(device) / 2**20:,.0f} MiB")
+        print(f"{len(selection.indices):,} distinct images; largest tensor at most {budget(device) / 2**20:,.0f} MiB")
     return 0
 
 
@@ -66,12 +65,12 @@ def parse() -> argparse.Namespace:
     add("--errors", type=positive, default=20_000, help="misclassified validation images (20,000)")
     add("-L", "--length", type=positive, default=768, help="entries of a descriptor (768)")
     add("-n", "--query-size", type=positive, default=1250, help="images to choose (1,250)")
-    add("--half", action="store_true", help="the pool's file in half precision")
+    add("--half", action="store_true", help="store the pool's file in half precision")
     add("--imagenet", action="store_true", help="ImageNet's sizes at L=768 with g, in half precision")
     add("--part", type=positive, default=1, metavar="F", help="divide pool, misclassified images and n by F (1)")
     add("--folder", type=Path, help="where the pool's file is written (the system's temporary folder)")
     add("--gpu", type=int, metavar="N", help="CUDA device N")
-    add("--device", help="torch device (default: a GPU where there is one, else the CPU)")
+    add("--device", help="torch device (default: a GPU if there is one, else the CPU)")
     options = parser.parse_args()
     if options.imagenet:
         options.pool, options.errors, options.length, options.query_size = 1_281_167, 50_000, 1536, 64_000
@@ -81,26 +80,25 @@ def parse() -> argparse.Namespace:
     return options
 
 
-def write_pool(path: Path, options: argparse.Namespace, draws: torch.Generator) -> np.ndarray:
-    """Random rows, written a part at a time, then mapped read-only."""
+def write_pool(path: Path, options: argparse.Namespace, source: torch.Generator) -> np.ndarray:
+    """Random rows, written in chunks, then memory-mapped read-only."""
     dtype = np.dtype("<f2" if options.half else "<f4")
     array = np.lib.format.open_memmap(path, mode="w+", dtype=dtype, shape=(options.pool, options.length))
     for start in range(0, options.pool, CHUNK):
         count = min(CHUNK, options.pool - start)
-        array[start : start + count] = torch.randn(count, options.length, generator=draws).numpy()
+        array[start : start + count] = torch.randn(count, options.length, generator=source).numpy()
     array.flush()
     del array
     return np.load(path, mmap_mode="r")
 
 
-def timed(device: torch.device, work) -> tuple[float, int]:
-    """Seconds of `work`, and the peak memory while it ran, in MiB (the mapped file's pages count on a CPU)."""
+def timed(device: torch.device, function: Callable[[], object]) -> tuple[float, int]:
+    """Seconds and peak memory in MiB of a call of `function` (on a CPU including pages of the mapped file)."""
     reset_peak(device)
-    start = time.perf_counter()
-    work()
-    if device.type == "cuda":
-        torch.cuda.synchronize(device)
-    return time.perf_counter() - start, peak_mib(device)
+    clock = Clock(device)
+    with clock.part("work"):
+        work()
+    return clock.seconds["work"], peak_mib(device)
 
 
 if __name__ == "__main__":

@@ -1,10 +1,10 @@
-"""Each stage of the method against a plain reference, on the CPU: seconds, peak memory, and that both agree.
+"""Each stage of the method against a plain reference, on the CPU: seconds, peak memory, and equality of the results.
 
     python3 bench/bench_stages.py            # about a minute on 2 CPU cores, 2 GB of memory
-    python3 bench/bench_stages.py --quick    # small sizes, 20 s: checks that it works
+    python3 bench/bench_stages.py --quick    # small sizes, 20 s: a quick check of this script
 
-Every time is the minimum over --repeats. The images are MNIST's test images where <datadir>/MNIST has them, else
-random ones; the vectors are random. Ours and the reference get the same input and the same number of threads.
+Every time is the minimum over --repeats. The images are MNIST's test images if <datadir>/MNIST has them, else random
+ones; the vectors are random. Both implementations get the same input and the same number of threads.
 """
 
 import argparse
@@ -41,14 +41,14 @@ from mnist.config import MNIST
 from mnist.custom_datasets.mnist import load_mnist
 from mnist.custom_models.lenet import LeNet
 
-CHECKED_CENTRES = 100  # the reference k-centre is run in full for so many, to compare the answers
+CHECKED_CENTRES = 100  # centres of the full run of the reference k-centre, to compare the results
 
 
 @dataclasses.dataclass(frozen=True)
 class Matching:
     """The k most similar of `database` vectors for each of `queries` vectors of length `width`.
 
-    The library is asked for `batch` queries at a time, as its own caller does; the reference for all at once.
+    The library searches for `batch` queries at a time, as in the method; the reference for all at once.
     """
 
     stage: str
@@ -61,7 +61,7 @@ class Matching:
 
 @dataclasses.dataclass(frozen=True)
 class Sizes:
-    """How large the stages are: images to evaluate; n centres of M vectors of length L; the two matchings."""
+    """The sizes of the stages: images to evaluate; n centres of M vectors of length L; the two matchings."""
 
     images: int
     centres: int
@@ -95,7 +95,7 @@ QUICK = Sizes(
 
 @dataclasses.dataclass(frozen=True)
 class Row:
-    """A line of the table. Memory, in MiB, is what a process's peak grew by while it worked: (ours, reference)."""
+    """A row of the table. Memory is the growth of the process's peak memory in MiB: (ours, reference)."""
 
     stage: str
     ours: float
@@ -122,20 +122,20 @@ def parse() -> argparse.Namespace:
     parser = Parser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     add = parser.add_argument
     add("--datadir", type=Path, default=ROOT / "local_data", help="folder with MNIST/raw (local_data)")
-    add("--repeats", type=positive, default=3, help="repetitions, of which the fastest counts (3)")
+    add("--repeats", type=positive, default=3, help="number of repetitions, of which the fastest is reported (3)")
     add("--quick", action="store_true", help="small sizes: a check of this script, not a measurement")
     add("-n", "--centres", type=positive, metavar="n", help="k-centre: centres to choose (1250)")
     add("-M", "--vectors", type=positive, metavar="M", help="k-centre: vectors to choose from (20000)")
     add("-L", "--length", type=positive, metavar="L", help="k-centre: values in a vector (256)")
-    steps = "k-centre: steps of the reference that are timed, the others being interpolated; n or more times all (20)"
+    steps = "k-centre: steps of the reference to time, the others are interpolated; all if it is n or more (20)"
     add("--timed-steps", type=positive, default=20, metavar="S", help=steps)
     return parser.parse_args()
 
 
 def sizes_of(options: argparse.Namespace) -> Sizes:
-    """The sizes that the flags ask for. Raises UserError."""
-    given = {"centres": options.centres, "vectors": options.vectors, "length": options.length}
-    sizes = dataclasses.replace(QUICK if options.quick else FULL, **{k: v for k, v in given.items() if v})
+    """The sizes given by the flags. Raises UserError."""
+    overrides = {"centres": options.centres, "vectors": options.vectors, "length": options.length}
+    sizes = dataclasses.replace(QUICK if options.quick else FULL, **{k: v for k, v in overrides.items() if v})
     if sizes.length < 2 or not 2 <= sizes.centres <= sizes.vectors:
         raise UserError("k-centre needs 2 <= n <= M and L >= 2")
     return sizes
@@ -145,7 +145,7 @@ def sizes_of(options: argparse.Namespace) -> Sizes:
 
 
 def test_images(datadir: Path, count: int) -> tuple[str, Split]:
-    """What the images are, and `count` of them: MNIST's test images, or random ones of their shape."""
+    """The name of the images and `count` of them: MNIST's test images, or random ones of the same shape."""
     if mnist_is_in(datadir / "MNIST"):
         test = load_mnist(datadir / "MNIST")[1].subset(torch.arange(count))
         return "MNIST test images", test
@@ -154,8 +154,8 @@ def test_images(datadir: Path, count: int) -> tuple[str, Split]:
     return f"random images, MNIST is not in {datadir}", Split(images, labels, MNIST.mean, MNIST.std)
 
 
-class PictureFolder(Dataset):
-    """The images as torchvision's data sets give them: a PIL image an item, transformed one by one."""
+class PilImages(Dataset):
+    """The images in the manner of torchvision's data sets: PIL images, transformed one by one."""
 
     def __init__(self, split: Split):
         self.images, self.labels = split.images[:, 0], split.labels
@@ -169,7 +169,7 @@ class PictureFolder(Dataset):
 
 
 class PlainLeNet(LeNet):
-    """LeNet as it is usually written, with PyTorch's own max pooling."""
+    """LeNet with PyTorch's max pooling."""
 
     def forward(self, images: Tensor) -> tuple[Tensor, list[Tensor]]:
         x1 = F.relu(F.max_pool2d(self.conv1(images), 2))
@@ -181,35 +181,35 @@ class PlainLeNet(LeNet):
 
 @torch.no_grad()
 def plain_predict(model: nn.Module, loader: DataLoader) -> Tensor:
-    """(N,) int64, the arg max for every image. About 1 s for 10,000 images, most of it spent on loading them."""
+    """(N,) int64, the arg max for every image. About 1 s for 10,000 images, most of it for loading them."""
     model.eval()
     return torch.cat([model(images)[0].argmax(1) for images, _ in loader])
 
 
 def compare_evaluation(source: str, test: Split, repeats: int) -> Row:
-    """Predictions of an untrained LeNet, weights equal on both sides. The reference gets its better worker count."""
-    say(f"evaluation of {len(test):,} {source}")
+    """Predictions of an untrained LeNet with equal weights. The reference is run with its faster number of workers."""
+    log(f"evaluation of {len(test):,} {source}")
     plain = PlainLeNet(MNIST.classes)
     kaiming_fan_out(plain, generator(0, "bench"))
     model = LeNet(MNIST.classes).to(memory_format=torch.channels_last)
     model.load_state_dict(plain.state_dict())
-    ours, mine = fastest(repeats, lambda: Evaluator(test, MNIST.descriptor_batch)(model).predictions[:, 0])
+    ours, predictions = fastest(repeats, lambda: Evaluator(test, MNIST.descriptor_batch)(model).predictions[:, 0])
     tries = {}
     for workers in (0, 2):
-        loader = DataLoader(PictureFolder(test), batch_size=1000, num_workers=workers)
+        loader = DataLoader(PilImages(test), batch_size=1000, num_workers=workers)
         tries[workers] = fastest(repeats, lambda loader=loader: plain_predict(plain, loader))
     workers = min(tries, key=lambda count: tries[count][0])
-    reference, theirs = tries[workers]
+    reference, reference_predictions = tries[workers]
     others = ", ".join(f"{seconds:.3f} s with {count}" for count, (seconds, _) in tries.items() if count != workers)
     remark = f"{len(test):,} {source}; reference with {workers} loader workers ({others})"
-    return Row("evaluation", ours, reference, *agreement(mine, theirs), remark=remark)
+    return Row("evaluation", ours, reference, *agreement(predictions, reference_predictions), remark=remark)
 
 
 # Greedy k-centre
 
 
 def textbook_step(vectors: Tensor, centres: Tensor) -> Tensor:
-    """The next centre from all similarities to all centres so far, computed anew: O(M s D) for s centres."""
+    """The next centre, with the similarities to all centres recomputed: O(M s D) for s centres."""
     closest = (vectors @ vectors[centres].T).amax(1)
     closest[centres] = torch.inf
     return closest.argmin()
@@ -224,9 +224,9 @@ def textbook_k_centre(vectors: Tensor, n: int, first: int) -> Tensor:
 
 
 def sampled_seconds(vectors: Tensor, centres: Tensor, timed_steps: int, repeats: int) -> tuple[float, int]:
-    """Seconds that `textbook_k_centre` would take, integrated over some of its steps, and how many were timed.
+    """Seconds of `textbook_k_centre`, interpolated from some of its steps, and the number of steps timed.
 
-    A step costs what its number of centres costs, whichever they are: those of our own answer stand in.
+    The time of a step depends on the number of centres alone, so that those of our result are used.
     """
     steps = len(centres) - 1
     timed = np.unique(np.linspace(1, steps, min(timed_steps, steps)).round().astype(int))
@@ -237,17 +237,19 @@ def sampled_seconds(vectors: Tensor, centres: Tensor, timed_steps: int, repeats:
 def compare_k_centre(sizes: Sizes, timed_steps: int, repeats: int) -> Row:
     """Seconds at full size, where the reference is extrapolated; equality of the centres where it is run in full."""
     n, few = sizes.centres, min(CHECKED_CENTRES, sizes.centres)
-    say(f"k-centre, n={n:,} of M={sizes.vectors:,}, L={sizes.length}")
+    log(f"k-centre, n={n:,} of M={sizes.vectors:,}, L={sizes.length}")
     vectors = random_rows(sizes.vectors, sizes.length)
     ours, centres = fastest(repeats, lambda: k_centre(vectors, n, 0))
     reference, timed = sampled_seconds(vectors, centres, timed_steps, repeats)
-    how = (
+    extent = (
         f"EXTRAPOLATED from {timed} timed steps of {n - 1:,}" if timed < n - 1 else f"sum of all {timed:,} timed steps"
     )
     start = time.perf_counter()
     equal, compared = agreement(k_centre(vectors, few, 0), textbook_k_centre(vectors, few, 0))
-    say(f"  the reference in full for n={few}: {time.perf_counter() - start:.1f} s")
-    remark = f"n={n:,}, M={sizes.vectors:,}, L={sizes.length}; reference {how}; both run in full for n={few} to compare"
+    log(f"  the reference in full for n={few}: {time.perf_counter() - start:.1f} s")
+    remark = (
+        f"n={n:,}, M={sizes.vectors:,}, L={sizes.length}; reference {extent}; both run in full for n={few} to compare"
+    )
     return Row("greedy k-centre", ours, reference, equal, compared, remark=remark)
 
 
@@ -256,7 +258,7 @@ def compare_k_centre(sizes: Sizes, timed_steps: int, repeats: int) -> Row:
 
 @dataclasses.dataclass(frozen=True)
 class Measured:
-    """What one side did in a process of its own: seconds, peak memory in MiB, (queries, k) indices."""
+    """The result of one implementation in a separate process: seconds, peak memory in MiB, (queries, k) indices."""
 
     seconds: float
     memory: float
@@ -264,13 +266,13 @@ class Measured:
 
 
 def full_matrix(queries: Tensor, database: Tensor, task: Matching) -> Tensor:
-    """(m, k) int64, the k most similar rows by way of the whole m x N matrix of similarities."""
+    """(m, k) int64, the k most similar rows, from the whole m x N matrix of similarities."""
     similarity = queries @ database.T
     return similarity.argmax(1, keepdim=True) if task.k == 1 else similarity.topk(task.k, dim=1).indices
 
 
 def streamed(queries: Tensor, database: Tensor, task: Matching) -> Tensor:
-    """The same by the library's tiles."""
+    """(m, k) int64, the k most similar rows, by the library's tiled search."""
     return torch.cat([top_matches(batch, database, task.k)[1] for batch in queries.split(task.batch)])
 
 
@@ -278,11 +280,11 @@ SIDES: dict[str, Callable[[Tensor, Tensor, Matching], Tensor]] = {"ours": stream
 
 
 def measure(task: Matching, side: str, repeats: int) -> Measured:
-    """One side of a matching, in this process, which has done nothing else before."""
+    """Run one implementation of a matching in this process, which must be fresh."""
     torch.manual_seed(0)
     queries, database = random_rows(task.queries, task.width), random_rows(task.database, task.width)
     search = SIDES[side]
-    search(queries[:8], database[:100], task)  # starts the threads, whose memory is not the search's
+    search(queries[:8], database[:100], task)  # starts the threads, whose memory must not be counted
     cpu = torch.device("cpu")
     reset_peak(cpu)
     before = peak_mib(cpu)
@@ -291,9 +293,9 @@ def measure(task: Matching, side: str, repeats: int) -> Measured:
 
 
 def compare_matching(task: Matching, repeats: int) -> Row:
-    """Both sides, each in a fresh process, so that the peak memory of one is not hidden by the other's."""
+    """Both implementations, each in a fresh process, because peak memory is measured per process."""
     size = f"{task.queries:,} queries x {task.database:,} x {task.width}, k={task.k}"
-    say(f"{task.stage}, {size}")
+    log(f"{task.stage}, {size}")
     done = {}
     for side in SIDES:
         with ProcessPoolExecutor(1, mp_context=multiprocessing.get_context("spawn")) as fresh:
@@ -312,35 +314,33 @@ def compare_matching(task: Matching, repeats: int) -> Row:
     )
 
 
-# Both
+# Common functions
 
 
 def random_rows(count: int, width: int) -> Tensor:
-    """Random vectors standardised as a descriptor of one scale is."""
+    """Random vectors, standardised like descriptors of one scale."""
     return standardise([torch.randn(count, width)])
 
 
-def agreement(mine: Tensor, theirs: Tensor) -> tuple[int, int]:
-    """How many entries are equal, and how many there are."""
-    return int((mine == theirs).sum()), mine.numel()
+def agreement(result: Tensor, reference: Tensor) -> tuple[int, int]:
+    """The number of equal entries and of all entries."""
+    return int((result == reference).sum()), result.numel()
 
 
-def say(text: str) -> None:
+def log(text: str) -> None:
     print(text, file=sys.stderr, flush=True)
 
 
 def print_table(rows: list[Row], repeats: int) -> None:
-    columns = ("stage", "ours s", "ref. s", "ratio", "same answer", "ours MiB", "ref. MiB")
+    columns = ("stage", "ours s", "ref. s", "ratio", "equal entries", "ours MiB", "ref. MiB")
     print("\n{:<20}{:>10}{:>10}{:>8}{:>20}{:>10}{:>10}".format(*columns))
     for row in rows:
         memory = "".join(f"{mib:>10.0f}" for mib in row.memory) if row.memory else f"{'-':>10}{'-':>10}"
-        same = f"{row.equal:,}/{row.compared:,}"
+        equal = f"{row.equal:,}/{row.compared:,}"
         print(
-            f"{row.stage:<20}{row.ours:>10.4f}{row.reference:>10.4f}{row.reference / row.ours:>8.1f}{same:>20}{memory}"
+            f"{row.stage:<20}{row.ours:>10.4f}{row.reference:>10.4f}{row.reference / row.ours:>8.1f}{equal:>20}{memory}"
         )
-    print(
-        f"\nratio: reference / ours; seconds: fastest of {repeats}; MiB: growth of the process's peak while it worked"
-    )
+    print(f"\nratio: reference / ours; seconds: fastest of {repeats}; MiB: growth of the process's peak memory")
     for row in rows:
         print(f"{row.stage}: {row.remark}")
 

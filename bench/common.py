@@ -1,10 +1,13 @@
-"""What the benchmarks share: whether MNIST is here, a stopwatch, and the machine they ran on."""
+"""What the benchmarks share: MNIST, a stopwatch, the rate of a matrix product, the machine's name."""
 
 import argparse
+import contextlib
+import functools
 import platform
 import sys
 import time
-from collections.abc import Callable
+from collections import defaultdict
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import TypeVar
 
@@ -13,44 +16,77 @@ import torch
 from alfk.cli.options import ROOT, Parser, device_of
 from alfk.data import Split
 from alfk.errors import UserError
+from alfk.training import cpu_threads
 from mnist.custom_datasets.mnist import FILES, load_mnist
 
 T = TypeVar("T")
 
 
 def mnist_is_in(folder: Path) -> bool:
-    """Whether `folder`/raw has the four files, gzipped or not. load_mnist itself would go and download them."""
+    """Whether `folder`/raw has the four files, gzipped or not, so that load_mnist does not download them."""
     raw = folder / "raw"
     return all((raw / name).exists() or (raw / f"{name}.gz").exists() for name in FILES)
 
 
 def mnist_parser(about: str | None) -> Parser:
-    """The flags of a benchmark on MNIST: where it is, and the device to work on."""
+    """The flags of a benchmark on MNIST: its folder and the device."""
     parser = Parser(description=about, formatter_class=argparse.RawDescriptionHelpFormatter)
     add = parser.add_argument
     add("--datadir", type=Path, default=ROOT / "local_data", help="folder with MNIST/raw (local_data)")
     add("--gpu", type=int, metavar="N", help="CUDA device N")
-    add("--device", help="torch device (default: a GPU where there is one, else the CPU)")
+    add("--device", help="torch device (default: a GPU if there is one, else the CPU)")
     return parser
 
 
 def mnist_on(options: argparse.Namespace) -> tuple[Split, Split]:
-    """Training and test images on the device that the flags name. Raises UserError."""
+    """Training and test images on the device given by the flags. Raises UserError."""
     device = device_of(options)
     if not mnist_is_in(options.datadir / "MNIST"):
-        raise UserError(f"MNIST is not in {options.datadir / 'MNIST' / 'raw'}: name its folder's parent with --datadir")
+        raise UserError(
+            f"MNIST is not in {options.datadir / 'MNIST' / 'raw'}: give --datadir the folder with MNIST/raw"
+        )
     train, test = load_mnist(options.datadir / "MNIST")
     return train.to(device), test.to(device)
 
 
-def fastest(repeats: int, work: Callable[[], T]) -> tuple[float, T]:
-    """Seconds of the fastest of `repeats` calls of `work` on the CPU, and what the last one returned."""
+def fastest(repeats: int, function: Callable[[], T]) -> tuple[float, T]:
+    """Seconds of the fastest of `repeats` calls of `function` on the CPU, and the result of the last one."""
     seconds = []
     for _ in range(repeats):
         start = time.perf_counter()
-        result = work()
+        result = function()
         seconds.append(time.perf_counter() - start)
     return min(seconds), result
+
+
+class Clock:
+    """Seconds of the named parts of a computation on `device`, and amounts of work that are counted beside them."""
+
+    def __init__(self, device: torch.device):
+        self.device = device
+        self.seconds: defaultdict[str, float] = defaultdict(float)
+        self.amounts: defaultdict[str, int] = defaultdict(int)
+
+    @contextlib.contextmanager
+    def part(self, name: str) -> Iterator[None]:
+        """Add what happens inside the block to part `name`."""
+        start = self._now()
+        yield
+        self.seconds[name] += self._now() - start
+
+    def _now(self) -> float:
+        if self.device.type == "cuda":
+            torch.cuda.synchronize(self.device)  # kernels run on after the call that starts them
+        return time.perf_counter()
+
+
+@functools.cache
+def matrix_product_rate(threads: int) -> float:
+    """Floating-point operations a second in a product of two float32 matrices of 1024 x 1024."""
+    a, b = torch.randn(2, 1024, 1024)
+    with cpu_threads(threads):
+        seconds, _ = fastest(10, lambda: a @ b)
+    return 2 * 1024**3 / seconds
 
 
 def machine(device: torch.device) -> str:
@@ -60,7 +96,7 @@ def machine(device: torch.device) -> str:
 
 
 def cpu_name() -> str:
-    """The CPU's name where Linux tells it, else its architecture."""
+    """The CPU's name from /proc/cpuinfo, else its architecture."""
     info = Path("/proc/cpuinfo")
     lines = info.read_text().splitlines() if info.exists() else []
     names = [line.partition(":")[2].strip() for line in lines if line.startswith("model name")]
@@ -68,7 +104,7 @@ def cpu_name() -> str:
 
 
 def guarded(main: Callable[[], int]) -> int:
-    """The exit status of `main`; what the user can mend becomes one line and status 2."""
+    """The exit status of `main`; a UserError is printed as one line, with status 2."""
     try:
         return main()
     except UserError as problem:

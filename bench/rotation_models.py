@@ -1,12 +1,12 @@
-"""Does the way that initial weights are drawn matter to rotation pretraining? Many trainings on one pool, either way.
+"""Rotation pretraining on one pool from initial weights of two kinds, to test whether their random source matters.
 
     python3 bench/rotation_models.py                # 20 trainings each, hours on one core
     python3 bench/rotation_models.py --start 0 --stop 10
 
-"seeded" draws a LeNet's weights as the experiments do (`alfk.network.uniform_fan_in`, from a generator of its own),
-"module" lets torch's layers draw theirs. A training of either kind with the same number is shuffled alike. One line a
-training: rotation accuracy in percent on the test images after every epoch; the last two lines are means over trainings
-of the best epoch, and how the two kinds differ.
+"seeded" draws a LeNet's weights as in the experiments (`alfk.network.uniform_fan_in`, with a separate generator),
+"module" keeps the weights of torch's layers. Trainings of either kind with the same number have the same shuffles. Each
+training prints one line, the rotation accuracy in percent on the test images after every epoch; then follow, for each
+kind, the mean over trainings of the best epoch, and tests of the difference between the kinds.
 """
 
 import sys
