@@ -1,5 +1,7 @@
 """LeNet with taps (paper, Section 5: two convolutions of 5x5, two linear layers)."""
 
+from typing import Any
+
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
@@ -33,19 +35,43 @@ class LeNet(nn.Module):
 
     def before_dropout(self, images: Tensor) -> Tensor:
         """x1, which does not depend on dropout masks."""
-        return F.relu(max_pool(self.conv1(images)))
+        return F.relu(self._pool(self.conv1(images)))
 
     def after_dropout(self, x1: Tensor) -> tuple[Tensor, list[Tensor]]:
         """The rest of the network, with new dropout masks in each call."""
-        x2 = F.relu(max_pool(self.conv2(self.drop1(x1))))
+        x2 = F.relu(self._pool(self.conv2(self.drop1(x1))))
         x4 = F.relu(self.fc1(self.drop2(x2).flatten(1)))
         logits = self.fc2(self.drop4(x4))
         return logits, [x1, x2, x4, logits]
 
+    def _pool(self, features: Tensor) -> Tensor:
+        return F.max_pool2d(features, 2) if self.training else max_pool(features)
+
 
 def max_pool(images: Tensor) -> Tensor:
-    """2x2 max pooling. On a CPU without gradients by maxima of strided views, 3.7 times faster and bitwise equal."""
-    if torch.is_grad_enabled() or images.is_cuda:
+    """2x2 max pooling, in evaluation on a CPU by maxima of strided views: 2 to 4 times faster and bitwise equal."""
+    if images.is_cuda:
         return F.max_pool2d(images, 2)
+    return MaxPoolByViews.apply(images) if torch.is_grad_enabled() else maxima_of_views(images)
+
+
+def maxima_of_views(images: Tensor) -> Tensor:
     rows = torch.maximum(images[:, :, ::2], images[:, :, 1::2])
     return torch.maximum(rows[..., ::2], rows[..., 1::2])
+
+
+class MaxPoolByViews(torch.autograd.Function):
+    """2x2 max pooling that looks for the places of the maxima only when a gradient passes through it."""
+
+    @staticmethod
+    def forward(ctx: Any, images: Tensor) -> Tensor:
+        ctx.save_for_backward(images)
+        return maxima_of_views(images)
+
+    @staticmethod
+    def backward(ctx: Any, gradient: Tensor) -> Tensor:
+        (images,) = ctx.saved_tensors
+        with torch.no_grad():
+            _, places = F.max_pool2d(images, 2, return_indices=True)
+        window = [2, 2], [2, 2], [0, 0], [1, 1], False  # kernel, stride, padding, dilation, ceil_mode
+        return torch.ops.aten.max_pool2d_with_indices_backward(gradient, images, *window, places)
