@@ -69,7 +69,7 @@ class Flags(Protocol):
         """The constants, changed by the parsed `options`. May raise UserError."""
 
 
-# Metadata of fields: the stages whose results depend on them. Fields without bind both stages.
+# Metadata of fields: the stages whose results depend on them. Without metadata both stages depend on a field.
 FREE: dict[str, tuple[str, ...]] = {"stages": ()}
 INITIAL = {"stages": ("initial",)}
 LEARNING = {"stages": ("learning",)}
@@ -93,9 +93,7 @@ class Experiment:
     descriptors: dict[int, tuple[int, ...]] = field(metadata=FREE)  # L -> indices into the network's list of taps
     default_length: int = field(metadata=FREE)  # L if the command line gives none
     default_ir: float = field(metadata=FREE)  # imbalance ratio if the command line gives none
-    descriptor_batch: int = field(
-        metadata=LEARNING
-    )  # images per batch outside training; affects rounding, masks
+    descriptor_batch: int = field(metadata=LEARNING)  # images per batch outside training; affects rounding and masks
     training_threads: int  # CPU threads while training: fixed, so that results depend on neither --jobs nor the machine
     samples: int = field(metadata=LEARNING)  # K, dropout samples or perturbed copies, in total over an ensemble
     network: Callable[[int], nn.Module]  # number of classes -> network

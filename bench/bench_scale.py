@@ -11,6 +11,7 @@ k-centre chooses the centres, then the matching streams over the pool. The pool'
 import argparse
 import sys
 import tempfile
+from collections.abc import Callable
 from pathlib import Path
 
 ROOT = Path(__file__).resolve().parents[1]
@@ -96,9 +97,9 @@ def timed(device: torch.device, function: Callable[[], object]) -> tuple[float, 
     """Seconds and peak memory in MiB of a call of `function` (on a CPU including pages of the mapped file)."""
     reset_peak(device)
     clock = Clock(device)
-    with clock.part("work"):
-        work()
-    return clock.seconds["work"], peak_mib(device)
+    with clock.part("call"):
+        function()
+    return clock.seconds["call"], peak_mib(device)
 
 
 if __name__ == "__main__":

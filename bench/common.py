@@ -1,4 +1,4 @@
-"""What the benchmarks share: MNIST, a stopwatch, the rate of a matrix product, the machine's name."""
+"""Functions that the benchmarks share: MNIST, timing, the rate of a matrix product, a description of the machine."""
 
 import argparse
 import contextlib
@@ -60,7 +60,7 @@ def fastest(repeats: int, function: Callable[[], T]) -> tuple[float, T]:
 
 
 class Clock:
-    """Seconds of the named parts of a computation on `device`, and amounts of work that are counted beside them."""
+    """Seconds of the named parts of a computation on `device`, and counters of their images."""
 
     def __init__(self, device: torch.device):
         self.device = device
@@ -69,20 +69,20 @@ class Clock:
 
     @contextlib.contextmanager
     def part(self, name: str) -> Iterator[None]:
-        """Add what happens inside the block to part `name`."""
+        """Add the time of the block to part `name`."""
         start = self._now()
         yield
         self.seconds[name] += self._now() - start
 
     def _now(self) -> float:
         if self.device.type == "cuda":
-            torch.cuda.synchronize(self.device)  # kernels run on after the call that starts them
+            torch.cuda.synchronize(self.device)  # kernels run asynchronously
         return time.perf_counter()
 
 
 @functools.cache
 def matrix_product_rate(threads: int) -> float:
-    """Floating-point operations a second in a product of two float32 matrices of 1024 x 1024."""
+    """Floating-point operations per second in a product of two float32 matrices of 1024 x 1024."""
     a, b = torch.randn(2, 1024, 1024)
     with cpu_threads(threads):
         seconds, _ = fastest(10, lambda: a @ b)
