@@ -359,10 +359,10 @@ def select(
     strategy: Strategy | None = None,
     annotate: Callable[[Tensor], Tensor] | None = None,
 ) -> Tensor:
-    """Which n pool images to label next: one acquisition step for your own active-learning loop.
+    """The n pool images to label next: one acquisition step for your own active-learning loop.
 
-    In a process group of torch.distributed every process has to call it, with equal arguments: they share the work. To
-    call it in one process alone, use `alfk.distributed.single_process()`.
+    In a process group of torch.distributed all processes must call it with equal arguments, and share the computation.
+    To call it in one process alone, use `alfk.distributed.single_process()`.
 
     Args:
         method: a key of METHODS; "Rzg_pz" is the paper's.

@@ -26,14 +26,14 @@ def split_validation(labels: Tensor, per_class: Sequence[int], generator: torch.
 
 
 def thin_minority(labels: Tensor, minority: Sequence[int], ratio: float, generator: torch.Generator) -> Tensor:
-    """Class imbalance of MNIST and SVHN: keep the L images of the majority classes and int(L / ratio) at random of all
-    minority images together (all of them where there are fewer, and at ratio 1).
+    """Class imbalance of MNIST and SVHN: keep the L images of the majority classes and int(L / ratio) images drawn from
+    all minority classes together (all of them if there are fewer, and at ratio 1).
 
     Args:
         labels: (N,) int64 of the undistorted pool.
         ratio: imbalance ratio ir, at least 1.
     Returns:
-        (P,) int64, ascending positions that stay.
+        (P,) int64, the positions that are kept, ascending.
     """
     if ratio < 1:
         raise ValueError(f"an imbalance ratio is at least 1, got {ratio}")
@@ -53,17 +53,17 @@ def thin_half_of_classes(labels: Tensor, classes: int, ratio: float, generator: 
         labels: (N,) int64 of the undistorted pool.
         ratio: imbalance ratio ir, at least 1.
     Returns:
-        (P,) int64, ascending positions that stay.
+        (P,) int64, the positions that are kept, ascending.
     """
     if ratio < 1:
         raise ValueError(f"an imbalance ratio is at least 1, got {ratio}")
-    stays = torch.ones(len(labels), dtype=torch.bool)
+    kept = torch.ones(len(labels), dtype=torch.bool)
     by_class = labels.argsort(stable=True).split(torch.bincount(labels, minlength=classes).tolist())
     for c in torch.randperm(classes, generator=generator)[: classes // 2].tolist():
         members = by_class[c]
-        lost = round(len(members) * (ratio - 1) / ratio)
-        stays[members[torch.randperm(len(members), generator=generator)[:lost]]] = False
-    return stays.nonzero().flatten()
+        removed = round(len(members) * (ratio - 1) / ratio)
+        kept[members[torch.randperm(len(members), generator=generator)[:removed]]] = False
+    return kept.nonzero().flatten()
 
 
 def add_label_noise(labels: Tensor, ratio: float, classes: int, generator: torch.Generator) -> Tensor:

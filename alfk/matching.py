@@ -60,7 +60,7 @@ def top_matches(
     """The k most similar rows of `database` for every query, best first.
 
     Tiled over queries and database, with a running top-k: each row of the database is read once and compared with one
-    block of queries at a time. O(tile + m k) memory beside the queries, never m x N.
+    block of queries at a time. O(tile + m k) memory in addition to the queries, never m x N.
 
     Args:
         queries: (m, D), on the device that computes the similarities.

@@ -214,7 +214,7 @@ class RunFolder:
 
 
 def read_results(path: Path, skipped: Callable[[str], None] | None = None) -> list[Record]:
-    """The records of a results file, none where there is no file; a truncated last line is left out.
+    """The records of a results file, empty if it does not exist; a truncated last line is left out.
 
     Args:
         skipped: called with a message about a line that is left out.

@@ -235,7 +235,7 @@ def sampled_seconds(vectors: Tensor, centres: Tensor, timed_steps: int, repeats:
 
 
 def compare_k_centre(sizes: Sizes, timed_steps: int, repeats: int) -> Row:
-    """Seconds at full size, where the reference is extrapolated; equality of the centres where it is run in full."""
+    """Seconds at full size, extrapolated for the reference; equality of the centres at CHECKED_CENTRES."""
     n, few = sizes.centres, min(CHECKED_CENTRES, sizes.centres)
     log(f"k-centre, n={n:,} of M={sizes.vectors:,}, L={sizes.length}")
     vectors = random_rows(sizes.vectors, sizes.length)

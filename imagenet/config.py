@@ -37,7 +37,7 @@ class ImageNetFlags:
         add("folder", nargs="?", type=Path, metavar="DIR", help=text)
         add("--imagenetdir", type=Path, metavar="DIR", help="the same folder, as a flag")
         add("-a", "--arch", choices=ARCHITECTURES, default="resnet18", help="network (resnet18)")
-        add("--loader", choices=LOADERS, help="library that decodes (dali where it is installed, else torchvision)")
+        add("--loader", choices=LOADERS, help="library that decodes (dali if it is installed, else torchvision)")
         add("--workers", type=positive, metavar="N", help="threads or processes that decode (the number of CPUs)")
         add("--image-size", type=positive, metavar="PIXELS", help="side of the crops (224)")
         add(

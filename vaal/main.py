@@ -1,4 +1,4 @@
-"""VAAL (Sinha, Ebrahimi, Darrell, ICCV 2019) on one run: all AL iterations; what is complete is skipped.
+"""VAAL (Sinha, Ebrahimi, Darrell, ICCV 2019) on one run: all AL iterations; finished ones are skipped.
 
     python3 main.py -r 0 -ir 100
     python3 main.py --dataset DIGITS -r 0

@@ -1,4 +1,4 @@
-"""The data sets whose folders are in the repository."""
+"""The data sets that have a folder in the repository."""
 
 import functools
 import importlib

@@ -31,7 +31,7 @@ def curve_rows(figure: FigureData) -> Rows:
     rows: Rows = []
     for trial, curve in figure.curves.items():
         others = {"paper": figure.paper(trial), "release": figure.as_released(trial)}
-        beside = {source: {c.share: c for c in compare(curve, other)} for source, other in others.items() if other}
+        compared = {source: {c.share: c for c in compare(curve, other)} for source, other in others.items() if other}
         for i, share in enumerate(curve.shares):
             row = {**_about(trial), "labeled_percent": float(share)}
             row |= {
@@ -40,7 +40,7 @@ def curve_rows(figure: FigureData) -> Rows:
                 "runs": int(curve.runs[i]),
             }
             for source in others:
-                row |= _compared(source, beside.get(source, {}).get(float(share)))
+                row |= _comparison_columns(source, compared.get(source, {}).get(float(share)))
             rows.append(row)
     return rows
 
@@ -50,7 +50,7 @@ def _about(trial: Trial) -> dict[str, object]:
     return {"series": series(trial), "init": trial.init, "select": trial.select, "copies": trial.copies or ""}
 
 
-def _compared(source: str, found: Comparison | None) -> dict[str, object]:
+def _comparison_columns(source: str, found: Comparison | None) -> dict[str, object]:
     """The columns for a point of the paper or of the release, empty if there is none."""
     return {
         f"{source}_mean": found.other if found else math.nan,
@@ -161,8 +161,8 @@ def digest(figure: FigureData) -> str:
                 name = ""
         outside = [""] * len(shares)
         for mark, other in (("p", figure.paper(trial)), ("r", figure.as_released(trial))):
-            beside = {round(c.share, 3): c.within for c in compare(curve, other)} if other is not None else {}
-            outside = [o + mark * (beside.get(round(s, 3)) is False) for o, s in zip(outside, shares, strict=True)]
+            within = {round(c.share, 3): c.within for c in compare(curve, other)} if other is not None else {}
+            outside = [o + mark * (within.get(round(s, 3)) is False) for o, s in zip(outside, shares, strict=True)]
         cells = [f"{cell} {o}".strip() for cell, o in zip(_cells(curve, shares), outside, strict=True)]
         body.append([name, "ours", _runs(curve), *cells])
     return _table(body, ["method", "", "runs", *(f"{share:g} %" for share in shares)], "github")

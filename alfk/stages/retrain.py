@@ -59,8 +59,8 @@ def train_on_all(current: Round) -> Record:
     Returns:
         the results record, as of an iteration 0 in which the whole pool is labelled.
     """
-    everything = torch.arange(len(current.pool))
-    return _train_and_record(current, everything, everything, NOTHING_MEASURED)
+    labelled = torch.arange(len(current.pool))
+    return _train_and_record(current, labelled, labelled, NOTHING_MEASURED)
 
 
 def _train_and_record(current: Round, labelled: Tensor, newest: Tensor, header: Mapping[str, Any]) -> Record:
