@@ -61,7 +61,7 @@ def maxima_of_views(images: Tensor) -> Tensor:
 
 
 class MaxPoolByViews(torch.autograd.Function):
-    """2x2 max pooling that looks for the places of the maxima only when a gradient passes through it."""
+    """2x2 max pooling that computes the indices of the maxima only in the backward pass."""
 
     @staticmethod
     def forward(ctx: Any, images: Tensor) -> Tensor:
@@ -72,6 +72,6 @@ class MaxPoolByViews(torch.autograd.Function):
     def backward(ctx: Any, gradient: Tensor) -> Tensor:
         (images,) = ctx.saved_tensors
         with torch.no_grad():
-            _, places = F.max_pool2d(images, 2, return_indices=True)
+            _, indices = F.max_pool2d(images, 2, return_indices=True)
         window = [2, 2], [2, 2], [0, 0], [1, 1], False  # kernel, stride, padding, dilation, ceil_mode
-        return torch.ops.aten.max_pool2d_with_indices_backward(gradient, images, *window, places)
+        return torch.ops.aten.max_pool2d_with_indices_backward(gradient, images, *window, indices)
