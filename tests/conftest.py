@@ -1,4 +1,4 @@
-"""Where the shared recordings and data are, if they are here: tests that need them are skipped elsewhere."""
+"""Recordings and data sets, and at the end of a run what was skipped or replaced where the shared data are not here."""
 
 from pathlib import Path
 
@@ -6,20 +6,45 @@ import numpy as np
 import pytest
 import torch
 
+from tests.helpers import ROOT, SHARED, write_digit_mats, write_digit_tree
+
 torch.set_num_threads(1)  # the tensors of tests are small
 
-ROOT = Path(__file__).resolve().parents[1]
-SHARED = ROOT.parent / "shared"
+X2 = slice(10, 30)  # where the 20 values of L=20 stand among the 80 of L=80
 
 
 @pytest.fixture(scope="session")
 def parity() -> dict[str, np.ndarray]:
-    """Outputs recorded from the paper's released experiments."""
-    path = SHARED / "parity" / "mnist_lenet.npz"
-    if not path.exists():
-        pytest.skip("no parity recordings here")
-    with np.load(path, allow_pickle=False) as recorded:
-        return dict(recorded)
+    """Inputs and outputs of the paper's released experiments, recorded on a small real MNIST problem.
+
+    pool_images (1700, 28, 28) uint8, pool_labels, val_images (600, 28, 28), val_labels; weights/* of a LeNet; and for
+    the release's methods none (Rz), gradAbl (Rzg_true), grad (Rzg_pred) and gradFmap (Rzg_pz), L = 20 and 80:
+
+        <method>_L<L>/pool, val    (N, L, 2): z and, but for `none`, g; of gradFmap's pool z is standardised, and its
+                                   val has a third column, g for the predicted label
+        <method>_L<L>/selected_n   (n,) sorted positions that were chosen, n = 400 and 60
+        <method>_L<L>/first_center_n    the misclassified validation image that k-centre starts from
+
+    The file holds every value once: z and g for the true and the predicted label are the same in all methods, and
+    those of L=20 are a part of those of L=80 (but for the labels of gradFmap's pool).
+    """
+    with np.load(Path(__file__).parent / "parity" / "mnist_lenet.npz", allow_pickle=False) as file:
+        stored = dict(file)
+    found = {name: value for name, value in stored.items() if name.split("/")[0] not in ("z", "g", "gradFmap")}
+    for length, part in ((20, X2), (80, slice(None))):
+        pool, val = stored["z/pool"][:, part], stored["z/val"][:, part]
+        true, pred = ({side: stored[f"g/{label}/{side}"][:, part] for side in ("pool", "val")} for label in LABELS)
+        found[f"none_L{length}/pool"], found[f"none_L{length}/val"] = pool[..., None], val[..., None]
+        for name, g in (("gradAbl", true), ("grad", pred)):
+            found[f"{name}_L{length}/pool"] = np.stack([pool, g["pool"]], 2)
+            found[f"{name}_L{length}/val"] = np.stack([val, g["val"]], 2)
+        standardised = stored["gradFmap/z/pool"][:, part]
+        found[f"gradFmap_L{length}/pool"] = np.stack([standardised, stored[f"gradFmap/g/pool_L{length}"]], 2)
+        found[f"gradFmap_L{length}/val"] = np.stack([val, true["val"], pred["val"]], 2)
+    return found
+
+
+LABELS = ("true", "pred")
 
 
 @pytest.fixture(scope="session")
@@ -29,3 +54,28 @@ def mnist_raw() -> Path:
         if (path / "train-images-idx3-ubyte.gz").exists():
             return path
     pytest.skip("no MNIST files here")
+
+
+@pytest.fixture(scope="session")
+def svhn_raw(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A folder with three .mat files in SVHN's form: a real subset, or scikit-learn's digits in colour."""
+    real = SHARED / "data" / "SVHN" / "raw"
+    return real if real.exists() else write_digit_mats(tmp_path_factory.mktemp("svhn"))
+
+
+@pytest.fixture(scope="session")
+def photos(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A tree of JPEG files: ten ImageNet classes, or scikit-learn's digits enlarged and in colour."""
+    real = SHARED / "data" / "ImageNet-mini"
+    return real if real.exists() else write_digit_tree(tmp_path_factory.mktemp("photos"))
+
+
+def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter) -> None:
+    """One line about what did not run, or ran on other data, without ../shared/data."""
+    if (SHARED / "data").exists():
+        return
+    skipped = [report.nodeid.split("::")[-1] for report in terminalreporter.stats.get("skipped", ())]
+    terminalreporter.write_line(
+        f"no {SHARED / 'data'}: SVHN's and ImageNet's scripts ran on images made from scikit-learn's digits, "
+        f"and skipped were {', '.join(skipped) or 'no tests'}"
+    )

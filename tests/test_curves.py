@@ -8,10 +8,10 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from alfk import curves
 from alfk.errors import UserError
+from alfk.plotting import curves
 from alfk.plotting.curves import Curve
-from alfk.runs import Trial
+from alfk.runs import BASELINE, Trial
 
 
 def curve(shares, means, std=0.0, runs=10):
@@ -71,7 +71,7 @@ def test_two_standard_errors():
     assert first.difference == pytest.approx(-2.8)
     assert first.standard_error == pytest.approx(expected) == pytest.approx(math.sqrt(2))
     assert first.within is True
-    assert curves.Comparison(0.25, 71, 73.9, expected).within is False
+    assert curves.Comparison(0.25, 71, 73.9, 3.0, 10, expected).within is False
     assert second.within is None  # one run: not known
 
 
@@ -100,7 +100,7 @@ def test_rare_classes_and_seconds():
     assert curves.accuracy_of_classes(records, (1, 3)) == 25
     assert curves.accuracy_of_classes(records, (2,)) == 1
     assert math.isnan(curves.accuracy_of_classes(records, (7,)))
-    assert curves.rare_groups((5, 6, 7, 8, 9)) == {"{5,8,9}": (5, 8, 9), "minority": (5, 6, 7, 8, 9)}
+    assert curves.rare_groups((5, 6, 7, 8, 9), (5, 8, 9)) == {"{5,8,9}": (5, 8, 9), "minority": (5, 6, 7, 8, 9)}
     assert curves.rare_groups((1, 2)) == {"minority": (1, 2)}
     assert curves.acquisition_seconds(records) == 1.5  # of b=1 alone
     assert math.isnan(curves.acquisition_seconds(records[:1]))
@@ -122,7 +122,7 @@ def test_what_is_missing():
         (Trial(1, "varR", 0), "varR_E1"),
         (Trial(1, "varR", 0, 4), "varR_E4"),
         (Trial(1, "random", 0), "random"),
-        (Trial(1, curves.BASELINE, 0), "all_train"),
+        (Trial(1, BASELINE, 0), "all_train"),
         (Trial(1, "vaal", 0), "vaal"),
     ],
 )

@@ -7,9 +7,7 @@ import json
 import os
 import shutil
 import signal
-import subprocess
 import sys
-import time
 from pathlib import Path
 
 import numpy as np
@@ -31,9 +29,7 @@ from alfk.pseudo_labels import nearest_by_feature
 from alfk.runs import RunFolder, complete_array, create_array, open_array, save_array
 from alfk.training import Evaluation, Evaluator, classify, fit, rotate
 from alfk.uncertainty import MEASURES, uncertainty
-from tests.test_scripts import SMALL, is_child, outcome
-
-ROOT = Path(__file__).resolve().parents[1]
+from tests.helpers import SMALL, call_process, children, command, outcome, records, start, wait_for, wait_until
 
 
 class Net(nn.Module):
@@ -77,7 +73,7 @@ def measured():
     """What has to be the same to the bit: 103 pool images in batches of 10, 37 and 3 validation images."""
     pool, validation, few, model = split(103), split(37, 1), split(3, 2), net()
     found = {"z": as_tensors(describe(model, pool, [0], None, 10))}
-    reference = describe(model, validation, None, lambda probe: validation.labels[probe.positions], 10, half)
+    reference = describe(model, validation, None, lambda batch: validation.labels[batch.positions], 10, half)
     found["validation"] = as_tensors(reference)
     found["few"] = as_tensors(describe(model, few, None, None, 10))
     pz = describe(model, pool, None, nearest_by_feature(reference, validation.labels), 10, half)
@@ -155,19 +151,19 @@ def in_a_group(number, folder):
         array[:] = 7
     complete_array(path, array, {"kind": "x"})
     found["array"] = open_array(path, {"kind": "x"})[0].tolist()
-    run = RunFolder(folder, 0)
-    run.create()
-    with run.lock("x"):
+    own = RunFolder(folder, 0)
+    own.create()
+    with own.lock("x"):
         (folder / f"working{number}").touch()
     distributed.broadcast_from_main(lambda: None)
     if number == 0:
-        with distributed.single_process(), run.lock("y"):
+        with distributed.single_process(), own.lock("y"):
             dist.barrier()
             dist.barrier()
     else:
         dist.barrier()
         with distributed.single_process():
-            found["locked"] = said(lambda: run.lock("y").__enter__())
+            found["locked"] = said(lambda: own.lock("y").__enter__())
         dist.barrier()
 
     sys.argv, errors = ["vaal"], io.StringIO()
@@ -267,32 +263,24 @@ def test_what_is_agreed(both):
     assert "another process is working on y" in both[1]["locked"]
 
 
-SCRIPT = [str(ROOT / "mnist" / "run.py"), *SMALL, "-e", "8", "-smp", "4", "--run-stop", "1"]
-SCRIPT += ["--iterations", "2", "--methods", "random", "Rzg_pz", "varR"]
-ENVIRONMENT = {**os.environ, "OMP_NUM_THREADS": "1"}
+SCRIPT = [*SMALL, "-e", "8", "-smp", "4", "--run-stop", "1", "--iterations", "2"]
+SCRIPT += ["--methods", "random", "Rzg_pz", "varR"]
 
 
-def started(arguments, processes=2):
-    """A process, or torchrun with so many."""
-    torchrun = ["-m", "torch.distributed.run", "--standalone", "--nproc-per-node", processes] if processes else []
-    whole = [sys.executable, *torchrun, *SCRIPT, *arguments]
-    pipes = {"stdout": subprocess.PIPE, "stderr": subprocess.PIPE, "text": True}
-    return subprocess.Popen(list(map(str, whole)), env=ENVIRONMENT, **pipes)
+def started(*arguments):
+    return start(command("mnist/run.py", *SCRIPT, *arguments, torchrun=2))
 
 
-def call(*arguments, processes=2, status=0):
-    process = started(arguments, processes)
-    out, err = process.communicate(timeout=240)
-    assert process.returncode == status, f"{out}\n{err}"
-    return out, err
+def run(*arguments, processes=2, status=0):
+    return call_process(command("mnist/run.py", *SCRIPT, *arguments, torchrun=processes), status)
 
 
 @pytest.fixture(scope="module")
 def initial(tmp_path_factory):
     """Initial models, made by two processes."""
     folder = tmp_path_factory.mktemp("initial") / "runs"
-    out, _ = call("--initial", "--save-folder", folder)
-    assert out.count("rotation initial model made") == 1
+    done = run("--initial", "--save-folder", folder)
+    assert done.stdout.count("rotation initial model made") == 1
     return folder
 
 
@@ -301,25 +289,13 @@ def two(initial, tmp_path_factory):
     """Two iterations of three methods by two processes, uninterrupted."""
     folder = tmp_path_factory.mktemp("two") / "runs"
     shutil.copytree(initial, folder)
-    out, _ = call("--save-folder", folder)
-    assert out.count("Test accuracy in %") == 1
+    done = run("--save-folder", folder)
+    assert done.stdout.count("Test accuracy in %") == 1
     return folder
 
 
 def results(folder):
-    lines = (folder / "run0" / "results.jsonl").read_text().splitlines()
-    return {(r["method"], r["b"]): r for r in map(json.loads, lines)}
-
-
-def wait_for(folder, pattern):
-    deadline = time.monotonic() + 120
-    while not list(folder.rglob(pattern)):
-        assert time.monotonic() < deadline
-        time.sleep(0.01)
-
-
-def children(process):
-    return [int(entry.name) for entry in Path("/proc").glob("[0-9]*") if is_child(entry, process.pid)]
+    return {(r["method"], r["b"]): r for r in records(folder / "run0")}
 
 
 @pytest.fixture(scope="module")
@@ -327,7 +303,7 @@ def killed(initial, tmp_path_factory):
     """A rank died in the second training of random choice, and torchrun ended."""
     folder = tmp_path_factory.mktemp("killed") / "runs"
     shutil.copytree(initial, folder)
-    process = started(["--save-folder", folder])
+    process = started("--save-folder", folder)
     wait_for(folder, "index_list*batch_1*random*.json")
     os.kill(max(children(process)), signal.SIGKILL)
     process.communicate(timeout=60)
@@ -341,7 +317,7 @@ def test_one_goes_on_with_what_two_began_and_chooses_what_they_choose(killed, tw
     """From the same models to the image, uncertainty apart, whose networks are trained under other masks."""
     folder = tmp_path / "runs"
     shutil.copytree(killed, folder)
-    call("--save-folder", folder, processes=0)
+    run("--save-folder", folder, processes=0)
     ours, theirs = outcome(folder), outcome(two)
     assert ours.keys() == theirs.keys()
     lists = [name for name in ours if name.endswith(".npy") and ("batch_0" in name or "varR" not in name)]
@@ -360,22 +336,20 @@ def test_killed_and_started_again(killed, two, tmp_path):
     """After a rank, torchrun itself dies in a training, and the ranks end. Then all is as if nothing had happened."""
     folder = tmp_path / "runs"
     shutil.copytree(killed, folder)
-    process = started(["--save-folder", folder])
+    process = started("--save-folder", folder)
     wait_for(folder, "index_list*batch_0*varR*.json")
     working = children(process)
     assert len(working) == 2
     process.kill()
     process.communicate(timeout=60)
-    deadline = time.monotonic() + 20
-    while time.monotonic() < deadline and any(Path(f"/proc/{pid}").exists() for pid in working):
-        time.sleep(0.05)
-    call("--save-folder", folder)
+    wait_until(lambda: not any(Path(f"/proc/{pid}").exists() for pid in working), 20)
+    run("--save-folder", folder)
     assert outcome(folder) == outcome(two)
     assert not list(folder.rglob("*.tmp"))
     assert not list((folder / "run0" / "descr").iterdir())
 
 
 def test_a_bad_request_takes_one_line(two):
-    _, err = call("--save-folder", two, "--jobs", 2, status=1)
-    (line,) = [line for line in err.splitlines() if line.startswith("run.py:")]
+    done = run("--save-folder", two, "--jobs", 2, status=1)
+    (line,) = [line for line in done.stderr.splitlines() if line.startswith("run.py:")]
     assert "leave it out" in line

@@ -15,27 +15,10 @@ from alfk.errors import UserError
 from alfk.image_decoding import draw_crops, window
 from alfk.image_files import ImageFiles, has_dali
 from imagenet.custom_datasets.image_folder import MEAN, STD, load_folder
-from tests.conftest import SHARED
+from tests.helpers import picture, write_tree
 
 LOADERS = ["torchvision", pytest.param("dali", marks=pytest.mark.skipif(not has_dali(), reason="no DALI here"))]
 SIZE = 32
-
-
-def picture(seed, height=80, width=100):
-    """A smooth colourful image, as photos are smooth."""
-    rng = np.random.default_rng(seed)
-    coarse = Image.fromarray(rng.integers(0, 256, (5, 6, 3), dtype=np.uint8))
-    return coarse.resize((width, height), Image.Resampling.BICUBIC)
-
-
-def write_tree(root, classes=4, train=5, val=3):
-    for part, count in (("train", train), ("val", val)):
-        for c in range(classes):
-            (root / part / f"n{c:02}").mkdir(parents=True)
-            for i in range(count):
-                seed = 1000 * (part == "val") + 100 * c + i
-                picture(seed, 50 + seed % 37, 50 + seed % 53).save(root / part / f"n{c:02}" / f"{i}.JPEG", quality=95)
-    return root
 
 
 @pytest.fixture(scope="module")
@@ -103,10 +86,7 @@ def test_loaders_agree_on_grey_cmyk_and_oblong_images(tmp_path, seed):
 
 @pytest.mark.skipif(not has_dali(), reason="no DALI here")
 @pytest.mark.parametrize("seed", [None, 7])
-def test_loaders_agree_on_photos(tmp_path, seed):
-    photos = SHARED / "data" / "ImageNet-mini"
-    if not photos.exists():
-        pytest.skip("no photos here")
+def test_loaders_agree_on_photos(photos, tmp_path, seed):
     one, other = (load(photos, tmp_path, loader, 64).test for loader in ("torchvision", "dali"))
     assert torch.equal(one.labels, other.labels)
     for (a, p), (b, q) in zip(one.batches(128, None, seed), other.batches(128, None, seed), strict=True):

@@ -10,11 +10,10 @@ import torch
 import torchvision
 
 from alfk.errors import UserError
-from alfk.runs import RunFolder
-from alfk.stages.workspace import Workspace
 from mnist.config import DIGITS, MNIST
 from mnist.custom_datasets import mnist
 from mnist.custom_datasets.digits import enlarge
+from tests.helpers import workspace
 
 
 def idx(array):
@@ -79,12 +78,6 @@ def test_no_files_and_no_network(tmp_path, monkeypatch):
     assert str(tmp_path / "MNIST" / "raw") in message
     assert "--dataset DIGITS" in message
     assert "\n" not in message
-
-
-def workspace(experiment, folder, train, test, number=0, seed=0):
-    run = RunFolder(folder, number)
-    run.create()
-    return Workspace(experiment, run, train, test, seed, "test", torch.device("cpu"))
 
 
 def test_the_real_thing_has_the_protocols_sizes(mnist_raw, tmp_path):

@@ -91,12 +91,6 @@ def test_selections(problem, parity, name, length, n, at_least):
     assert agree >= at_least
 
 
-def test_true_label_is_recorded_beside_the_gradients(problem, parity):
-    _, _, validation = problem
-    for length in (20, 80):
-        assert (parity[f"gradFmap_L{length}/val"][:, 0, 3] == validation.labels.numpy()).all()
-
-
 def test_third_column_is_the_gradient_of_the_prediction(problem, parity):
     model, _, validation = problem
     for length in (20, 80):

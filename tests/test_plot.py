@@ -5,24 +5,19 @@ import json
 import os
 import subprocess
 import sys
-from pathlib import Path
 
 import matplotlib.pyplot as plt
 import numpy as np
 import pytest
 from sklearn.metrics import confusion_matrix
 
+from alfk.plotting import plots
 from alfk.plotting.curves import Curve
-from alfk.stages import draw
-
-ROOT = Path(__file__).resolve().parents[1]
+from tests.helpers import ONE_THREAD, ROOT, call
 
 
-def plot(*arguments, status=0, cwd=ROOT):
-    command = [sys.executable, str(ROOT / "run_plot.py"), *map(str, arguments)]
-    done = subprocess.run(command, capture_output=True, text=True, cwd=cwd, timeout=300)
-    assert done.returncode == status, f"{arguments}\n{done.stdout}\n{done.stderr}"
-    return done
+def plot(*arguments, status=0):
+    return call("run_plot.py", *arguments, status=status)
 
 
 def line(run, b, method, accuracy, length=0, init="rotation", ir=100.0, ensemble=1):
@@ -36,7 +31,13 @@ def line(run, b, method, accuracy, length=0, init="rotation", ir=100.0, ensemble
         "nr": 0.0,
         "init": init,
     }
-    about |= {"ensemble": ensemble, "b": b, "labelled": 125 * (b + 1), "labelled_share": 0.25 * (b + 1)}
+    about |= {
+        "ensemble": ensemble,
+        "select": "test",
+        "b": b,
+        "labelled": 125 * (b + 1),
+        "labelled_share": 0.25 * (b + 1),
+    }
     about |= {"accuracy": accuracy, "accuracy_per_class": [accuracy] * 5 + [accuracy / 2] * 5}
     return about | {"seconds": {"describe": 1.0, "acquire": 0.5, "retrain": 9.0}}
 
@@ -99,14 +100,26 @@ def test_figures_tables_and_what_is_missing(two_runs, tmp_path):
     assert float(summary["Rzg_pz_L80"]["minority last"]) == 40
     assert float(summary["Rzg_pz_L80"]["acquisition_seconds"]) == 1.5
     page = " ".join((tmp_path / "out" / "MNIST_ir100.md").read_text().split())
-    assert "| Rzg_pz_L80 | 0.25 | 50.00 ± 1.00 | 2 | 71.58 ± 6.96 | -21.58 | no |" in page
+    assert "| Rzg_pz_L80 | 0.25 | 50.00 ± 1.00 | 2 | 71.58 ± 6.96 | 10 | -21.58 | no |" in page
     assert "all train (paper): 92.54 %" in page
 
 
 def test_beside_the_paper(two_runs, tmp_path):
     done = plot("--datadir", two_runs, "--out", tmp_path, "--reference", "--dataset", "MNIST", "-ir", 100, "--at", 55)
     ours = next(row for row in done.stdout.splitlines() if row.startswith("Rzg_pz_L80 "))
-    assert ours.split() == ["Rzg_pz_L80", "0.25", "50.00", "±", "1.00", "2", "71.58", "±", "6.96", "-21.58", "no"]
+    paper = ["71.58", "±", "6.96", "10", "-21.58", "no"]
+    assert ours.split()[:12] == ["Rzg_pz_L80", "0.25", "50.00", "±", "1.00", "2", *paper]
+    (point, *_) = rows(tmp_path / "MNIST_ir100_curves.csv")
+    assert (point["series"], point["select"], point["copies"]) == ("random", "test", "")
+    assert (point["paper_runs"], point["paper_within_2_se"]) == ("10", "False")
+    with open(ROOT / "reference" / "release_mnist_ir100.csv", newline="") as file:
+        released = [row for row in csv.DictReader(file) if row["series"] == "random"]
+    released = [float(row["accuracy"]) for row in released if float(row["labeled_percent"]) == 0.25]
+    assert (float(point["release_mean"]), int(point["release_runs"])) == (
+        pytest.approx(np.mean(released)),
+        len(released),
+    )
+    assert float(point["release_difference"]) == pytest.approx(40 - np.mean(released))
     (claim,) = rows(tmp_path / "MNIST_ir100_claims.csv")
     assert (float(claim["accuracy"]), float(claim["labels_ours"])) == (55, 0.375)
 
@@ -122,7 +135,7 @@ def test_a_measured_line_replaces_the_published_one(two_runs, tmp_path):
 
 def test_flags_narrow(two_runs, tmp_path):
     done = plot("--datadir", two_runs, "--out", tmp_path, "--methods", "Rzg_pz", "--run-stop", 3)
-    assert "not there: Rzg_pz L80: run 2, all\n" in done.stdout
+    assert "not there: Rzg_pz_L80: run 2, all\n" in done.stdout
     assert {p["series"] for p in rows(tmp_path / "MNIST_ir100_curves.csv")} == {"Rzg_pz_L80"}
     for nothing in (["-ir", 1], ["--init", "random"], ["--dataset", "SVHN"], ["--run-start", 7], ["--methods", "BALD"]):
         done = plot("--datadir", two_runs, "--out", tmp_path, *nothing, status=2)
@@ -175,9 +188,10 @@ def test_nothing_yet(tmp_path):
     assert "bash demo.sh" in done.stderr
 
 
-def test_what_comes_with_the_repository(tmp_path):
+def test_what_comes_with_the_repository(tmp_path, monkeypatch):
     """The committed results and the paper's figures, drawn from anywhere; the committed tables come out again."""
-    plot("--datadir", ROOT / "results", "--out", tmp_path / "x", "--reference", cwd=tmp_path)
+    monkeypatch.chdir(tmp_path)
+    plot("--datadir", ROOT / "results", "--out", tmp_path / "x", "--reference")
     drawn = {path.stem for path in (tmp_path / "x").glob("*.png")}
     paper = {
         "MNIST_ir1",
@@ -207,7 +221,7 @@ def test_its_reader_ends(two_runs, tmp_path):
     reading, writing = os.pipe()
     os.close(reading)
     command = [sys.executable, ROOT / "run_plot.py", "--datadir", two_runs, "--out", tmp_path]
-    done = subprocess.run(command, stdout=writing, stderr=subprocess.PIPE, text=True)
+    done = subprocess.run(command, stdout=writing, stderr=subprocess.PIPE, text=True, env=ONE_THREAD)
     os.close(writing)
     assert done.returncode == 1
     assert len(done.stderr.splitlines()) == 1
@@ -216,35 +230,35 @@ def test_its_reader_ends(two_runs, tmp_path):
 
 def test_one_run_has_no_error_bar():
     shares, mean = np.array([1.0, 2.0]), np.array([50.0, 60.0])
-    one = draw.Drawn(Curve(shares, mean, np.full(2, np.nan), np.ones(2, int)), "random")
-    two = draw.Drawn(Curve(shares, mean, np.array([1.0, 2.0]), np.full(2, 2)), "random")
+    one = plots.PlottedCurve(Curve(shares, mean, np.full(2, np.nan), np.ones(2, int)), "random")
+    two = plots.PlottedCurve(Curve(shares, mean, np.array([1.0, 2.0]), np.full(2, 2)), "random")
     figure, axes = plt.subplots()
-    assert not draw._draw_ours(axes, one).has_yerr
-    assert draw._draw_ours(axes, two).has_yerr
+    assert not plots._draw_ours(axes, one).has_yerr
+    assert plots._draw_ours(axes, two).has_yerr
     plt.close(figure)
 
 
 def test_no_two_methods_look_the_same():
-    assert len(set(draw.STYLES.values())) == len(draw.STYLES)
-    assert len({marker for _, marker in draw.STYLES.values()}) == len(draw.STYLES)  # in greyscale
-    assert set(draw.STYLES) >= set(draw.METHODS)
+    assert len(set(plots.STYLES.values())) == len(plots.STYLES)
+    assert len({marker for _, marker in plots.STYLES.values()}) == len(plots.STYLES)  # in greyscale
+    assert set(plots.STYLES) >= set(plots.METHODS)
 
 
 def test_confusion_against_scikit_learn():
     rng = np.random.default_rng(0)
     labels, predictions = rng.integers(0, 4, 500), rng.integers(0, 4, 500)
-    found = draw.confusion(labels, predictions, 5)
+    found = plots.confusion(labels, predictions, 5)
     assert np.allclose(found[:4, :4], 100 * confusion_matrix(labels, predictions, normalize="true"))
     assert not found[4].any()
 
 
 def test_tiles_in_reading_order():
     images = np.arange(5, dtype=np.float32).reshape(5, 1, 1, 1) * np.ones((5, 1, 28, 28), np.float32) / 5
-    sheet = draw.tiled(images, 3)
+    sheet = plots.tiled(images, 3)
     assert sheet.shape == (64, 96)
     centres = sheet[16::32, 16::32]
     assert np.allclose(centres, [[0, 0.2, 0.4], [0.6, 0.8, 1]])
-    assert draw.tiled(np.zeros((2, 3, 28, 28)), 2).shape == (32, 64, 3)
+    assert plots.tiled(np.zeros((2, 3, 28, 28)), 2).shape == (32, 64, 3)
 
 
 def test_results_from_convolutions_alone_have_a_figure_of_their_own_beside_the_papers_curves(tmp_path):

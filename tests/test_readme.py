@@ -2,7 +2,6 @@
 
 import json
 import re
-from pathlib import Path
 
 import numpy as np
 import torch
@@ -10,8 +9,8 @@ from torch import nn
 
 from alfk.plotting.curves import parse_series
 from alfk.runs import Trial
+from tests.helpers import ROOT
 
-ROOT = Path(__file__).resolve().parents[1]
 README = (ROOT / "README.md").read_text()
 
 
@@ -49,11 +48,10 @@ def test_the_loop_of_ones_own():
 
 
 def test_every_file_it_names_is_there():
-    root = Path(__file__).resolve().parents[1]
     for name in re.findall(r"`((?:alfk|mnist|vaal|tests|bench|reference|results)/[\w./]*)`", README):
-        assert (root / name).exists(), name
+        assert (ROOT / name).exists(), name
     for script in re.findall(r"python3 ((?:\w+/)?\w+\.py)", README):
-        assert (root / script).exists() or (root / "mnist" / script).exists(), script
+        assert (ROOT / script).exists() or (ROOT / "mnist" / script).exists(), script
 
 
 def test_every_link_inside_it_leads_somewhere():

@@ -24,7 +24,7 @@ def folder(tmp_path):
 
 
 def record(b, **more):
-    about = {"method": "Rzg_pz", "L": 80, "ir": 100, "nr": 0.0, "init": "rotation", "ensemble": 1}
+    about = {"method": "Rzg_pz", "L": 80, "ir": 100, "nr": 0.0, "init": "rotation", "ensemble": 1, "select": "test"}
     return {**about, "b": b, "accuracy": 50.0 + b, **more}
 
 

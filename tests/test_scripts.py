@@ -1,60 +1,41 @@
-"""The real scripts as a user runs them, on DIGITS, with few epochs."""
+"""The real scripts as a user runs them, on DIGITS, with few epochs: in this process, but for those that are killed."""
 
 import json
 import os
 import re
 import shutil
 import signal
-import subprocess
-import sys
-import time
 from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
+import torchvision
 
 from alfk.acquisition import METHODS
+from tests.helpers import (
+    SMALL,
+    call,
+    children,
+    command,
+    draw,
+    outcome,
+    records,
+    refused,
+    start,
+    wait_for,
+    wait_until,
+)
 
-ROOT = Path(__file__).resolve().parents[1]
-SMALL = ["--dataset", "DIGITS", "--device", "cpu", "-e", "4", "--unsup-epochs", "1"]
 TWO = ["--iterations", "2", "--methods", "random", "Rzg_pz", "--run-stop", "2"]
-
-
-def command(script, *arguments):
-    return [sys.executable, str(ROOT / "mnist" / script), *map(str, arguments)]
-
-
-def call(script, *arguments, status=0, cwd=None):
-    done = subprocess.run(command(script, *arguments), capture_output=True, text=True, cwd=cwd, timeout=1200)
-    assert done.returncode == status, f"{arguments}\n{done.stdout}\n{done.stderr}"
-    return done
-
-
-def outcome(folder):
-    """What must be reproduced: selected indices, weights and accuracies of all runs; not times and places."""
-    found = {}
-    for path in sorted(folder.rglob("*")):
-        name = str(path.relative_to(folder))
-        if path.name.startswith("index_list") and path.suffix == ".npy":
-            found[name] = np.load(path).tolist()
-        elif path.suffix == ".pt":
-            state = torch.load(path, weights_only=True)["state"]
-            found[name] = {key: value.flatten().tolist() for key, value in state.items()}
-        elif path.name == "results.jsonl":
-            lines = [json.loads(line) for line in path.read_text().splitlines()]
-            for line in lines:
-                del line["seconds"], line["peak_memory_mib"]
-            found[name] = sorted(lines, key=lambda r: (r["method"], r["b"]))
-    return found
 
 
 @pytest.fixture(scope="module")
 def finished(tmp_path_factory):
     """Two runs of two methods, made without interruption by one process."""
     folder = tmp_path_factory.mktemp("finished")
-    call("run.py", *SMALL, *TWO, "--initial", "--save-folder", folder)
-    done = call("run.py", *SMALL, *TWO, "--save-folder", folder)
+    call("mnist/run.py", *SMALL, *TWO, "--initial", "--save-folder", folder)
+    done = call("mnist/run.py", *SMALL, *TWO, "--save-folder", folder)
     return folder, done
 
 
@@ -62,7 +43,7 @@ def test_a_run_leaves_what_is_promised(finished):
     folder, done = finished
     assert re.search(r"Rzg_pz L80", done.stdout)
     assert re.search(r"30 +3\.34 +\d+\.\d\d ± \d+\.\d\d +\d+\.\d\d ± \d+\.\d\d", done.stdout)
-    lines = [json.loads(line) for line in (folder / "run1" / "results.jsonl").read_text().splitlines()]
+    lines = records(folder / "run1")
     assert [(r["method"], r["b"], r["labelled"]) for r in lines] == [
         ("random", 0, 15),
         ("random", 1, 30),
@@ -91,10 +72,11 @@ def test_a_run_leaves_what_is_promised(finished):
     assert not list((folder / "run1" / "descr").iterdir())
 
 
+@pytest.mark.slow
 def test_the_same_command_in_processes_side_by_side_gives_the_same(finished, tmp_path):
     folder, _ = finished
-    call("run.py", *SMALL, *TWO, "--initial", "--save-folder", tmp_path, "--jobs", 2)
-    done = call("run.py", *SMALL, *TWO, "--save-folder", tmp_path, "--jobs", 2)
+    call("mnist/run.py", *SMALL, *TWO, "--initial", "--save-folder", tmp_path, "--jobs", 2)
+    done = call("mnist/run.py", *SMALL, *TWO, "--save-folder", tmp_path, "--jobs", 2)
     assert outcome(tmp_path) == outcome(folder)
     assert len(re.findall(r"^ +[01]  R", done.stdout, re.M)) == 4
 
@@ -102,85 +84,85 @@ def test_the_same_command_in_processes_side_by_side_gives_the_same(finished, tmp
 def test_another_seed_gives_something_else(finished, tmp_path):
     folder, _ = finished
     one = [*SMALL, "--iterations", "1", "--methods", "random", "--run-stop", "1", "--seed", "7"]
-    call("run.py", *one, "--initial", "--save-folder", tmp_path)
-    call("run.py", *one, "--save-folder", tmp_path)
+    call("mnist/run.py", *one, "--initial", "--save-folder", tmp_path)
+    call("mnist/run.py", *one, "--save-folder", tmp_path)
     name = "run0/index_list_unsup_batch_0_size_15_ir_20_nr_0_sub_random_L_0.npy"
     assert outcome(tmp_path)[name] != outcome(folder)[name]
 
 
-def test_the_scripts_one_by_one_give_the_same(finished, tmp_path):
+def test_the_scripts_one_by_one_give_the_same(finished, tmp_path, monkeypatch):
     """unsup, gen_descr, main_descr by hand, from another folder, in the release's spelling of the method."""
     folder, _ = finished
+    monkeypatch.chdir(tmp_path)
     here = [*SMALL, "--save-folder", tmp_path / "x", "-r", 1, "-ir", 20]
     method = ["-sub", "gradFmap", "-aug", "topKandPccFprGrad", "-dl", 80, "-unsup", 1]
-    call("unsup.py", *here, cwd=tmp_path)
+    call("mnist/unsup.py", *here)
     for b in (0, 1):
-        told = call("gen_descr.py", *here, *method, "-b", b, "-ts", 15 * b, cwd=tmp_path).stdout
+        told = call("mnist/gen_descr.py", *here, *method, "-b", b, "-ts", 15 * b).stdout
         for line in told.splitlines():
             assert np.load(line, mmap_mode="r")["descriptor"].shape[1] == 160
             assert json.loads(Path(line).with_suffix(".json").read_text())["b"] == b
-        call("main_descr.py", *here, *method, "-b", b, cwd=tmp_path)
+        call("mnist/main_descr.py", *here, *method, "-b", b)
     mine, wanted = outcome(tmp_path / "x"), outcome(folder)
     results = "run1/results.jsonl"
     assert mine[results] == [r for r in wanted[results] if r["method"] == "Rzg_pz"]
     assert all(value == wanted[name] for name, value in mine.items() if name != results)
 
 
-def test_killed_at_any_moment_and_started_again(finished, tmp_path):
-    """SIGKILL after ever longer times until the work is done; then everything is as if nothing had happened."""
+def test_killed_and_started_again(finished, tmp_path):
+    """SIGKILL while initial models are made and while a second query is described; then all is as if nothing had been.
+
+    tests/test_stages.py dies at every file.
+    """
     folder, _ = finished
     arguments = [*SMALL, *TWO, "--save-folder", tmp_path]
-    kills = 0
-    for stage in (["--initial"], []):
-        delay = 2.5
-        while True:
-            process = subprocess.Popen(
-                command("run.py", *arguments, *stage), stdout=subprocess.PIPE, stderr=subprocess.STDOUT
-            )
-            try:
-                process.wait(delay)
-            except subprocess.TimeoutExpired:
-                process.send_signal(signal.SIGKILL)
-                process.wait()
-                kills += 1
-                delay += 0.4
-                continue
-            finally:
-                process.stdout.close()
-            assert process.returncode == 0
-            break
-    assert kills >= 2
+    for stage, sign in ((["--initial"], "run0/checkpoint/init_batch_0_*"), ([], "run0/descr/pool_*batch_1_*")):
+        process = start(command("mnist/run.py", *arguments, *stage))
+        wait_for(tmp_path, sign, process)
+        process.kill()
+        process.communicate()
+        assert process.returncode == -signal.SIGKILL
+        call("mnist/run.py", *arguments, *stage)
     assert outcome(tmp_path) == outcome(folder)
     assert not list(tmp_path.glob("run*/descr/*"))
 
 
-def test_side_by_side_killed_and_started_again(tmp_path):
+@pytest.fixture(scope="module")
+def pair(tmp_path_factory):
+    """Initial models of two runs."""
+    folder = tmp_path_factory.mktemp("pair")
+    call(
+        "mnist/run.py", *SMALL, "--initial", "--methods", "random", "--run-stop", 2, "-smp", 8, "--save-folder", folder
+    )
+    return folder
+
+
+@pytest.mark.slow
+def test_side_by_side_killed_and_started_again(pair, tmp_path):
     """The processes of a killed parent end with it, in the midst of long work, and do not stand in the way."""
-    slow = [*SMALL, "--iterations", 2, "--methods", "varR", "--run-stop", 2, "--save-folder", tmp_path, "--jobs", 2]
-    call("run.py", *slow, "-smp", 8, "--initial")
-    parent = subprocess.Popen(command("run.py", *slow, "-smp", 200000), stdout=subprocess.PIPE)
-    deadline = time.monotonic() + 120
-    while time.monotonic() < deadline and len(list(tmp_path.glob("run*/checkpoint/best*batch_0*"))) < 2:
-        time.sleep(0.1)
-    time.sleep(1)  # both sample now, for hours
-    children = [int(p.name) for p in Path("/proc").glob("[0-9]*") if is_child(p, parent.pid)]
-    assert len(children) >= 2
+    shutil.copytree(pair, tmp_path, dirs_exist_ok=True)
+    endless = [*SMALL, "--methods", "varR", "--run-stop", 2, "--save-folder", tmp_path, "-smp", 200000]
+    parent = start(command("mnist/run.py", *endless, "--iterations", 2, "--jobs", 2))
+    wait_until(lambda: len(list(tmp_path.glob("run*/checkpoint/best*batch_0*"))) == 2)
+    working = children(parent)  # both sample now, for hours
+    assert len(working) >= 2
     parent.kill()
     parent.communicate()
-    deadline = time.monotonic() + 20
-    while time.monotonic() < deadline and any(Path(f"/proc/{pid}").exists() for pid in children):
-        time.sleep(0.1)
-    again = ["--iterations", 1, "--methods", "varR", "--run-stop", 2, "--save-folder", tmp_path, "-smp", 200000]
-    call("run.py", *SMALL, *again)
+    wait_until(lambda: not any(os.path.exists(f"/proc/{pid}") for pid in working), 20)
+    call("mnist/run.py", *endless, "--iterations", 1)
 
 
-def is_child(entry, parent, saying=b""):
-    """Whether the process of a folder in /proc is a child of `parent` and `saying` is in its command line."""
-    try:
-        mine = f"PPid:\t{parent}\n" in (entry / "status").read_text()
-        return mine and saying in (entry / "cmdline").read_bytes()
-    except OSError:  # it ended meanwhile
-        return False
+def test_a_killed_child_is_reported(pair, tmp_path):
+    """One of two processes dies; the other run finishes, and the exit status is not 0."""
+    shutil.copytree(pair, tmp_path, dirs_exist_ok=True)
+    one = [*SMALL, "--iterations", 2, "--methods", "random", "--run-stop", 2, "--save-folder", tmp_path, "--jobs", 2]
+    process = start(command("mnist/run.py", *one))
+    wait_until(lambda: children(process, b"spawn_main"))
+    os.kill(children(process, b"spawn_main")[0], signal.SIGKILL)
+    said, _ = process.communicate(timeout=120)
+    assert process.returncode == 1
+    assert "its process died" in said
+    assert [len(records(path.parent)) for path in tmp_path.glob("run*/results.jsonl")] == [2]
 
 
 def test_deleting_a_damaged_file_mends_the_run(finished, tmp_path):
@@ -191,46 +173,44 @@ def test_deleting_a_damaged_file_mends_the_run(finished, tmp_path):
     for victim in (copy / "run0" / f"index_list_{last}.npy", copy / "run0" / "data" / "validation.npy"):
         (copy / "run0" / "checkpoint" / f"best_{last}.pt").unlink()
         victim.write_bytes(victim.read_bytes()[:90])
-        refused("run.py", *SMALL, *TWO, "--save-folder", copy, words=f"{victim} is truncated")
+        refused("mnist/run.py", *SMALL, *TWO, "--save-folder", copy, words=f"{victim} is truncated")
         victim.unlink()
-        call("run.py", *SMALL, *TWO, "--save-folder", copy)
+        call("mnist/run.py", *SMALL, *TWO, "--save-folder", copy)
         assert outcome(copy) == outcome(folder)
 
 
 def test_initial_models_do_not_bind_what_comes_later(tmp_path):
     one = [*SMALL, "--iterations", "1", "--methods", "random", "--run-stop", "1", "--save-folder", tmp_path]
-    call("run.py", *one, "--initial")
-    call("run.py", *one, "--select", "val", "-as", 20)
-    refused("run.py", *one, "--select", "val", words="query_size = 20, this command says 15")
-    refused("run.py", *one, "--initial", "--unsup-epochs", 2, words="pretraining.epochs = 1")
+    call("mnist/run.py", *one, "--select", "val", "--initial")
+    call("mnist/run.py", *one, "--select", "val", "-as", 20)
+    refused("mnist/run.py", *one, "--select", "val", words="query_size = 20, this command says 15")
+    refused("mnist/run.py", *one, "--initial", "--unsup-epochs", 2, words="pretraining.epochs = 1")
+
+
+def written(folder):
+    """When weights, index lists and results were written."""
+    return {p: p.stat().st_mtime_ns for p in folder.rglob("*") if p.suffix in (".pt", ".npy", ".jsonl")}
 
 
 def test_finished_work_is_not_done_again(finished):
     folder, done = finished
-    before = {path: path.stat().st_mtime_ns for path in folder.rglob("*.pt")}
-    again = call("run.py", *SMALL, *TWO, "--save-folder", folder)
-    assert {path: path.stat().st_mtime_ns for path in folder.rglob("*.pt")} == before
+    before = written(folder)
+    again = call("mnist/run.py", *SMALL, *TWO, "--save-folder", folder)
+    assert written(folder) == before
     assert again.stdout.strip() == done.stdout[done.stdout.index("Test accuracy") :].strip()
 
 
 def test_a_failing_run_does_not_stop_the_others(finished, tmp_path):
     one = [*SMALL, "--iterations", "1", "--methods", "random", "--run-stop", "2", "--save-folder", tmp_path]
-    call("run.py", *one, "--initial")
+    call("mnist/run.py", *one, "--initial")
     spoilt = tmp_path / "run0" / "checkpoint" / "init_unsup_batch_0_ir_20_nr_0.pt"
     spoilt.write_bytes(spoilt.read_bytes()[:1000])
-    done = call("run.py", *one, "--jobs", 2, status=2)
+    done = call("mnist/run.py", *one, "--jobs", 2, status=2)
     assert "run 0" in done.stderr
     assert f"{spoilt} is truncated" in done.stderr
     assert "Traceback" not in done.stderr
     assert (tmp_path / "run1" / "results.jsonl").exists()
     assert "1 run\n" in done.stdout
-
-
-def refused(script, *arguments, words):
-    """One line on stderr, exit status 2."""
-    done = call(script, *arguments, status=2)
-    assert words in done.stderr, done.stderr
-    assert len(done.stderr.strip().splitlines()) == 1, done.stderr
 
 
 @pytest.mark.parametrize(
@@ -246,66 +226,66 @@ def refused(script, *arguments, words):
         (["--run-start", "4", "--run-stop", "5"], "run with --initial first"),
         (["-e", "5"], "retraining.epochs = 4, this command says 5"),
         (["--seed", "1"], "seed = 0, this command says 1"),
-        (["--select", "last"], "select = test, this command says last"),
+        (["--select", "last"], "run with --initial first"),
         (["-as", "10"], "query_size = 15"),
         (["-gbs", "100"], "descriptor_batch = 500"),
     ],
 )
 def test_bad_requests_take_one_line(finished, arguments, words):
     folder, _ = finished
-    before = outcome(folder)
-    refused("run.py", *SMALL, *TWO, *arguments, "--save-folder", folder, words=words)
-    assert outcome(folder) == before
+    before = written(folder)
+    refused("mnist/run.py", *SMALL, *TWO, *arguments, "--save-folder", folder, words=words)
+    assert written(folder) == before
 
 
 def test_more_than_the_pool_holds(finished, tmp_path):
-    refused("unsup.py", *SMALL, "-as", 0, "--save-folder", tmp_path, words="not a positive number")
+    refused("mnist/unsup.py", *SMALL, "-as", 0, "--save-folder", tmp_path, words="not a positive number")
     big = [*SMALL, "--run-stop", 1, "-as", 100, "--iterations", 6, "--save-folder", tmp_path]
-    refused("run.py", *big, "--initial", words="need 600 pool images, the pool at ir=20 has 473")
+    refused("mnist/run.py", *big, "--initial", words="need 600 pool images, the pool at ir=20 has 473")
     assert not (tmp_path / "run0" / "manifest.json").exists()
     huge = [*SMALL, "-as", 9000, "-sub", "random", "--save-folder", tmp_path]
-    refused("main_descr.py", *huge, words="need 9000 pool images")
+    refused("mnist/main_descr.py", *huge, words="need 9000 pool images")
 
 
 def test_stages_out_of_order(finished, tmp_path):
     here = [*SMALL, "--save-folder", tmp_path, "-ir", 20, "-sub", "Rzg_pz"]
-    refused("gen_descr.py", *here, words="run with --initial first")
-    call("unsup.py", *SMALL, "--save-folder", tmp_path)
-    refused("main_descr.py", *here, words="run gen_descr.py first")
-    refused("main_descr.py", *here, "-b", 1, words="AL iteration b=0 has to be run first")
-    refused("gen_descr.py", *here, "-b", 1, words="there is no checkpoint")
-    refused("gen_descr.py", *here, "-b", 1, "-ts", 25, words="15 images are labelled, not -ts 25")
-    call("gen_descr.py", *here)
+    refused("mnist/gen_descr.py", *here, words="run with --initial first")
+    call("mnist/unsup.py", *SMALL, "--save-folder", tmp_path)
+    refused("mnist/main_descr.py", *here, words="run gen_descr.py first")
+    refused("mnist/main_descr.py", *here, "-b", 1, words="AL iteration b=0 has to be run first")
+    refused("mnist/gen_descr.py", *here, "-b", 1, words="there is no checkpoint")
+    refused("mnist/gen_descr.py", *here, "-b", 1, "-ts", 25, words="15 images are labelled, not -ts 25")
+    call("mnist/gen_descr.py", *here)
     database = next((tmp_path / "run0" / "descr").glob("pool*.npy"))
     whole = database.read_bytes()
     database.write_bytes(whole[:5000])
-    refused("main_descr.py", *here, words=f"{database} is truncated")
+    refused("mnist/main_descr.py", *here, words=f"{database} is truncated")
     database.write_bytes(whole)
     header = json.loads(database.with_suffix(".json").read_text())
     database.with_suffix(".json").write_text(json.dumps({**header, "model": "0" * 16}))
-    refused("main_descr.py", *here, words="its model is 0000000000000000")
-    call("gen_descr.py", *here)  # made anew for the model that is there
-    call("main_descr.py", *here)
+    refused("mnist/main_descr.py", *here, words="its model is 0000000000000000")
+    call("mnist/gen_descr.py", *here)  # made anew for the model that is there
+    call("mnist/main_descr.py", *here)
 
 
 @pytest.mark.skipif(os.geteuid() == 0, reason="root may write anywhere")
 def test_a_folder_without_permission(tmp_path):
     tmp_path.chmod(0o500)
-    refused("unsup.py", *SMALL, "--save-folder", tmp_path / "x", words="choose another --save-folder")
+    refused("mnist/unsup.py", *SMALL, "--save-folder", tmp_path / "x", words="choose another --save-folder")
 
 
 def test_a_file_where_the_folder_should_be(tmp_path):
     (tmp_path / "file").touch()
-    refused("unsup.py", *SMALL, "--save-folder", tmp_path / "file", words="choose another --save-folder")
+    refused("mnist/unsup.py", *SMALL, "--save-folder", tmp_path / "file", words="choose another --save-folder")
 
 
 @pytest.mark.parametrize("select", ["val", "last"])
 def test_epochs_selected_without_the_test_set(tmp_path, select):
     one = [*SMALL, "--iterations", "1", "--methods", "Rz", "-dl", "20", "--run-stop", "1", "--select", select]
-    call("run.py", *one, "--initial", "--save-folder", tmp_path)
-    call("run.py", *one, "--save-folder", tmp_path)
-    call("run.py", *one, "--save-folder", tmp_path, "--methods", "random")
-    lines = [json.loads(text) for text in (tmp_path / "run0" / "results.jsonl").read_text().splitlines()]
+    call("mnist/run.py", *one, "--initial", "--save-folder", tmp_path)
+    call("mnist/run.py", *one, "--save-folder", tmp_path)
+    call("mnist/run.py", *one, "--save-folder", tmp_path, "--methods", "random")
+    lines = records(tmp_path / "run0")
     assert [(line["method"], line["select"]) for line in lines] == [("Rz", select), ("random", select)]
     for line in lines:
         assert ("accuracy_validation" in line) == (select == "val")
@@ -317,68 +297,49 @@ def test_epochs_selected_without_the_test_set(tmp_path, select):
 
 def test_two_initial_models_side_by_side_in_a_run(tmp_path):
     """--conv-only has files and lines of its own, from the same rotation model; the other ones' stay as they are."""
-    one = [
-        *SMALL,
-        "--iterations",
-        "2",
-        "--methods",
-        "Rzg_pz",
-        "-dl",
-        "20",
-        "--run-stop",
-        "1",
-        "--save-folder",
-        tmp_path,
-    ]
-    call("run.py", *one, "--initial")
-    call("run.py", *one)
+    one = [*SMALL, "--iterations", 2, "--methods", "Rzg_pz", "-dl", 20, "--run-stop", 1, "--save-folder", tmp_path]
+    call("mnist/run.py", *one, "--initial")
+    call("mnist/run.py", *one)
     before = {path: path.read_bytes() for path in tmp_path.glob("run0/*/*.pt")}
-    done = call("run.py", *one, "--conv-only")
+    done = call("mnist/run.py", *one, "--conv-only")
     assert "rotation_conv initial model" in done.stdout
     assert all(path.read_bytes() == content for path, content in before.items())
     new = sorted(path.name[:24] for path in set(tmp_path.glob("run0/*/*.pt")) - set(before))
     assert new == ["best_unsup_conv_batch_0_", "best_unsup_conv_batch_1_"]
-    lines = [json.loads(line) for line in (tmp_path / "run0" / "results.jsonl").read_text().splitlines()]
+    lines = records(tmp_path / "run0")
     assert [(r["init"], r["b"]) for r in lines] == [(i, b) for i in ("rotation", "rotation_conv") for b in (0, 1)]
     assert lines[0]["accuracy"] != lines[2]["accuracy"]
 
 
+@pytest.mark.slow
 def test_every_method_and_length_runs(tmp_path):
     few = [*SMALL, "-e", 1, "--run-stop", 1, "-smp", 4, "--save-folder", tmp_path]
-    call("run.py", *few, "--initial", "-ens", 2, "--methods", "varR")
-    matching = [key for key, method in METHODS.items() if method.matches]
+    call("mnist/run.py", *few, "--initial", "-ens", 2, "--methods", "varR")
+    matching = [key for key, method in METHODS.items() if method.needs_descriptors]
     lengths = ["-dl", 10, 20, 30, 80, 90]
-    call("run.py", *few, "--iterations", 1, "--unsupervised", 0, "--methods", "random", *matching, *lengths)
-    doubting = [key for key, method in METHODS.items() if method.doubts]
-    done = call("run.py", *few, "--iterations", 2, "--methods", *doubting, "-ens", 1, 2)
-    lines = [json.loads(line) for line in (tmp_path / "run0" / "results.jsonl").read_text().splitlines()]
-    assert len(lines) == 1 + len(matching) * 5 + len(doubting) * 2 * 2
+    call("mnist/run.py", *few, "--iterations", 1, "--unsupervised", 0, "--methods", "random", *matching, *lengths)
+    uncertain = [key for key, method in METHODS.items() if method.needs_uncertainty]
+    done = call("mnist/run.py", *few, "--iterations", 2, "--methods", *uncertain, "-ens", 1, 2)
+    lines = records(tmp_path / "run0")
+    assert len(lines) == 1 + len(matching) * 5 + len(uncertain) * 2 * 2
     for line in lines:
         method = METHODS[line["method"]]
         assert len(line["accuracy_members"]) == line["ensemble"]
         assert line["accuracy"] == pytest.approx(np.mean(line["accuracy_members"]))
         assert (line["pseudo_label_accuracy"] is not None) == method.estimates_labels
-        assert (line["passes"]["forward"] > 0) == (method.matches or (method.doubts and line["b"] > 0))
-        if method.doubts and line["b"] > 0:
+        assert (line["passes"]["forward"] > 0) == (
+            method.needs_descriptors or (method.needs_uncertainty and line["b"] > 0)
+        )
+        if method.needs_uncertainty and line["b"] > 0:
             assert line["passes"] == {"forward": 4 * 473, "backward": 0}
     assert "varR E2" in done.stdout
     assert "forward" in done.stdout
 
 
-def test_no_mnist_and_no_network(tmp_path):
+def test_no_mnist_and_no_network(tmp_path, monkeypatch):
     """The download is pointed at a closed port."""
-    code = (
-        "import sys; sys.argv = ['run.py', '--initial', '--datadir', sys.argv[1]]\n"
-        "import torchvision; torchvision.datasets.MNIST.mirrors = ['http://127.0.0.1:9/']\n"
-        "import mnist.run as script; from alfk.stages import cli; from mnist.config import EXPERIMENTS\n"
-        "sys.exit(cli.run(EXPERIMENTS, {'MNIST': script.cfg}, script.__doc__))"
-    )
-    done = subprocess.run(
-        [sys.executable, "-c", code, str(tmp_path)], capture_output=True, text=True, cwd=ROOT, timeout=120
-    )
-    assert done.returncode == 2
-    assert "--dataset DIGITS" in done.stderr
-    assert len(done.stderr.strip().splitlines()) == 1
+    monkeypatch.setattr(torchvision.datasets.MNIST, "mirrors", ["http://127.0.0.1:9/"])
+    refused("mnist/run.py", "--initial", "--datadir", tmp_path, words="--dataset DIGITS")
 
 
 @pytest.fixture
@@ -386,13 +347,6 @@ def drawable(finished, tmp_path):
     """The finished runs as run_plot.py looks for them."""
     (tmp_path / "DIGITS").symlink_to(finished[0])
     return tmp_path
-
-
-def draw(datadir, *arguments, status=0):
-    plot = [sys.executable, ROOT / "run_plot.py", "--datadir", datadir, "--out", datadir / "figures", *arguments]
-    done = subprocess.run(list(map(str, plot)), capture_output=True, text=True, timeout=1200)
-    assert done.returncode == status, f"{done.stdout}\n{done.stderr}"
-    return done
 
 
 def test_the_curves_are_drawn(drawable):
@@ -415,29 +369,26 @@ def test_selected_images_need_the_index_lists(finished, tmp_path):
     """A folder with nothing but results lines has curves, but no images to show."""
     (tmp_path / "DIGITS" / "run0").mkdir(parents=True)
     shutil.copy(finished[0] / "run0" / "results.jsonl", tmp_path / "DIGITS" / "run0")
-    error = draw(tmp_path, "--show-selected", status=2).stderr
-    assert "--show-selected needs" in error
-    assert len(error.strip().splitlines()) == 1
+    where = ["--datadir", tmp_path, "--out", tmp_path / "figures"]
+    refused("run_plot.py", *where, "--show-selected", words="--show-selected needs")
 
 
 def test_confusion_and_maps(drawable):
     arguments = ["--dataset", "DIGITS", "--datadir", drawable, "--out", drawable / "figures"]
     arguments += ["-b", 1, "--methods", "random", "Rzg_pz_L80"]
-    first = call("visualize_tsne.py", *arguments)
+    first = call("mnist/visualize_tsne.py", *arguments)
     image = drawable / "figures" / "DIGITS_tsne_ir20_b1_run0.png"
     assert str(image.with_suffix("")) in first.stdout
     assert image.read_bytes()[:4] == b"\x89PNG"
     assert first.stdout.count("t-SNE of 400 test images") == 2
-    lines = (drawable / "DIGITS" / "run0" / "results.jsonl").read_text().splitlines()
-    taught = {(r["method"], r["b"]): r["accuracy"] for r in map(json.loads, lines)}
+    taught = {(r["method"], r["b"]): r["accuracy"] for r in records(drawable / "DIGITS" / "run0")}
     for method, name in (("random", "random"), ("Rzg_pz", "Rzg_pz_L80")):
         said = re.search(rf"^{name}: ([\d.]+) %", first.stdout, re.M)
         assert float(said[1]) == pytest.approx(taught[method, 0], abs=0.051)
-    again = call("visualize_tsne.py", *arguments)
+    again = call("mnist/visualize_tsne.py", *arguments)
     assert "t-SNE of" not in again.stdout  # kept from the first time
-    missing = call("visualize_tsne.py", *arguments[:-5], "-b", 2, "--methods", "varR_E1", status=2)
-    assert "--methods varR makes it" in missing.stderr
-    assert len(missing.stderr.strip().splitlines()) == 1
+    missing = [*arguments[:-5], "-b", 2, "--methods", "varR_E1"]
+    refused("mnist/visualize_tsne.py", *missing, words="--methods varR makes it")
 
 
 def test_the_whole_pool_is_the_line_all_train(finished, tmp_path):
@@ -445,31 +396,12 @@ def test_the_whole_pool_is_the_line_all_train(finished, tmp_path):
     shutil.copytree(finished[0], tmp_path / "DIGITS")
     run = tmp_path / "DIGITS" / "run0"
     arguments = [*SMALL, "--save-folder", tmp_path / "DIGITS", "--baseline"]
-    call("run.py", *arguments)
-    line = json.loads((run / "results.jsonl").read_text().splitlines()[-1])
+    call("mnist/run.py", *arguments)
+    line = records(run)[-1]
     assert line["method"] == "all_train"
     assert line["labelled"] == len(np.load(next(run.rglob("pool*.npy"))))
     assert line["labelled_share"] == pytest.approx(100 * line["labelled"] / 897)
     before = (run / "results.jsonl").read_bytes()
-    call("run.py", *arguments)
+    call("mnist/run.py", *arguments)
     assert (run / "results.jsonl").read_bytes() == before
     assert f"all train (1 run): {line['accuracy']:.2f} %" in draw(tmp_path).stdout
-
-
-def test_a_killed_child_is_reported(tmp_path):
-    """One of two processes dies; the other run finishes, and the exit status is not 0."""
-    one = [*SMALL, "--iterations", "2", "--methods", "random", "--run-stop", "2", "--save-folder", tmp_path]
-    call("run.py", *one, "--initial")
-    process = subprocess.Popen(command("run.py", *one, "--jobs", 2), stdout=subprocess.PIPE, stderr=subprocess.PIPE)
-    victim = None
-    deadline = time.monotonic() + 60
-    while victim is None and time.monotonic() < deadline:
-        for entry in Path("/proc").glob("[0-9]*"):
-            if is_child(entry, process.pid, b"spawn_main"):
-                victim = int(entry.name)
-    assert victim is not None
-    os.kill(victim, signal.SIGKILL)
-    _, errors = process.communicate(timeout=120)
-    assert process.returncode == 1
-    assert b"its process died" in errors
-    assert len([p for p in tmp_path.glob("run*/results.jsonl") if len(p.read_text().splitlines()) == 2]) == 1

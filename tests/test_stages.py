@@ -7,22 +7,21 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
-from alfk.stages.drive import active_learning, make_initial_models
 
 from alfk.errors import UserError
 from alfk.network import snapshot
-from alfk.runs import RunFolder, Trial, save_checkpoint, write_json
-from alfk.stages.pretrain import initial_models
+from alfk.runs import Trial, save_checkpoint, write_json
+from alfk.stages.acquire import acquire
+from alfk.stages.loop import active_learning
+from alfk.stages.pretrain import make_initial_models
 from alfk.stages.retrain import retrain
-from alfk.stages.workspace import Workspace
+from alfk.stages.round import Round
 from alfk.training import Evaluator, rotate
 from mnist.config import DIGITS
+from tests.helpers import Killed
+from tests.helpers import workspace as workspace_of
 
 TRIALS = [Trial(20, "Rzg_pz", 20)]
-
-
-class Killed(BaseException):
-    """Stands for SIGKILL: nothing in the program catches it."""
 
 
 @pytest.fixture(scope="module")
@@ -38,19 +37,23 @@ def workspace(data, root, **changes):
         pretraining=dataclasses.replace(DIGITS.pretraining, epochs=1),
         **changes,
     )
-    folder = RunFolder(root, 0)
-    folder.create()
-    return Workspace(short, folder, *data, seed=0, device=torch.device("cpu"))
+    return workspace_of(short, root, *data)
+
+
+def make_initial(work, *trials):
+    """The initial models that the trials start from."""
+    for trial in trials:
+        make_initial_models(work, trial.ir, trial.nr, trial.ensemble, trial.select)
 
 
 def everything(data, root, trial=TRIALS[0]):
     """All the work of a run; returns what must be reproduced."""
     work = workspace(data, root, samples=4)
-    make_initial_models(work, [trial])
+    make_initial(work, trial)
     active_learning(work, [trial])
-    lists = [np.load(work.folder.index_list(trial, b, work.size(b))).tolist() for b in (0, 1)]
+    lists = [np.load(Round(work, trial, b).index_list).tolist() for b in (0, 1)]
     scores = [(r["b"], r["accuracy"], r["accuracy_per_class"], r["epochs"]) for r in work.folder.results()]
-    _, fingerprint = work.models_before(trial, 2)
+    _, fingerprint = Round(work, trial, 2).starting_models()
     return lists, scores, fingerprint
 
 
@@ -92,11 +95,11 @@ def test_an_ensemble_with_dropout_is_reproduced(data, tmp_path):
     wanted = everything(data, tmp_path / "whole", trial)
     torch.manual_seed(123)
     again = workspace(data, tmp_path / "parts", samples=4)
-    make_initial_models(again, [trial])
+    make_initial(again, trial)
     again.experiment = dataclasses.replace(again.experiment, iterations=1)
     active_learning(again, [trial])
     assert everything(data, tmp_path / "parts", trial) == wanted
-    models, _ = again.models_before(trial, 1)
+    models, _ = Round(again, trial, 1).starting_models()
     assert not torch.equal(models[0].fc1.weight, models[1].fc1.weight)
     record = again.folder.results()[0]  # after which `models` are
     evaluations = [Evaluator(again.test, 100)(model) for model in models]
@@ -119,22 +122,22 @@ def test_a_checkpoint_of_another_network(data, tmp_path):
     about = {"kind": "initial", "init": "rotation", "ir": 20, "nr": 0.0, "member": 0, "select": "test"}
     save_checkpoint(path, {"w": torch.zeros(2)}, {**about, **work.identity()})
     with pytest.raises(UserError, match="of another network"):
-        work.models_before(TRIALS[0], 0)
+        Round(work, TRIALS[0], 0).starting_models()
 
 
 def test_a_rotation_model_gets_a_new_last_layer(data, tmp_path):
     work = workspace(data, tmp_path)
-    make_initial_models(work, TRIALS)
-    (model,), _ = work.models_before(TRIALS[0], 0)
+    make_initial(work, *TRIALS)
+    (model,), _ = Round(work, TRIALS[0], 0).starting_models()
     state = snapshot(model)
     saved = torch.load(work.folder.initial("ir_20_nr_0", True), weights_only=True)
     assert state["fc2.weight"].shape == (10, 50)
     assert saved["state"]["fc2.weight"].shape == (4, 50)
     assert torch.equal(state["fc1.weight"], saved["state"]["fc1.weight"])
     assert 0 < saved["about"]["rotation_accuracy"] <= 100
-    (again,), _ = work.models_before(TRIALS[0], 0)
+    (again,), _ = Round(work, TRIALS[0], 0).starting_models()
     assert torch.equal(snapshot(again)["fc2.weight"], state["fc2.weight"])
-    (bare,), _ = work.models_before(dataclasses.replace(TRIALS[0], init="rotation_conv"), 0)
+    (bare,), _ = Round(work, dataclasses.replace(TRIALS[0], init="rotation_conv"), 0).starting_models()
     kept = {name for name, value in snapshot(bare).items() if torch.equal(value, state[name])}
     assert kept == {"conv1.weight", "conv1.bias", "conv2.weight", "conv2.bias", "fc2.weight", "fc2.bias"}
     assert abs(float(bare.fc1.weight.detach().abs().max()) - 320**-0.5) < 1e-3  # fresh: uniform in +-1/sqrt(fan-in)
@@ -142,16 +145,16 @@ def test_a_rotation_model_gets_a_new_last_layer(data, tmp_path):
 
 def test_initial_models_that_are_there_are_kept(data, tmp_path):
     work = workspace(data, tmp_path)
-    make_initial_models(work, TRIALS)
+    make_initial(work, *TRIALS)
     told = []
     work.report = lambda event, **info: told.append((event, info["init"], info["skipped"]))
-    make_initial_models(work, TRIALS)
+    make_initial(work, *TRIALS)
     assert told == [("initial", "random", True), ("initial", "rotation", True)]
 
 
 def test_descriptor_files_are_kept_on_request(data, tmp_path):
     work = workspace(data, tmp_path)
-    make_initial_models(work, TRIALS)
+    make_initial(work, *TRIALS)
     active_learning(work, TRIALS, keep_descriptors=True)
     names = sorted(path.name for path in (tmp_path / "run0" / "descr").glob("*.npy"))
     assert [name.split("_")[0] for name in names] == ["pool", "pool", "validation", "validation"]
@@ -168,14 +171,14 @@ def altered(work, stage, **changes):
 
 
 def weights_after(work, trial, b):
-    return work.models_before(trial, b + 1)[1]
+    return Round(work, trial, b + 1).starting_models()[1]
 
 
 @pytest.mark.parametrize("select", ["test", "val"])
 def test_an_iteration_that_never_improves_keeps_what_it_started_from(data, tmp_path, select):
     """Weights, accuracy and per-class accuracies, and the record says epoch 0."""
     work, trial = workspace(data, tmp_path), dataclasses.replace(TRIALS[0], select=select)
-    make_initial_models(work, [trial])
+    make_initial(work, trial)
     work.experiment = dataclasses.replace(work.experiment, iterations=1)
     active_learning(altered(work, "retraining", epochs=6), [trial])
     work.experiment = dataclasses.replace(work.experiment, iterations=2)
@@ -187,7 +190,7 @@ def test_an_iteration_that_never_improves_keeps_what_it_started_from(data, tmp_p
     assert second["accuracy_per_class"] == first["accuracy_per_class"]
     assert weights_after(work, trial, 0) == weights_after(work, trial, 1)
     last = dataclasses.replace(TRIALS[0], select="last")
-    make_initial_models(work, [last])
+    make_initial(work, last)
     active_learning(work, [last])
     ruined = [r for r in work.folder.results() if last.describes(r)]
     assert [r["epochs"] for r in ruined] == [[6], [6]]
@@ -207,9 +210,11 @@ def test_only_what_select_needs_is_evaluated(data, tmp_path, monkeypatch):
 
     for select, wanted in (("test", {"test": 4}), ("val", {"val": 4, "test": 1}), ("last", {"test": 1})):
         trial = Trial(20, "random", 0, select=select)
-        make_initial_models(work, [trial])
+        make_initial(work, trial)
+        current = Round(work, trial, 0)
+        acquire(current)
         monkeypatch.setattr(Evaluator, "__call__", counted)
-        retrain(work, trial, 0, work.pool(20, 0.0, trial.distortion), work.validation())
+        retrain(current)
         monkeypatch.setattr(Evaluator, "__call__", evaluate)
         assert counts == wanted
         counts.clear()
@@ -226,7 +231,7 @@ def test_training_of_an_uncertainty_method_is_without_dropout(data, tmp_path):
     """At b=0, where both draw at random, varR and random choice train the same weights to the bit."""
     work = altered(workspace(data, tmp_path, samples=4), "retraining", epochs=2)
     pair = [Trial(20, method, 0) for method in ("random", "varR")]
-    make_initial_models(work, pair)
+    make_initial(work, *pair)
     work.experiment = dataclasses.replace(work.experiment, iterations=1)
     active_learning(work, pair)
     assert weights_after(work, pair[0], 0) == weights_after(work, pair[1], 0)
@@ -239,7 +244,7 @@ def test_the_rotation_model_is_its_best_epoch(data, tmp_path):
     work = altered(workspace(data, tmp_path), "pretraining", epochs=3)
     about = {}
     for select in ("test", "val", "last"):
-        initial_models(work, 20, 0.0, select=select)
+        make_initial_models(work, 20, 0.0, select=select)
         path = work.folder.initial("ir_20_nr_0", True, select=select)
         saved = torch.load(path, weights_only=True)
         about[select] = saved["about"]
@@ -250,7 +255,7 @@ def test_the_rotation_model_is_its_best_epoch(data, tmp_path):
     assert about["last"]["epoch"] == 3
     assert about["test"]["rotation_accuracy"] >= about["last"]["rotation_accuracy"]
     ruined = altered(workspace(data, tmp_path / "ruined"), "pretraining", lr=50.0)
-    initial_models(ruined, 20, 0.0)
+    make_initial_models(ruined, 20, 0.0)
     saved = torch.load(ruined.folder.initial("ir_20_nr_0", True), weights_only=True)
     assert saved["about"]["epoch"] == 0  # the untrained model
     untrained = ruined.random_state(4, "init", 0)

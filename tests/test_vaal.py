@@ -5,31 +5,26 @@ import itertools
 import json
 import math
 import shutil
-import signal
-import subprocess
-import sys
-import time
 from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
-from alfk.stages.drive import make_initial_models
-from test_scripts import ROOT, SMALL, draw, outcome
-from test_scripts import call as call_mnist
 from torch import nn
 
 from alfk.data import Split
 from alfk.errors import UserError
 from alfk.network import snapshot
-from alfk.runs import RunFolder, Trial
+from alfk.runs import Trial
+from alfk.stages.pretrain import make_initial_models
 from alfk.stages.retrain import Selector
-from alfk.stages.workspace import Workspace
+from alfk.stages.round import Round
 from mnist.config import DIGITS
 from mnist.custom_models.lenet import LeNet
+from tests.helpers import SMALL, Killed, call, command, draw, outcome, records, refused, start, wait_for, workspace
 from vaal import config
 from vaal.config import RECIPES, Recipe
-from vaal.main import Vaal, in_vaals_range
+from vaal.main import Vaal, in_vaals_range, scores_path
 from vaal.model import (
     VAE,
     Discriminator,
@@ -270,7 +265,7 @@ def test_the_task_model_trains_on_after_a_check(data, digits):
     assert len(averages) == 5
     assert not any(torch.equal(a, b) for a, b in itertools.pairwise(averages))
     assert solver.step == 10
-    assert selector.conclude(solver.task).epoch in TINY.check_steps() == [1, 3, 5, 7, 9]
+    assert selector.result(solver.task).epoch in TINY.check_steps() == [1, 3, 5, 7, 9]
 
 
 def test_which_batches_a_step_takes(digits, monkeypatch):
@@ -316,10 +311,6 @@ def test_learning_to_tell_digits_from_their_negatives(digits):
 # A run: the same outcome however often it is interrupted
 
 
-class Killed(BaseException):
-    """Stands for SIGKILL: nothing in the program catches it."""
-
-
 SHORT = dataclasses.replace(RECIPES["DIGITS"], divisor=32, batch_size=4, train_iterations=25)
 
 
@@ -331,11 +322,9 @@ def run_vaal(data, root, die_at=None, recipe=SHORT):
             raise Killed
 
     short = dataclasses.replace(DIGITS, iterations=3, pretraining=dataclasses.replace(DIGITS.pretraining, epochs=1))
-    folder = RunFolder(root, 0)
-    folder.create()
-    work = Workspace(short, folder, *data, seed=0, device=torch.device("cpu"), report=report)
-    make_initial_models(work, [TRIAL])
-    Vaal(work, recipe).all_iterations(TRIAL)
+    work = workspace(short, root, *data, report=report)
+    make_initial_models(work, TRIAL.ir, TRIAL.nr)
+    Vaal(recipe).learn(work, [TRIAL])
     return work
 
 
@@ -369,8 +358,8 @@ def test_a_part_of_other_settings_is_not_gone_on_with(data, uninterrupted, tmp_p
 
 def test_iterations_choose_by_the_scores_of_the_one_before(uninterrupted):
     work, _ = uninterrupted
-    first, second = (np.load(work.folder.index_list(TRIAL, b, work.size(b))) for b in (0, 1))
-    scores = np.load(work.folder.descriptors("scores", TRIAL, 0, work.size(0)))
+    first, second = (np.load(Round(work, TRIAL, b).index_list) for b in (0, 1))
+    scores = np.load(scores_path(Round(work, TRIAL, 0)))
     assert second[:15].tolist() == first.tolist()
     free = np.setdiff1d(np.arange(len(scores)), first)
     assert second[15:].tolist() == free[scores[free].argsort()[:15]].tolist()
@@ -401,36 +390,21 @@ FEW = ["--dataset", "DIGITS", "--device", "cpu", "--unsup-epochs", 1, "--iterati
 FEW += ["--train-iterations", 20, "--batch-size", 4]
 
 
-def command(script, *arguments):
-    return [sys.executable, *map(str, [ROOT / "vaal" / script, *FEW, *arguments])]
-
-
-def call(script, *arguments, status=0):
-    done = subprocess.run(command(script, *arguments), capture_output=True, text=True, timeout=600)
-    assert done.returncode == status, f"{arguments}\n{done.stdout}\n{done.stderr}"
-    return done
-
-
 @pytest.fixture(scope="module")
 def finished(tmp_path_factory):
     """Random choice and VAAL in the same folders, two runs; another method's flags do not bind VAAL's."""
     datadir = tmp_path_factory.mktemp("vaal")
     for stage in (["--initial"], []):
         both = ["--iterations", 2, "--methods", "random", "--run-stop", 2, *stage]
-        call_mnist("run.py", *SMALL, *both, "--datadir", datadir)
-    return datadir, call("run.py", "--datadir", datadir, "--run-stop", 2, "--jobs", 2)
-
-
-def records(datadir, run):
-    lines = (datadir / "DIGITS" / f"run{run}" / "results.jsonl").read_text().splitlines()
-    return {(r["method"], r["b"]): r for r in map(json.loads, lines)}
+        call("mnist/run.py", *SMALL, *both, "--datadir", datadir)
+    return datadir, call("vaal/run.py", *FEW, "--datadir", datadir, "--run-stop", 2, "--jobs", 2)
 
 
 def test_its_records_are_as_the_others(finished):
     datadir, done = finished
     assert "vaal" in done.stdout
     for run in (0, 1):
-        found = records(datadir, run)
+        found = {(r["method"], r["b"]): r for r in records(datadir / "DIGITS" / f"run{run}")}
         for b in (0, 1):
             random, vaal = found["random", b], found["vaal", b]
             assert set(random) - set(vaal) == {"accuracy_last"}  # VAAL is not checked at its end
@@ -450,14 +424,12 @@ def test_killed_and_started_again(finished, tmp_path):
     initial = Path("DIGITS", "run0", "checkpoint", "init_unsup_batch_0_ir_20_nr_0.pt")
     (tmp_path / initial).parent.mkdir(parents=True)
     shutil.copy(finished[0] / initial, tmp_path / initial)
-    process = subprocess.Popen(command("main.py", "--datadir", tmp_path), stdout=subprocess.PIPE)
-    deadline = time.monotonic() + 120
-    while time.monotonic() < deadline and not list(tmp_path.rglob("part_*.pt")):
-        time.sleep(0.02)
-    process.send_signal(signal.SIGKILL)
+    process = start(command("vaal/main.py", *FEW, "--datadir", tmp_path))
+    wait_for(tmp_path, "part_*.pt", process)
+    process.kill()
     process.communicate()
     assert list(tmp_path.rglob("part_*"))
-    call("main.py", "--datadir", tmp_path)
+    call("vaal/main.py", *FEW, "--datadir", tmp_path)
     mine, whole = outcome(tmp_path / "DIGITS" / "run0"), outcome(finished[0] / "DIGITS" / "run0")
     results = mine.pop("results.jsonl")
     assert results == [r for r in whole["results.jsonl"] if r["method"] == "vaal"]
@@ -482,6 +454,4 @@ def test_the_figures_have_it(finished):
     ],
 )
 def test_bad_requests_take_one_line(finished, arguments, words):
-    done = call("run.py", "--datadir", finished[0], "--run-stop", 1, *arguments, status=2)
-    assert words in done.stderr
-    assert len(done.stderr.strip().splitlines()) == 1
+    refused("vaal/run.py", *FEW, "--datadir", finished[0], "--run-stop", 1, *arguments, words=words)

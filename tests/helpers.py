@@ -1,0 +1,212 @@
+"""What several test files share: the scripts as a user runs them, what a run leaves, processes, small data sets."""
+
+import contextlib
+import io
+import json
+import os
+import runpy
+import subprocess
+import sys
+import time
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import NamedTuple
+
+import numpy as np
+import scipy.io
+import torch
+import torch.nn.functional as F
+from PIL import Image
+from sklearn.datasets import load_digits
+
+from alfk.cli.scripts import _load
+from alfk.runs import RunFolder
+from alfk.stages.workspace import Workspace
+
+ROOT = Path(__file__).resolve().parents[1]
+SHARED = ROOT.parent / "shared"
+
+SMALL = ["--dataset", "DIGITS", "--device", "cpu", "-e", "4", "--unsup-epochs", "1"]  # mnist/run.py in seconds
+ONE_THREAD = {**os.environ, "OMP_NUM_THREADS": "1"}  # the images are small, and other tests run beside these
+
+
+class Done(NamedTuple):
+    """What a script printed, and its exit status."""
+
+    stdout: str
+    stderr: str
+    returncode: int
+
+
+class Killed(BaseException):
+    """Stands for SIGKILL: nothing in the program catches it."""
+
+
+def command(script: str, *arguments: object, torchrun: int = 0) -> list[str]:
+    """The command line of a script, e.g. "mnist/run.py", or of so many processes of it under torchrun."""
+    launch = ["-m", "torch.distributed.run", "--standalone", "--nproc-per-node", torchrun] if torchrun else []
+    return [sys.executable, *map(str, [*launch, ROOT / script, *arguments])]
+
+
+def call(script: str, *arguments: object, status: int = 0) -> Done:
+    """Run a script in this process, as `python3 script arguments` would, and check its exit status.
+
+    A process of its own would take seconds for its imports alone.
+    """
+    out, err, code = io.StringIO(), io.StringIO(), None
+    argv, path, threads = sys.argv, list(sys.path), torch.get_num_threads()
+    sys.argv = [str(ROOT / script), *map(str, arguments)]
+    try:
+        with contextlib.redirect_stdout(out), contextlib.redirect_stderr(err):
+            runpy.run_path(sys.argv[0], run_name="__main__")
+    except SystemExit as end:
+        code = end.code
+    finally:
+        sys.argv, sys.path[:] = argv, path
+        torch.set_num_threads(threads)
+        _load.cache_clear()  # a script starts without images
+    done = Done(out.getvalue(), err.getvalue(), code or 0)
+    assert done.returncode == status, f"{script} {arguments}\n{done.stdout}\n{done.stderr}"
+    return done
+
+
+def call_process(line: Sequence[str], status: int = 0, **options: object) -> Done:
+    """Run a command line as a process, and check its exit status."""
+    found = subprocess.run(line, capture_output=True, text=True, timeout=600, env=ONE_THREAD, **options)
+    assert found.returncode == status, f"{line}\n{found.stdout}\n{found.stderr}"
+    return Done(found.stdout, found.stderr, found.returncode)
+
+
+def start(line: Sequence[str], **options: object) -> subprocess.Popen:
+    """A process whose output can be read, in one stream, when it has ended."""
+    pipes = {"stdout": subprocess.PIPE, "stderr": subprocess.STDOUT, "text": True, **options}
+    return subprocess.Popen(line, env=ONE_THREAD, **pipes)
+
+
+def refused(script: str, *arguments: object, words: str) -> None:
+    """One line on stderr, exit status 2."""
+    errors = call(script, *arguments, status=2).stderr
+    assert words in errors, errors
+    assert len(errors.strip().splitlines()) == 1, errors
+
+
+def wait_until(happened: Callable[[], object], seconds: float = 120) -> None:
+    """Look again and again whether something has happened. AssertionError if it does not in time."""
+    deadline = time.monotonic() + seconds
+    while not happened():
+        assert time.monotonic() < deadline, "it did not happen in time"
+        time.sleep(0.01)
+
+
+def wait_for(folder: Path, pattern: str, process: subprocess.Popen | None = None) -> None:
+    """Wait until a file is there, while `process` lives."""
+
+    def happened() -> bool:
+        found = bool(list(folder.rglob(pattern)))
+        if not found and process is not None and process.poll() is not None:
+            raise AssertionError(f"the process ended before there was a {pattern}\n{process.communicate()[0]}")
+        return found
+
+    wait_until(happened)
+
+
+def children(process: subprocess.Popen, saying: bytes = b"") -> list[int]:
+    """The ids of a process's children in whose command line `saying` is."""
+    return sorted(int(p.name) for p in Path("/proc").glob("[0-9]*") if is_child(p, process.pid, saying))
+
+
+def is_child(entry: Path, parent: int, saying: bytes = b"") -> bool:
+    """Whether the process of a folder in /proc is a child of `parent` and `saying` is in its command line."""
+    try:
+        mine = f"PPid:\t{parent}\n" in (entry / "status").read_text()
+        return mine and saying in (entry / "cmdline").read_bytes()
+    except OSError:  # it ended meanwhile
+        return False
+
+
+def outcome(folder: Path) -> dict[str, object]:
+    """What must be reproduced: selected indices, weights and accuracies of all runs; not times and places."""
+    found = {}
+    for path in sorted(folder.rglob("*")):
+        name = str(path.relative_to(folder))
+        if path.name.startswith("index_list") and path.suffix == ".npy":
+            found[name] = np.load(path).tolist()
+        elif path.suffix == ".pt":
+            state = torch.load(path, weights_only=True)["state"]
+            found[name] = {key: value.flatten().tolist() for key, value in state.items()}
+        elif path.name == "results.jsonl":
+            lines = records(path.parent)
+            for line in lines:
+                del line["seconds"], line["peak_memory_mib"]
+            found[name] = sorted(lines, key=lambda r: (r["method"], r["b"]))
+    return found
+
+
+def records(folder: Path) -> list[dict]:
+    """The results lines of a run's folder, in the order they were written."""
+    return [json.loads(line) for line in (folder / "results.jsonl").read_text().splitlines()]
+
+
+def draw(datadir: Path, *arguments: object, status: int = 0) -> Done:
+    """run_plot.py, into the folder figures of `datadir`."""
+    return call("run_plot.py", "--datadir", datadir, "--out", datadir / "figures", *arguments, status=status)
+
+
+def workspace(experiment, root: Path, train, test, number: int = 0, seed: int = 0, **more) -> Workspace:
+    """A run of an experiment in the folder `root`, on the CPU."""
+    folder = RunFolder(root, number)
+    folder.create()
+    return Workspace(experiment, folder, train, test, seed, train.device, **more)
+
+
+# Data sets
+
+
+def picture(seed: int, height: int = 80, width: int = 100) -> Image.Image:
+    """A smooth colourful image, as photos are smooth."""
+    rng = np.random.default_rng(seed)
+    coarse = Image.fromarray(rng.integers(0, 256, (5, 6, 3), dtype=np.uint8))
+    return coarse.resize((width, height), Image.Resampling.BICUBIC)
+
+
+def write_tree(root: Path, classes: int = 4, train: int = 5, val: int = 3) -> Path:
+    """train/<class>/*.JPEG and val/<class>/*.JPEG."""
+    for part, count in (("train", train), ("val", val)):
+        for c in range(classes):
+            (root / part / f"n{c:02}").mkdir(parents=True)
+            for i in range(count):
+                seed = 1000 * (part == "val") + 100 * c + i
+                picture(seed, 50 + seed % 37, 50 + seed % 53).save(root / part / f"n{c:02}" / f"{i}.JPEG", quality=95)
+    return root
+
+
+def coloured_digits(size: int, seed: int = 0) -> tuple[np.ndarray, np.ndarray]:
+    """scikit-learn's 1,797 digits in random pairs of colours: (N, size, size, 3) uint8 and (N,) labels."""
+    bunch = load_digits()
+    ink = torch.from_numpy(bunch.images).float().unsqueeze(1) / 16
+    ink = F.interpolate(ink, size=size, mode="bilinear", align_corners=False).permute(0, 2, 3, 1).numpy()
+    front, back = np.random.default_rng(seed).uniform(0, 255, (2, len(ink), 1, 1, 3))
+    return (ink * front + (1 - ink) * back).astype(np.uint8), bunch.target
+
+
+def write_digit_mats(folder: Path) -> Path:
+    """The three .mat files of SVHN, with a few hundred images, digit 0 labelled 10."""
+    images, labels = coloured_digits(32)
+    start = 0
+    for part, count in (("train", 500), ("test", 150), ("extra", 100)):
+        rows = slice(start, start + count)
+        digits = np.where(labels[rows] == 0, 10, labels[rows]).astype(np.uint8)[:, None]
+        scipy.io.savemat(folder / f"{part}_32x32.mat", {"X": images[rows].transpose(1, 2, 3, 0), "y": digits})
+        start += count
+    return folder
+
+
+def write_digit_tree(folder: Path) -> Path:
+    """train/<digit>/*.JPEG and val/<digit>/*.JPEG, 12 and 6 images of 96 pixels in each class."""
+    images, labels = coloured_digits(96)
+    for digit in range(10):
+        for i, row in enumerate(np.flatnonzero(labels == digit)[:18]):
+            place = folder / ("train" if i < 12 else "val") / f"n{digit:02}"
+            place.mkdir(parents=True, exist_ok=True)
+            Image.fromarray(images[row]).save(place / f"{i}.JPEG", quality=95)
+    return folder
