@@ -56,9 +56,10 @@ def main() -> int:
 
 def cost(experiment: Experiment, recipe: Recipe, steps: int) -> tuple[float, float, float]:
     """Seconds, processor seconds and GFLOP of a step."""
+    classes = experiment.classes or 1000  # ImageNet counts its folders
     pool = Split(
         torch.randint(0, 256, (1000, len(experiment.mean), SIZE, SIZE), dtype=torch.uint8),
-        torch.randint(0, experiment.classes, (1000,)),
+        torch.randint(0, classes, (1000,)),
         (0.0,) * len(experiment.mean),
         (1.0,) * len(experiment.mean),
     )
@@ -67,7 +68,7 @@ def cost(experiment: Experiment, recipe: Recipe, steps: int) -> tuple[float, flo
     def steps_of(count: int) -> Callable[[], None]:
         fixed = dataclasses.replace(recipe, train_iterations=count)
         generators = [torch.Generator().manual_seed(number) for number in range(3)]
-        solver = Solver(fixed, network(experiment.classes), pool, *generators[:2])
+        solver = Solver(fixed, network(classes), pool, *generators[:2])
         return lambda: solver.train(torch.arange(125), torch.arange(125, 1000), generators[2], lambda: None)
 
     steps_of(2)()

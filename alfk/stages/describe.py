@@ -52,7 +52,7 @@ def describe(current: Round) -> None:
     models, model_hash = current.starting_models()
     if distributed.broadcast_from_main(lambda: all(_is_current(current, name, model_hash) for name in names)):
         return
-    current.report("stage", trial=current.trial, b=current.b, doing="descriptors" if taps else "uncertainty")
+    current.report("stage", trial=current.trial, b=current.b, doing=" and ".join(names))
     start = time.perf_counter()
     arrays: dict[str, np.memmap | None] = {}
 
