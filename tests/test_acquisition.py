@@ -1,14 +1,24 @@
-"""Pseudo-labels and acquisition: against loops, and as a library in somebody else's loop."""
+"""Pseudo-labels and acquisition: against loops, and as a library in somebody else's loop; a method of one's own."""
 
+import dataclasses
+
+import numpy as np
 import pytest
 import torch
 from torch import nn
 
 from alfk import acquisition
-from alfk.acquisition import METHODS, Sampling, Situation, choose, measure, select, top_scoring
+from alfk.acquisition import METHODS, Method, Sampling, Situation, choose, measure, register, select, top_scoring
 from alfk.data import Split
 from alfk.descriptors import ForwardPass, describe, standardise
 from alfk.errors import UserError
+from alfk.matching import Selection
+from alfk.runs import Trial
+from alfk.stages.loop import STAGES, active_learning
+from alfk.stages.pretrain import make_initial_models
+from alfk.stages.round import Round
+from mnist.config import DIGITS
+from tests.helpers import workspace
 
 CLASSES = 4
 
@@ -205,3 +215,88 @@ def test_an_ensemble_belongs_to_uncertainty(problem):
     assert select("BALD", [model, Own()], pool, validation, 3, labelled=torch.tensor([0]), samples=8).shape == (3,)
     with pytest.raises(UserError, match="not an ensemble of 2"):
         select("Rz", [model, Own()], pool, validation, 3)
+
+
+# A method of one's own, from one declaration
+
+
+def smallest_margin(situation):
+    top = situation.measurement.logits.softmax(1).topk(2).values
+    return Selection(top_scoring(top[:, 1] - top[:, 0], situation.available, situation.n, situation.generator))
+
+
+@pytest.fixture
+def margin():
+    """A registered method, for as long as a test runs."""
+    method = register(Method("margin_test", "margin", choose=smallest_margin, inputs=frozenset({"logits"})))
+    yield method
+    del METHODS[method.key]
+
+
+def test_a_method_of_ones_own_in_the_whole_loop(margin, tmp_path):
+    """Two AL iterations on DIGITS: its database is written and removed, and its images are those of the margin."""
+    short = {name: dataclasses.replace(getattr(DIGITS, name), epochs=2) for name in ("retraining", "pretraining")}
+    work = workspace(dataclasses.replace(DIGITS, iterations=2, **short), tmp_path, *DIGITS.load(None))
+    trial, stored = Trial(20, margin.key, 0), []
+    make_initial_models(work, trial.ir, trial.nr)
+
+    def acquire(current):
+        stored.append(np.load(current.database("logits")))
+        assert [path.name.partition("_batch")[0] for path in (tmp_path / "run0" / "descr").glob("*.npy")] == [
+            "logits_unsup"
+        ]
+        STAGES.acquire(current)
+
+    active_learning(work, [trial], STAGES._replace(acquire=acquire))
+    assert not list((tmp_path / "run0" / "descr").iterdir())
+    before = set()
+    for b, logits in enumerate(stored):
+        current = Round(work, trial, b)
+        (model,), _ = current.starting_models()
+        images = next(current.pool.batches(len(current.pool)))[0]
+        with torch.no_grad():
+            wanted = model.eval()(images)[0].numpy()
+        assert np.allclose(logits, wanted, atol=1e-4)
+        p = np.exp(logits) / np.exp(logits).sum(1, keepdims=True)
+        second, first = np.sort(p, 1)[:, -2:].T
+        order = [i for i in np.argsort(first - second, kind="stable").tolist() if i not in before]
+        chosen = np.load(current.index_list)[15 * b :].tolist()
+        assert set(chosen) == set(order[:15])
+        before |= set(chosen)
+    for record in work.folder.results():
+        assert record["method"] == "margin_test"
+        assert record["passes"] == {"forward": len(current.pool), "backward": 0}
+        assert record["misclassified"] is None
+
+
+def test_a_key_is_taken_once(margin):
+    with pytest.raises(ValueError, match="margin_test"):
+        register(margin)
+    with pytest.raises(ValueError, match="unknown inputs: logit"):
+        Method("other", "other", smallest_margin, frozenset({"logit"}))
+
+
+def test_labels_inside_the_query(problem):
+    """A method that asks the annotator for one label before it chooses the rest."""
+    model, pool, validation = problem
+    asked = []
+
+    def one_then_its_class(situation):
+        first = draw_first(situation)
+        asked.append(situation.annotate(first).tolist())
+        rest = situation.available.clone()
+        rest[first] = False
+        return Selection(torch.cat([first, rest.nonzero().flatten()[: situation.n - 1]]))
+
+    def draw_first(situation):
+        return situation.available.nonzero().flatten()[:1]
+
+    method = register(Method("asking_test", "asking", one_then_its_class, frozenset({"annotation"})))
+    try:
+        labelled = torch.arange(3)
+        options = {"labelled": labelled, "annotate": lambda positions: pool.labels[positions]}
+        assert select(method.key, model, pool, validation, 4, **options).tolist() == [3, 4, 5, 6]
+        assert asked == [[int(pool.labels[3])]]
+        assert not method.needs_passes
+    finally:
+        del METHODS[method.key]

@@ -5,7 +5,7 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
-from alfk.bias import add_label_noise, split_validation, thin_minority
+from alfk.bias import add_label_noise, split_validation, thin_half_of_classes, thin_minority
 from alfk.seeding import generator
 
 labels_of = st.lists(st.integers(0, 9), min_size=1, max_size=300).map(torch.tensor)
@@ -34,6 +34,39 @@ def test_thinning_keeps_the_majority_and_the_stated_share(labels, ratio, seed):
     assert int((labels[kept] < 5).sum()) == many
     assert int((labels[kept] >= 5).sum()) == (few if ratio == 1 else min(few, int(many / ratio)))
     assert kept.tolist() == sorted(kept.tolist())
+
+
+@given(
+    st.lists(st.integers(20, 40), min_size=10, max_size=10),
+    st.floats(2.5, 200),
+    st.integers(0, 9),
+    st.integers(0, 10**6),
+)
+def test_the_minority_is_really_thinned(sizes, ratio, shift, seed):
+    """Of five minority classes with 100 images and more, at most 200 / 2.5 stay; which ones, the seed decides."""
+    labels = torch.arange(10).repeat_interleave(torch.tensor(sizes))
+    minority = [(c + shift) % 10 for c in range(5)]
+    kept = thin_minority(labels, minority, ratio, generator(seed))
+    rare = torch.isin(labels, torch.tensor(minority))
+    assert int((~rare[kept]).sum()) == int((~rare).sum())
+    few = int(rare[kept].sum())
+    assert few == int(int((~rare).sum()) / ratio) < int(rare.sum())
+    other = thin_minority(labels, minority, ratio, generator(seed + 1))
+    assert few < 10 or kept.tolist() != other.tolist()
+
+
+@given(
+    st.lists(st.integers(4, 40), min_size=2, max_size=9),
+    st.floats(1.5, 200),
+    st.integers(0, 10**6),
+)
+def test_half_of_the_classes_are_really_thinned(sizes, ratio, seed):
+    labels = torch.arange(len(sizes)).repeat_interleave(torch.tensor(sizes))
+    kept = thin_half_of_classes(labels, len(sizes), ratio, generator(seed))
+    left = torch.bincount(labels[kept], minlength=len(sizes)).tolist()
+    thinned = [c for c, count in enumerate(sizes) if left[c] < count]
+    assert len(thinned) == len(sizes) // 2
+    assert all(left[c] == sizes[c] - round(sizes[c] * (ratio - 1) / ratio) for c in thinned)
 
 
 @given(labels_of, st.floats(0, 1, exclude_max=True), st.integers(0, 10**6))

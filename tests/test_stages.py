@@ -60,6 +60,7 @@ def everything(data, root, trial=TRIALS[0]):
 def test_death_between_any_two_files(data, tmp_path, monkeypatch):
     """Die just before and just after each renaming of a finished file; a second start must end the same way."""
     rename = Path.replace
+    data = data[0].subset(torch.arange(700)), data[1].subset(torch.arange(100))  # it runs a hundred times
     wanted = everything(data, tmp_path / "whole")
     deaths = 0
     for when in itertools.count():
