@@ -1,5 +1,5 @@
 #!/usr/bin/env bash
-# All tests and the style checks. Installs into .venv; arguments go to pytest, e.g. bash test.sh -k matching.
+# All tests, on two cores, and the style checks. Installs into .venv; arguments go to pytest, e.g. bash test.sh -k matching.
 set -euo pipefail
 cd "$(dirname "$0")"
 source .ci/venv.sh requirements-dev.txt

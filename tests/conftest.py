@@ -10,6 +10,7 @@ from tests.helpers import ROOT, SHARED, write_digit_mats, write_digit_tree
 
 torch.set_num_threads(1)  # the tensors of tests are small
 
+LABELS = "true", "pred"
 X2 = slice(10, 30)  # where the 20 values of L=20 stand among the 80 of L=80
 
 
@@ -44,16 +45,13 @@ def parity() -> dict[str, np.ndarray]:
     return found
 
 
-LABELS = ("true", "pred")
-
-
 @pytest.fixture(scope="session")
 def mnist_raw() -> Path:
     """A folder with the four original MNIST files."""
     for path in (SHARED / "data" / "MNIST" / "raw", ROOT / "local_data" / "MNIST" / "raw"):
         if (path / "train-images-idx3-ubyte.gz").exists():
             return path
-    pytest.skip("no MNIST files here")
+    pytest.skip("needs MNIST's four files")
 
 
 @pytest.fixture(scope="session")
@@ -71,11 +69,15 @@ def photos(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter) -> None:
-    """One line about what did not run, or ran on other data, without ../shared/data."""
+    """Without ../shared/data one line: what ran on other images, what was skipped and why."""
     if (SHARED / "data").exists():
         return
-    skipped = [report.nodeid.split("::")[-1] for report in terminalreporter.stats.get("skipped", ())]
+    skipped = [f"{r.nodeid.split('::')[-1]} ({reason(r)})" for r in terminalreporter.stats.get("skipped", ())]
     terminalreporter.write_line(
-        f"no {SHARED / 'data'}: SVHN's and ImageNet's scripts ran on images made from scikit-learn's digits, "
-        f"and skipped were {', '.join(skipped) or 'no tests'}"
+        f"no {SHARED / 'data'}: SVHN's scripts and the photo loaders were tested on scikit-learn's digits; "
+        f"skipped: {', '.join(skipped) or 'nothing'}"
     )
+
+
+def reason(report: pytest.TestReport) -> str:
+    return report.longrepr[2].removeprefix("Skipped: ")

@@ -98,13 +98,12 @@ def wait_until(happened: Callable[[], object], seconds: float = 120) -> None:
         time.sleep(0.01)
 
 
-def wait_for(folder: Path, pattern: str, process: subprocess.Popen | None = None) -> None:
-    """Wait until a file is there, while `process` lives."""
+def wait_for(folder: Path, pattern: str, process: subprocess.Popen) -> None:
+    """Wait until a file is there. AssertionError, with what the process printed, if it ends before."""
 
     def happened() -> bool:
-        found = bool(list(folder.rglob(pattern)))
-        if not found and process is not None and process.poll() is not None:
-            raise AssertionError(f"the process ended before there was a {pattern}\n{process.communicate()[0]}")
+        ended, found = process.poll() is not None, any(folder.rglob(pattern))
+        assert found or not ended, f"no {pattern}:\n{process.communicate()[0]}"
         return found
 
     wait_until(happened)

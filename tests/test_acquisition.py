@@ -1,6 +1,7 @@
 """Pseudo-labels and acquisition: against loops, and as a library in somebody else's loop; a method of one's own."""
 
 import dataclasses
+import importlib.util
 
 import numpy as np
 import pytest
@@ -18,7 +19,7 @@ from alfk.stages.loop import STAGES, active_learning
 from alfk.stages.pretrain import make_initial_models
 from alfk.stages.round import Round
 from mnist.config import DIGITS
-from tests.helpers import workspace
+from tests.helpers import ROOT, workspace
 
 CLASSES = 4
 
@@ -300,3 +301,14 @@ def test_labels_inside_the_query(problem):
         assert not method.needs_passes
     finally:
         del METHODS[method.key]
+
+
+def test_the_example_of_a_loop_of_ones_own(capsys):
+    spec = importlib.util.spec_from_file_location("own_loop", ROOT / "examples" / "own_loop.py")
+    example = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(example)
+    example.QUERIES = 2
+    example.main()
+    told = capsys.readouterr().out.splitlines()
+    assert [line.split()[:2] for line in told[1:]] == [[m, str(n)] for m in ("random", "Rzg_pz") for n in (15, 30)]
+    assert all(float(line.split("%")[0].split()[-1]) > 15 for line in told[1:])

@@ -31,6 +31,8 @@ from alfk.training import Evaluation, Evaluator, classify, fit, rotate
 from alfk.uncertainty import MEASURES, uncertainty
 from tests.helpers import SMALL, call_process, children, command, outcome, records, start, wait_for, wait_until
 
+pytestmark = pytest.mark.slow
+
 
 class Net(nn.Module):
     """Two taps, and on request batch norm or dropout."""
@@ -304,7 +306,7 @@ def killed(initial, tmp_path_factory):
     folder = tmp_path_factory.mktemp("killed") / "runs"
     shutil.copytree(initial, folder)
     process = started("--save-folder", folder)
-    wait_for(folder, "index_list*batch_1*random*.json")
+    wait_for(folder, "index_list*batch_1*random*.json", process)
     os.kill(max(children(process)), signal.SIGKILL)
     process.communicate(timeout=60)
     assert process.returncode
@@ -337,7 +339,7 @@ def test_killed_and_started_again(killed, two, tmp_path):
     folder = tmp_path / "runs"
     shutil.copytree(killed, folder)
     process = started("--save-folder", folder)
-    wait_for(folder, "index_list*batch_0*varR*.json")
+    wait_for(folder, "index_list*batch_0*varR*.json", process)
     working = children(process)
     assert len(working) == 2
     process.kill()

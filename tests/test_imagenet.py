@@ -150,6 +150,7 @@ def started(tree, tmp_path_factory):
     return datadir
 
 
+@pytest.mark.slow
 def test_methods_of_every_kind_run(tree, started, tmp_path):
     """One of each way to choose and to label; SVHN's tests run all of them on the same kind of network."""
     shutil.copytree(started, tmp_path, dirs_exist_ok=True)
@@ -172,6 +173,7 @@ def test_methods_of_every_kind_run(tree, started, tmp_path):
     assert list((tmp_path / "figures").glob("ImageNet_selected_run0_*Rz_*.png"))
 
 
+@pytest.mark.slow
 def test_by_hand_and_by_one_command(tree, started, tmp_path):
     whole, by_hand = tmp_path / "whole", tmp_path / "by_hand"
     for folder in (whole, by_hand):
@@ -185,6 +187,7 @@ def test_by_hand_and_by_one_command(tree, started, tmp_path):
     assert outcome(whole) == outcome(by_hand)
 
 
+@pytest.mark.slow
 def test_held_out_images_are_for_test_alone(tree, tmp_path):
     more = ["--loader", "torchvision", "--holdout-val", 0.4]
     script("run.py", tree, tmp_path, *more, "--initial", "--methods", "Rz")

@@ -57,6 +57,7 @@ def everything(data, root, trial=TRIALS[0]):
     return lists, scores, fingerprint
 
 
+@pytest.mark.slow
 def test_death_between_any_two_files(data, tmp_path, monkeypatch):
     """Die just before and just after each renaming of a finished file; a second start must end the same way."""
     rename = Path.replace

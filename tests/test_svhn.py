@@ -382,6 +382,7 @@ def test_every_method_runs(subset, initial, tmp_path):
     assert "SVHN, 10x class imbalance (not the official files)" in draw(tmp_path).stdout
 
 
+@pytest.mark.slow
 def test_by_hand_and_by_one_command(subset, initial, tmp_path):
     """Two iterations by run.py; by the scripts, one by one."""
     one = ["--methods", "Rzg_pz", "-dl", 768, "--run-stop", 1, "--iterations", 2, "-ir", 10]
