@@ -125,10 +125,12 @@ def _run(experiment: Experiment, cfgs: Mapping[str, flags.Cfg], options: Options
     each = models if options.initial else len(trials) * (1 if options.baseline else experiment.iterations)
     task = ExperimentRun(experiment, options, tuple(trials))
     if options.initial and distributed.is_main_process():
+        ratios = " and ".join(f"{ir:g}" for ir in dict.fromkeys(trial.ir for trial in trials))
+        iterations = len(runs) * len(trials) * experiment.iterations
         print(
-            f"{len(runs) * each} initial models (random and rotation) for {len(trials)} curves; active learning has "
-            f"{len(runs) * len(trials) * experiment.iterations} iterations then. An ensemble of E needs E of each: "
-            "--initial -ens E"
+            f"initial models: {len(runs) * each}, random and rotation, for ir={ratios} and {len(runs)} run(s)\n"
+            f"next, without --initial: {len(trials)} curve(s), {iterations} AL iterations in all; "
+            "ensembles of E need --initial -ens E first"
         )
     return over_runs(experiment, options, runs, task, each, [] if options.initial else trials)
 
