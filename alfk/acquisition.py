@@ -29,6 +29,13 @@ INPUTS = {
     "annotation": "labels of pool images, requested from the annotator while the query is being chosen",
 }
 
+DATABASES = {  # input -> the files in runN/descr that hold it
+    "features": ("validation", "pool"),
+    "scores": ("validation", "pool"),
+    "uncertainty": ("uncertainty",),
+    "logits": ("logits",),
+}
+
 
 @dataclasses.dataclass
 class Measurement:

@@ -83,6 +83,14 @@ class Trial:
         copies = f" {self.copies}" if self.copies not in (None, "degrees") else ""
         return self.method + (f" L{length}" if length else "") + (f" E{members}" if members > 1 else "") + copies
 
+    def initial_command(self) -> str:
+        """The command that makes its initial models."""
+        parts = ["run.py --initial", f"-ir {self.ir:g}"]
+        parts += [f"-nr {self.nr:g}"] if self.nr else []
+        parts += [f"-ens {self.ensemble} --methods {self.method}"] if self.ensemble > 1 else []
+        parts += [f"--select {self.select}"] if self.select != "test" else []
+        return " ".join(parts)
+
     def facts(self) -> dict[str, Any]:
         """The trial as entries of records, headers and checkpoints."""
         about = {"method": self.method, "L": self.length, "ir": self.ir, "nr": self.nr, "init": self.init}

@@ -185,13 +185,13 @@ class BestEpoch:
     """Keeps the weights of the epoch with the fewest errors, of equal epochs the first (docs/method.md, section 8).
 
     To be called with the number of an epoch and the network; with 0 before training if the starting model counts.
-    Without an evaluator the weights of the latest call are kept.
+    Without an evaluator the weights of the last epoch are kept.
 
     Attributes:
         epoch: the epoch kept, None before the first call.
         weights: its weights, on the CPU.
         evaluation: its evaluation.
-        last: the evaluation of the last epoch, if the latest call had `last`.
+        last: the evaluation of the last epoch.
     """
 
     def __init__(self, evaluator: Evaluator | None):
@@ -205,9 +205,11 @@ class BestEpoch:
         """Evaluate the network, after the last epoch on all images, and keep its weights if it is the best so far."""
         evaluation = self.evaluator(model, None if last else self.evaluation) if self.evaluator else None
         self.last = evaluation if last else None
-        if evaluation and self.evaluation and evaluation.errors >= self.evaluation.errors:
-            return
-        if evaluation or not self.evaluator:
+        if self.evaluator:
+            better = evaluation and (self.evaluation is None or evaluation.errors < self.evaluation.errors)
+        else:
+            better = last
+        if better:
             self.epoch, self.evaluation, self.weights = epoch, evaluation, snapshot(model)
 
 

@@ -13,6 +13,7 @@ from sklearn.metrics import confusion_matrix
 
 from alfk.plotting import plots
 from alfk.plotting.curves import Curve
+from alfk.runs import Trial
 from tests.helpers import ONE_THREAD, ROOT, call
 
 
@@ -230,8 +231,8 @@ def test_its_reader_ends(two_runs, tmp_path):
 
 def test_one_run_has_no_error_bar():
     shares, mean = np.array([1.0, 2.0]), np.array([50.0, 60.0])
-    one = plots.PlottedCurve(Curve(shares, mean, np.full(2, np.nan), np.ones(2, int)), "random")
-    two = plots.PlottedCurve(Curve(shares, mean, np.array([1.0, 2.0]), np.full(2, 2)), "random")
+    one = plots.PlottedCurve(Curve(shares, mean, np.full(2, np.nan), np.ones(2, int)), Trial(100, "random", 0))
+    two = plots.PlottedCurve(Curve(shares, mean, np.array([1.0, 2.0]), np.full(2, 2)), Trial(100, "random", 0))
     figure, axes = plt.subplots()
     assert not plots._draw_ours(axes, one).has_yerr
     assert plots._draw_ours(axes, two).has_yerr

@@ -450,7 +450,7 @@ def test_the_figures_have_it(finished):
     ("arguments", "words"),
     [
         (["--train-iterations", 21], "vaal.train_iterations = 20, this command says 21"),
-        (["--run-start", 3, "--run-stop", 4], "run.py --initial of the data set"),
+        (["--run-start", 3, "--run-stop", 4], "run.py --initial -ir 20 in the data set's folder makes it"),
     ],
 )
 def test_bad_requests_take_one_line(finished, arguments, words):

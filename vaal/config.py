@@ -68,4 +68,5 @@ RECIPES = {
 
 def experiments() -> dict[str, Experiment]:
     """The data sets in the repository that have a recipe, by name."""
-    return {name: experiment for name, experiment in all_experiments().items() if name in RECIPES}
+    known = all_experiments()
+    return {name: known[name] for name in RECIPES if name in known}

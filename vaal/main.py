@@ -76,7 +76,7 @@ class Vaal:
         selector = Selector(trial.select, work.test, current.validation, current.experiment.descriptor_batch)
         solver = self.train(current, labelled, selector)
         if trial.select == "last":
-            selector(solver.step, solver.task)
+            selector(solver.step, solver.task, last=True)
         trained = selector.result(solver.task)
         seconds = time.perf_counter() - start
         self.write_scores(current, solver)
@@ -240,7 +240,7 @@ def check_initial_models(
     experiment: Experiment, options: argparse.Namespace, runs: Sequence[int], trials: Sequence[Trial]
 ) -> None:
     """Raises UserError if a rotation model is missing."""
-    scripts.check_initial_models(experiment, options, runs, trials, "make it with run.py --initial of the data set")
+    scripts.check_initial_models(experiment, options, runs, trials, " in the data set's folder")
 
 
 def main(registry: dict[str, Experiment], about: str) -> int:

@@ -12,9 +12,14 @@ from alfk.errors import UserError
 def all_experiments() -> dict[str, Experiment]:
     """The EXPERIMENTS of every folder's config.py, by name; the repository's root has to be on sys.path."""
     found: dict[str, Experiment] = {}
+    if not (ROOT / "run_plot.py").exists():
+        raise UserError("data sets are known in the repository's folder alone, not to an installed package")
     for path in sorted(ROOT.glob("*/config.py")):
         if path.parent.name != "alfk":
-            found |= getattr(importlib.import_module(f"{path.parent.name}.config"), "EXPERIMENTS", {})
+            here = getattr(importlib.import_module(f"{path.parent.name}.config"), "EXPERIMENTS", {})
+            for name in here.keys() & found.keys():
+                raise UserError(f"two folders have a data set {name}: rename it in {path}")
+            found |= here
     return found
 
 

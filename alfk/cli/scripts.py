@@ -120,7 +120,7 @@ def _run(experiment: Experiment, cfgs: Mapping[str, flags.Cfg], options: Options
     default_runs = options.run_start + 1 if options.baseline else experiment.runs
     runs = runs_of(options, default_runs)
     if not options.initial:
-        check_initial_models(experiment, options, runs, trials, "run with --initial first")
+        check_initial_models(experiment, options, runs, trials)
     models = 2 * sum(ensemble_sizes(trials).values())
     each = models if options.initial else len(trials) * (1 if options.baseline else experiment.iterations)
     task = ExperimentRun(experiment, options, tuple(trials))
@@ -177,15 +177,15 @@ def over_runs(
 
 @distributed.main_process_only
 def check_initial_models(
-    experiment: Experiment, options: Options, runs: Sequence[int], trials: Sequence[Trial], remedy: str
+    experiment: Experiment, options: Options, runs: Sequence[int], trials: Sequence[Trial], place: str = ""
 ) -> None:
-    """Raises UserError, whose message ends with the remedy, unless the initial models of all trials exist."""
+    """Raises UserError, with the command that makes it (`place`: where), unless all initial models exist."""
     for folder in (RunFolder(root(experiment, options), number) for number in runs):
         for trial in trials:
             for member in range(trial.ensemble):
                 path = folder.initial(trial.distortion, trial.unsupervised, member, trial.select)
                 if not path.exists():
-                    raise UserError(f"there is no initial model {path}: {remedy}")
+                    raise UserError(f"there is no initial model {path}: {trial.initial_command()}{place} makes it")
 
 
 class ExperimentRun:

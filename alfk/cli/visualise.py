@@ -43,6 +43,9 @@ def visualise(experiments: Mapping[str, Experiment], about: str, taps: Sequence[
             if not Round(work, trial, options.b - 1).checkpoint.exists():
                 length = f" -dl {trial.length}" if trial.length else ""
                 start = f"--unsupervised {options.unsupervised}{' --conv-only' if options.conv_only else ''}"
+                start += f" --select {trial.select}" if trial.select != "test" else ""
+                start += f" -nr {trial.nr:g}" if trial.nr else ""
+                start += f" --copies {trial.copies}" if trial.copies else ""
                 raise UserError(
                     f"run {options.run} has no model of {trial.short()} before b={options.b}: "
                     f"run.py {start} -ir {ir:g} --run-start {options.run} "

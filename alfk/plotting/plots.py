@@ -19,6 +19,7 @@ from matplotlib.ticker import AutoMinorLocator
 from alfk.acquisition import METHODS
 from alfk.errors import UserError
 from alfk.plotting.curves import Curve
+from alfk.runs import Trial
 from alfk.uncertainty import MEASURES
 
 logging.getLogger("fontTools").setLevel(logging.ERROR)  # it warns of dates in matplotlib's fonts
@@ -47,27 +48,21 @@ NOTATION = {key: method.notation for key, method in METHODS.items()} | {"vaal": 
 
 @dataclasses.dataclass(frozen=True)
 class PlottedCurve:
-    """A curve of a figure, with the attributes in its label: method, L or E, initial model, copies.
+    """A curve of a figure. Its source is "ours", the "paper", or the paper's "release" as run here."""
 
-    `source`: "ours", "paper", or "release" for the paper's released scripts as run here.
-    """
-
-    curve: Curve | None
-    method: str
-    length: int = 0
-    ensemble: int = 1
-    init: str = "rotation"
-    copies: str | None = None
+    curve: Curve
+    trial: Trial
     source: str = "ours"
 
-    def label(self) -> str:
-        parts = [NOTATION.get(self.method, self.method)]
-        parts += [f"$L_{{{self.length}}}$"] if self.length else []
-        parts += [f"$E={self.ensemble}$"] if self.method in MEASURES else []
-        parts += [r"$\theta_{rnd}$"] if self.init == "random" else []
-        parts += [r"$\theta_{conv}$"] if self.init == "rotation_conv" and self.source == "ours" else []
-        parts += [f"{self.copies} copies"] if self.copies not in (None, "degrees") else []
-        return ", ".join(parts)
+
+def notation(trial: Trial) -> str:
+    """A trial as the paper's figures label it, in TeX."""
+    parts = [NOTATION.get(trial.method, trial.method)]
+    parts += [f"$L_{{{trial.length}}}$"] if trial.length else []
+    parts += [f"$E={trial.ensemble}$"] if trial.method in MEASURES else []
+    parts += [{"random": r"$\theta_{rnd}$", "rotation_conv": r"$\theta_{conv}$"}.get(trial.init, "")]
+    parts += [f"{trial.copies} copies"] if trial.copies not in (None, "degrees") else []
+    return ", ".join(filter(None, parts))
 
 
 def plot_curves(path: Path, title: str, plotted: Sequence[PlottedCurve], line: tuple[float, str] | None) -> None:
@@ -121,14 +116,15 @@ DOTS = (1, 1.4)
 
 
 def _identity(each: PlottedCurve) -> tuple:
-    return each.method, each.length, each.ensemble, each.init
+    """What a curve of ours and one of the paper have in common."""
+    return each.trial.method, each.trial.length, each.trial.ensemble, each.trial.init
 
 
 def _legend_label(each: PlottedCurve, mixed: bool) -> str:
     if each.source == "paper":
-        return f"{each.label()} (paper)" if mixed else each.label()
+        return f"{notation(each.trial)} (paper)" if mixed else notation(each.trial)
     runs = int(each.curve.runs.max())
-    return f"{each.label()} ({runs} run{'s' if runs > 1 else ''})"
+    return f"{notation(each.trial)} ({runs} run{'s' if runs > 1 else ''})"
 
 
 def _draw_ours(axes: Axes, each: PlottedCurve) -> Line2D:
@@ -172,13 +168,13 @@ def _draw_faint(axes: Axes, each: PlottedCurve) -> Line2D:
 
 def _style(each: PlottedCurve) -> dict[str, object]:
     """Colour and marker of the method, dashes by L or E, an open marker where the initial model is random."""
-    colour, marker = STYLES.get(each.method, ("#000000", "."))
-    plain = each.method in MEASURES and each.ensemble == 1
+    colour, marker = STYLES.get(each.trial.method, ("#000000", "."))
+    plain = each.trial.method in MEASURES and each.trial.ensemble == 1
     return {
         "color": colour,
         "marker": marker,
-        "markerfacecolor": "white" if each.init == "random" or each.copies == "released" else colour,
-        "dashes": (4, 2) if plain else DASHES.get(each.length, ()),
+        "markerfacecolor": "white" if each.trial.init == "random" or each.trial.copies == "released" else colour,
+        "dashes": (4, 2) if plain else DASHES.get(each.trial.length, ()),
     }
 
 

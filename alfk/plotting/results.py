@@ -218,25 +218,23 @@ def narrow(figure: FigureData, methods: Sequence[str], init: str | None) -> Figu
 
 def plot_figure(figure: FigureData, out: Path, with_reference: bool) -> Path:
     """Draw <out>/<name>.png and .pdf, with the reference curves if wanted; returns the path without suffix."""
-    curves = [plotted(trial, curve) for trial, curve in figure.curves.items()]
+    curves = [PlottedCurve(curve, trial) for trial, curve in figure.curves.items()]
     if with_reference:
         for source, references in (("paper", figure.reference), ("release", figure.release)):
             for (name, init), curve in references.items():
                 method, length, ensemble = parse_series(name)
                 if name != BASELINE and len(curve) > (3 if source == "release" else 0):
-                    curves.append(PlottedCurve(curve, method, length, ensemble, init, source=source))
-    curves.sort(key=_place)
+                    trial = Trial(
+                        figure.ir, method, length, ensemble, init="rotation" if init == "rotation_conv" else init
+                    )
+                    curves.append(PlottedCurve(curve, trial, source))
+    curves.sort(key=lambda each: _place(each.trial))
     path = out / figure.name
     plots.plot_curves(path, figure.title, curves, figure.all_train)
     return path
 
 
-def plotted(trial: Trial, curve: Curve | None = None) -> PlottedCurve:
-    """The curve of a trial for `plots.plot_curves`."""
-    return PlottedCurve(curve, trial.method, trial.length, trial.ensemble, trial.init, trial.copies)
-
-
-def _place(each: PlottedCurve | Trial) -> tuple:
+def _place(each: Trial) -> tuple:
     order = list(plots.STYLES)
     known = order.index(each.method) if each.method in order else len(order)
     return known, each.length, each.ensemble, each.init != "rotation"

@@ -9,7 +9,6 @@ import torch
 from alfk.descriptors import describe
 from alfk.plotting import plots
 from alfk.plotting.curves import rare_groups
-from alfk.plotting.results import plotted
 from alfk.runs import has_array, open_array, save_array
 from alfk.stages.round import Round
 from alfk.training import accuracy, accuracy_per_class
@@ -30,7 +29,7 @@ def panel(current: Round, taps: Sequence[int]) -> plots.Panel:
     parts = [f"{name} {np.mean([per_class[c] for c in classes]):.0f} %" for name, classes in groups.items()]
     text = ", ".join([f"{accuracy(predictions, truth):.1f} %", *parts])
     print(f"{trial.short()}: {text}", flush=True)
-    name = plotted(trial).label()
+    name = plots.notation(trial)
     embedding = t_sne(current, model_hash, found.vectors)
     return plots.Panel(name, text, truth.numpy(), predictions.numpy(), embedding)
 

@@ -11,7 +11,7 @@ import numpy as np
 import torch
 
 from alfk import distributed
-from alfk.acquisition import Measurement, Method, Sampling, measure
+from alfk.acquisition import DATABASES, Measurement, Method, Sampling, measure
 from alfk.data import Split
 from alfk.descriptors import Descriptors
 from alfk.errors import UserError
@@ -31,12 +31,12 @@ FIELDS = {
 
 
 def databases(current: Round) -> tuple[str, ...]:
-    """The names of the databases that the iteration's acquisition reads; none if it draws at random."""
+    """The names of the databases that the iteration's method chooses from; none if it draws at random."""
     method = current.method
-    if not method.needs_passes or (method.from_first_label and current.b == 0):
+    if method.from_first_label and current.b == 0:
         return ()
-    descriptors = ("validation", "pool") if method.needs_descriptors else ()
-    return descriptors + tuple(name for name in FIELDS if name in method.inputs)
+    names = [name for needed in DATABASES if needed in method.inputs for name in DATABASES[needed]]
+    return tuple(dict.fromkeys(names))
 
 
 def describe(current: Round) -> None:

@@ -49,7 +49,7 @@ def _rotation(work: Workspace, ir: float, nr: float, distortion: str, member: in
     best = BestEpoch(None if select == "last" else evaluator)
 
     def after_epoch(epoch: int) -> None:
-        best(epoch, model)
+        best(epoch, model, last=epoch == experiment.pretraining.epochs and select == "last")
         work.report("epoch", run=work.folder.number, doing="rotation", epoch=epoch, of=experiment.pretraining.epochs)
 
     shuffles = work.generator("rotation", distortion, member=member)

@@ -115,7 +115,7 @@ class Selector:
 
     def __call__(self, epoch: int, model: nn.Module, last: bool = False) -> None:
         """To be called after every epoch, and with 0 before the first if the starting model counts."""
-        self.best(epoch, model, last)
+        self.best(epoch, model, last and (self.decides_on_test or self.select == "last"))
 
     def result(self, model: nn.Module) -> Trained:
         """The result of the training; the weights kept are loaded into `model`."""

@@ -9,7 +9,8 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from alfk.acquisition import Method, get_method
+from alfk import distributed
+from alfk.acquisition import DATABASES, Method, get_method
 from alfk.config import Experiment
 from alfk.data import Split
 from alfk.errors import UserError
@@ -22,13 +23,12 @@ from alfk.runs import (
     delete_array,
     delete_file,
     has_array,
-    has_file,
     load_checkpoint,
     open_array,
 )
 from alfk.stages.workspace import Workspace, join_states
 
-TEMPORARY = ("validation", "pool", "uncertainty", "logits")  # databases that are deleted after the iteration
+TEMPORARY = tuple(dict.fromkeys(name for names in DATABASES.values() for name in names))
 
 
 @dataclasses.dataclass(frozen=True)
@@ -87,7 +87,7 @@ class Round:
     @property
     def partial_checkpoint(self) -> Path:
         """The state of an interrupted training."""
-        return self.checkpoint.with_name(self.checkpoint.name.replace("best_", "part_"))
+        return self.checkpoint.with_name(f"part_{self.checkpoint.name.removeprefix('best_')}")
 
     @property
     def index_list(self) -> Path:
@@ -145,12 +145,15 @@ class Round:
         return models, fingerprint(state)
 
     def finished(self) -> Record | None:
-        """The record of the iteration, or None if it is not finished.
+        """The record of a finished iteration; its results line is restored if a crash came before it."""
+        return distributed.broadcast_from_main(self._finished)
 
-        Its results line is written if a crash prevented that.
-        """
-        if not has_file(self.checkpoint):
+    def _finished(self) -> Record | None:
+        if not self.checkpoint.exists():
             return None
+        for record in self.folder.results():
+            if self.trial.describes(record) and record["b"] == self.b:
+                return record
         record = load_checkpoint(self.checkpoint, {"kind": "best", **self.identity()})[1]["record"]
         self.folder.add_result(record)
         return record

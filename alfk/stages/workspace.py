@@ -8,12 +8,12 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from alfk import bias
+from alfk import bias, distributed
 from alfk.config import Experiment
 from alfk.data import Split
 from alfk.errors import UserError
 from alfk.network import is_in_layers, linear_layers, snapshot
-from alfk.runs import RunFolder, Trial, has_array, has_file, load_checkpoint, open_array, save_array
+from alfk.runs import RunFolder, Trial, has_array, has_file, load_checkpoint, locked, open_array, save_array
 from alfk.seeding import generator
 
 Report = Callable[..., None]  # report(event, **information), for progress displays
@@ -129,10 +129,15 @@ class Workspace:
         return bias.add_label_noise(labels, nr, self.experiment.classes, self.generator("noise", distortion))
 
     def _draw_once(self, name: str, draw: Callable[[], Tensor]) -> Tensor:
-        """The indices or labels in data/<name>.npy; if the file does not exist, `draw` makes them first."""
+        """An index list in data/, drawn and written by the first process that needs it, read by all others."""
         path, about = self.folder.data(name), {"kind": name, **self.identity()}
-        if not has_array(path):
-            save_array(path, draw().numpy(), about)
+
+        def make() -> None:
+            with locked(self.folder.path / f".{name}.lock"):  # another trial of the run may need it too
+                if not has_array(path):
+                    save_array(path, draw().numpy(), about)
+
+        distributed.broadcast_from_main(make)
         array, _ = open_array(path, about)
         return torch.from_numpy(np.array(array))
 
@@ -157,7 +162,7 @@ class Workspace:
         """
         path = self.folder.initial(trial.distortion, trial.unsupervised, member, trial.select)
         if not has_file(path):
-            raise UserError(f"there is no initial model {path}: run with --initial first")
+            raise UserError(f"there is no initial model {path}: {trial.initial_command()} makes it")
         kind = "rotation" if trial.unsupervised else "random"
         about = {"kind": "initial", "init": kind, "ir": trial.ir, "nr": trial.nr, **self.identity()}
         about |= {"select": trial.select} if trial.unsupervised else {}

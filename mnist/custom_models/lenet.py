@@ -56,6 +56,8 @@ def max_pool(images: Tensor) -> Tensor:
 
 
 def maxima_of_views(images: Tensor) -> Tensor:
+    height, width = (size // 2 * 2 for size in images.shape[-2:])  # a last odd row or column has no window
+    images = images[..., :height, :width]
     rows = torch.maximum(images[:, :, ::2], images[:, :, 1::2])
     return torch.maximum(rows[..., ::2], rows[..., 1::2])
 
