@@ -1,14 +1,17 @@
-"""What the README shows works."""
+"""What README and docs show works, and their figures follow from the committed lines."""
 
-import json
+import csv
 import re
 
 import numpy as np
+import pytest
 import torch
 from torch import nn
 
-from alfk.plotting.curves import parse_series
+from alfk.plotting import results, tables
+from alfk.plotting.curves import Curve, read_release
 from alfk.runs import Trial
+from mnist.config import MNIST
 from tests.helpers import ROOT
 
 README = (ROOT / "README.md").read_text()
@@ -47,51 +50,63 @@ def test_the_loop_of_ones_own():
     assert names["labelled"].unique().numel() == 1250
 
 
-def test_every_file_it_names_is_there():
-    for name in re.findall(r"`((?:alfk|mnist|vaal|tests|bench|reference|results)/[\w./]*)`", README):
+PAGES = [ROOT / "README.md", *sorted((ROOT / "docs").glob("*.md"))]
+
+
+@pytest.mark.parametrize("page", PAGES, ids=lambda path: path.name)
+def test_files_and_links_of_a_page_lead_somewhere(page):
+    text = page.read_text()
+    for name in re.findall(
+        r"`((?:alfk|mnist|svhn|imagenet|vaal|tests|bench|reference|results|examples)/[\w./]*)`", text
+    ):
         assert (ROOT / name).exists(), name
-    for script in re.findall(r"python3 ((?:\w+/)?\w+\.py)", README):
-        assert (ROOT / script).exists() or (ROOT / "mnist" / script).exists(), script
+    for script in re.findall(r"python3 ((?:\.\./)?(?:\w+/)?\w+\.py)", text):
+        assert any((ROOT / folder / script).exists() for folder in (".", "mnist", "svhn", "imagenet")), script
+    for link in re.findall(r"\]\(([^)#]*)(?:#[^)]*)?\)", text):
+        assert link.startswith("https://") or (page.parent / link).exists(), link
+    assert not re.findall(r"TODO|\b[A-Z]{4,}-[A-Z]{4,}\b|\bFIXME\b", text)
 
 
-def test_every_link_inside_it_leads_somewhere():
-    headings = re.findall(r"^#+ (.*)$", README, re.M)
-    places = {re.sub(r"[^\w -]", "", heading.lower()).replace(" ", "-") for heading in headings}
-    places |= set(re.findall(r'<a id="([^"]+)">', README))
-    links = re.findall(r"\]\(#([^)]+)\)", README)
-    assert links
-    assert set(links) <= places
+@pytest.mark.parametrize("page", [ROOT / "README.md", ROOT / "docs" / "results.md"], ids=lambda path: path.name)
+def test_tables_of_results_follow_from_the_lines(page):
+    """What `run_plot.py --into` makes of the committed lines stands in the page."""
+    text, checked = page.read_text(), 0
+    found = results.read_runs(ROOT / "results" / "MNIST", 0, None, pytest.fail)
+    for figure in results.figures("MNIST", found.records, ROOT / "reference", True, MNIST.panels, MNIST.runs):
+        block = re.search(rf"<!-- {figure.name} -->\n\n(.*?)\n\n<!-- end -->", text, re.S)
+        if block:
+            assert block.group(1) == f"{tables.digest(figure)}\n\n{tables.agreement(figure)}".rstrip(), figure.name
+            checked += 1
+    assert checked
 
 
-def test_nothing_was_left_to_fill_in():
-    assert not re.findall(r"\b[A-Z]{4,}(?:TABLE|TIME|INSTALL)\b|TODO", README)
+def test_rotation_models_of_the_page_follow_from_the_files():
+    text = (ROOT / "docs" / "results.md").read_text()
+    with open(ROOT / "results" / "MNIST" / "rotation_models.csv", newline="") as file:
+        rows = list(csv.DictReader(file))
+    for row in rows:
+        assert f"{float(row['rotation_accuracy']):.1f} ({row['epoch']})" in text
+    study = {"seeded": [], "module": []}
+    for line in (ROOT / "results" / "rotation_study.txt").read_text().splitlines():
+        kind, _, *epochs = line.split()
+        study[kind].append(np.array(epochs, float))
+    for kind, trainings in study.items():
+        best = [training.max() for training in trainings]
+        slow = sum(training[:2].min() < 80 for training in trainings)
+        row = re.search(rf'\("{kind}"\) \| (.*) \|', text).group(1)
+        mean = f"{np.mean(best):.1f} ± {np.std(best):.1f}"
+        assert row == f"{len(best)} | {mean} | {np.median(best):.1f} | {min(best):.1f}, {max(best):.1f} | {slow}"
 
 
-def test_its_tables_of_accuracy_say_what_the_results_say():
-    """Every row "ours" of the tables ir=100 and ir=1: mean ± standard deviation over runs of lines in results/."""
-    records = [
-        json.loads(line)
-        for path in ROOT.glob("results/MNIST/run*/results.jsonl")
-        for line in path.read_text().splitlines()
-    ]
-    checked = 0
-    for ir, shares, body in re.findall(r"^\| ir=(\d+) \|  \| runs \| (.*?) \|\n\|[ -|]+\n((?:\|.*\n)+)", README, re.M):
-        shares, name = [float(share.rstrip(" %")) for share in shares.split(" | ")], None
-        for row in body.splitlines():
-            linked, whose, runs, *cells = (cell.strip() for cell in row.strip("|").split(" | "))
-            name = linked[1:].partition("]")[0] or name
-            if not whose.startswith("ours"):
-                continue
-            init = (
-                "random" if "--unsupervised 0" in whose else "rotation_conv" if "--conv-only" in whose else "rotation"
-            )
-            figure = "accuracy_without_dropout" if "dropout off" in whose else "accuracy"
-            method, length, ensemble = parse_series(name.replace(" ", "_"))
-            trial = Trial(float(ir), method, length, ensemble, init=init)
-            for share, cell in zip(shares, cells, strict=True):
-                found = [r[figure] for r in records if trial.describes(r) and abs(r["labelled_share"] - share) < 1e-9]
-                assert len(found) == int(runs), row
-                said = f"{np.mean(found):.1f}" + (f" ± {np.std(found):.1f}" if len(found) > 1 else "")
-                assert cell == said, row
-                checked += 1
-    assert checked > 70
+def test_figures_quoted_in_the_text_follow_from_the_lines():
+    """The sentence on Rzg_pz L80 beside the release in docs/results.md."""
+    text = " ".join((ROOT / "docs" / "results.md").read_text().split())
+    found = results.read_runs(ROOT / "results" / "MNIST", 0, None, pytest.fail)
+    trial = Trial(100.0, "Rzg_pz", 80)
+    ours = Curve.of([record for record in found.records if trial.describes(record)])
+    release = read_release(ROOT / "reference" / "release_mnist_ir100.csv")["Rzg_pz_L80", "rotation"]
+    quoted = [", ".join(f"{value:.1f}" for value in curve.mean[:4]) for curve in (ours, release)]
+    lasts = [f"{curve.mean[4]:.1f}" for curve in (ours, release)]
+    assert f"{quoted[0]} and {lasts[0]} % (10 runs) beside {quoted[1]} and {lasts[1]} % (3 runs)" in text
+    later = release.mean[5:] - ours.mean[5:]
+    assert f"it is {later.min():.1f} to {later.max():.1f} points lower" in text

@@ -60,9 +60,9 @@ def notation(trial: Trial) -> str:
     parts = [NOTATION.get(trial.method, trial.method)]
     parts += [f"$L_{{{trial.length}}}$"] if trial.length else []
     parts += [f"$E={trial.ensemble}$"] if trial.method in MEASURES else []
-    parts += [{"random": r"$\theta_{rnd}$", "rotation_conv": r"$\theta_{conv}$"}.get(trial.init, "")]
+    parts += [r"$\theta_{rnd}$"] if trial.init == "random" else []
     parts += [f"{trial.copies} copies"] if trial.copies not in (None, "degrees") else []
-    return ", ".join(filter(None, parts))
+    return ", ".join(parts)
 
 
 def plot_curves(path: Path, title: str, plotted: Sequence[PlottedCurve], line: tuple[float, str] | None) -> None:
