@@ -25,7 +25,7 @@ from alfk import distributed
 TILE = 2**22  # similarities in a tile: 16 MiB in float32, which is fastest on a CPU
 BUDGET = 2**30  # bytes that the largest tensor may take on a CPU
 SHARE = 32  # the largest tensor may take 1/32 of a GPU's memory
-SHORTLIST = 1024  # rows that k-centre updates in every step
+SHORTLIST = 1024  # rows that k-centre updates in every step; affects speed alone
 
 Rows = Tensor | np.ndarray
 
@@ -53,8 +53,6 @@ def top_matches(
     database: Rows,
     k: int,
     available: Tensor | None = None,
-    tile: int | None = None,
-    room: int | None = None,
     shared: bool = False,
 ) -> tuple[Tensor, Tensor]:
     """The k most similar rows of `database` for every query, best first.
@@ -67,17 +65,14 @@ def top_matches(
         database: (N, D).
         k: neighbours per query; at most the number of available rows.
         available: (N,) bool, rows that may be chosen; all if None.
-        tile: similarities in a tile; if None, TILE on a CPU and more on a GPU.
-        room: bytes that the largest tensor may take; the device's `budget` if None.
         shared: whether all processes (alfk.distributed) call with equal arguments; each then computes some tiles.
     Returns:
         similarity (m, k) float32 and index (m, k) int64.
     """
     device, (m, dimensions) = queries.device, queries.shape
-    room = room or budget(device)
-    on_cpu = device.type == "cpu"
-    tile = min(tile or (TILE if on_cpu else room // 64), room // 8)  # top-k needs as much again for its indices
-    width = max(1, min(len(database), max(k, 2**13 if on_cpu else 2**16), room // (4 * dimensions)))
+    largest, on_cpu = budget(device), device.type == "cpu"
+    tile = min(TILE if on_cpu else largest // 64, largest // 8)  # top-k needs as much again for its indices
+    width = max(1, min(len(database), max(k, 2**13 if on_cpu else 2**16), largest // (4 * dimensions)))
     if shared:
         width = distributed.broadcast_from_main(lambda: width)  # GPUs of one group may differ
     height = max(1, tile // width)
@@ -109,7 +104,7 @@ def _top(scores: Tensor, k: int) -> tuple[Tensor, Tensor]:
     return scores.topk(min(k, scores.shape[1]), dim=1)
 
 
-def k_centre(vectors: Tensor, n: int, first: int, shortlist: int = SHORTLIST) -> Tensor:
+def k_centre(vectors: Tensor, n: int, first: int) -> Tensor:
     """Greedy k-centre: repeatedly the row whose largest similarity to the centres so far is smallest.
 
     A row's largest similarity only grows, so that its value after an earlier step is a lower bound. Only a shortlist of
@@ -121,7 +116,6 @@ def k_centre(vectors: Tensor, n: int, first: int, shortlist: int = SHORTLIST) ->
         vectors: (M, D).
         n: number of centres, 1 to M.
         first: the row that is the first centre.
-        shortlist: number of rows updated in every step; affects speed alone.
     Returns:
         (n,) int64, the centres in the order they were chosen.
     """
@@ -135,7 +129,7 @@ def k_centre(vectors: Tensor, n: int, first: int, shortlist: int = SHORTLIST) ->
             torch.maximum(closest, (vectors @ vectors[block].T).amax(1), out=closest)
         closest[centres[included:done]] = torch.inf
         included = done
-        short = closest.topk(min(shortlist, len(vectors)), largest=False).indices.sort().values
+        short = closest.topk(min(SHORTLIST, len(vectors)), largest=False).indices.sort().values
         similarity, rows = closest[short], vectors[short]
         limit = similarity.max() if len(short) < len(vectors) else torch.inf
         while done < n:

@@ -86,7 +86,8 @@ def measured():
         found[measure] = [scores, torch.randint(1000, (1,), generator=draws)]
     wrong = torch.from_numpy(reference.vectors).float()[:20]
     available = torch.arange(103) % 3 > 0
-    found["top"] = list(top_matches(wrong, pz.vectors, 5, available, room=4 * wrong.shape[1] * 7, shared=True))
+    with tiles_of(7, wrong.shape[1]):
+        found["top"] = list(top_matches(wrong, pz.vectors, 5, available, shared=True))
     for n in (9, 40):  # fewer and more than there are errors
         with tiles_of(16, wrong.shape[1]):
             chosen = match(wrong, pz.vectors, available, n, torch.Generator().manual_seed(4))

@@ -1,11 +1,14 @@
 """Matching against plain loops, and its promises for any input."""
 
+from unittest import mock
+
 import numpy as np
 import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from alfk import matching
 from alfk.matching import draw, k_centre, load_rows, match, top_matches, walk_ranks
 
 
@@ -43,14 +46,16 @@ def plain_match(centres, pool, available, n):
 def test_k_centre_is_greedy(data, rows, seed):
     x = vectors(rows, 5, seed).double()
     n, first = data.draw(st.integers(1, rows)), data.draw(st.integers(0, rows - 1))
-    centres = k_centre(x, n, first, shortlist=data.draw(st.integers(1, rows + 2)))
+    with mock.patch.object(matching, "SHORTLIST", data.draw(st.integers(1, rows + 2))):
+        centres = k_centre(x, n, first)
     assert centres.tolist() == plain_k_centre(x, n, first)
     assert len(centres.unique()) == n
 
 
 def test_k_centre_takes_each_row_once_even_where_all_are_equal():
     for shortlist in (1, 2, 6):
-        assert sorted(k_centre(torch.ones(6, 3), 6, 2, shortlist).tolist()) == list(range(6))
+        with mock.patch.object(matching, "SHORTLIST", shortlist):
+            assert sorted(k_centre(torch.ones(6, 3), 6, 2).tolist()) == list(range(6))
 
 
 def test_k_centre_refuses_more_centres_than_rows():
@@ -63,7 +68,8 @@ def test_k_centre_refuses_more_centres_than_rows():
 def test_top_matches_is_the_full_ranking_cut_off(data, m, rows, tile, seed):
     queries, database = vectors(m, 4, seed), vectors(rows, 4, seed + 1)
     k = data.draw(st.integers(1, rows))
-    similarity, index = top_matches(queries, database.numpy(), k, tile=tile)
+    with mock.patch.object(matching, "TILE", tile):
+        similarity, index = top_matches(queries, database.numpy(), k)
     full = (queries @ database.T).sort(1, descending=True)
     assert torch.allclose(similarity, full.values[:, :k], atol=1e-5)
     assert torch.allclose((queries[:, None] * database[index]).sum(-1), similarity, atol=1e-5)
@@ -72,7 +78,8 @@ def test_top_matches_is_the_full_ranking_cut_off(data, m, rows, tile, seed):
 
 def test_tiles_narrower_than_the_database(monkeypatch):
     queries, database = vectors(700, 6, 3), vectors(20_000, 6, 4)
-    similarity, index = top_matches(queries, database, 5, tile=2**18)
+    monkeypatch.setattr(matching, "TILE", 2**18)
+    similarity, index = top_matches(queries, database, 5)
     full = (queries @ database.T).topk(5)
     assert torch.allclose(similarity, full.values, atol=1e-5)
     assert torch.equal(index, full.indices)
@@ -139,7 +146,8 @@ def test_the_room_a_search_is_given_does_not_change_its_answer(m, rows, room, se
     available = torch.rand(rows, generator=torch.Generator().manual_seed(seed)) < 0.7
     available[seed % rows] = True
     k = min(3, int(available.sum()))
-    similarity, index = top_matches(queries, database, k, available, room=room)
+    with mock.patch.object(matching, "BUDGET", room):
+        similarity, index = top_matches(queries, database, k, available)
     full = (queries @ database.T).masked_fill(~available, -torch.inf).sort(1, descending=True)
     assert torch.allclose(similarity, full.values[:, :k], atol=1e-5)
     assert available[index].all()

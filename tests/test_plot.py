@@ -101,15 +101,15 @@ def test_figures_tables_and_what_is_missing(two_runs, tmp_path):
     assert float(summary["Rzg_pz_L80"]["minority last"]) == 40
     assert float(summary["Rzg_pz_L80"]["acquisition_seconds"]) == 1.5
     page = " ".join((tmp_path / "out" / "MNIST_ir100.md").read_text().split())
-    assert "| Rzg_pz_L80 | 0.25 | 50.00 ± 1.00 | 2 | 71.58 ± 6.96 | 10 | -21.58 | no |" in page
+    assert "| Rzg_pz L80 | 0.25 | 50.00 ± 1.00 | 2 | 71.58 ± 6.96 | 10 | -21.58 | no |" in page
     assert "all train (paper): 92.54 %" in page
 
 
 def test_beside_the_paper(two_runs, tmp_path):
     done = plot("--datadir", two_runs, "--out", tmp_path, "--reference", "--dataset", "MNIST", "-ir", 100, "--at", 55)
-    ours = next(row for row in done.stdout.splitlines() if row.startswith("Rzg_pz_L80 "))
+    ours = next(row for row in done.stdout.splitlines() if row.startswith("Rzg_pz L80 "))
     paper = ["71.58", "±", "6.96", "10", "-21.58", "no"]
-    assert ours.split()[:12] == ["Rzg_pz_L80", "0.25", "50.00", "±", "1.00", "2", *paper]
+    assert ours.split()[:13] == ["Rzg_pz", "L80", "0.25", "50.00", "±", "1.00", "2", *paper]
     (point, *_) = rows(tmp_path / "MNIST_ir100_curves.csv")
     assert (point["series"], point["select"], point["copies"]) == ("random", "test", "")
     assert (point["paper_runs"], point["paper_within_2_se"]) == ("10", "False")
@@ -136,7 +136,7 @@ def test_a_measured_line_replaces_the_published_one(two_runs, tmp_path):
 
 def test_flags_narrow(two_runs, tmp_path):
     done = plot("--datadir", two_runs, "--out", tmp_path, "--methods", "Rzg_pz", "--run-stop", 3)
-    assert "not there: Rzg_pz_L80: run 2, all\n" in done.stdout
+    assert "not there: Rzg_pz L80: run 2, all\n" in done.stdout
     assert {p["series"] for p in rows(tmp_path / "MNIST_ir100_curves.csv")} == {"Rzg_pz_L80"}
     for nothing in (["-ir", 1], ["--init", "random"], ["--dataset", "SVHN"], ["--run-start", 7], ["--methods", "BALD"]):
         done = plot("--datadir", two_runs, "--out", tmp_path, *nothing, status=2)

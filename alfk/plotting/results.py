@@ -184,9 +184,8 @@ def select_suffix(select: str) -> str:
 
 
 def name_of(trial: Trial) -> str:
-    """A trial in a line of text or a table, e.g. "Rzg_pz_L80, random init"."""
-    copies = f", {trial.copies} copies" if trial.copies not in (None, "degrees") else ""
-    return f"{series(trial)}{copies}{init_suffix(trial.init)}{select_suffix(trial.select)}"
+    """A trial in a line of text or a table, e.g. "Rzg_pz L80, random init"."""
+    return f"{trial.short()}{init_suffix(trial.init)}{select_suffix(trial.select)}"
 
 
 def _reference(folder: Path, stem: str, runs: int) -> Reference:

@@ -15,10 +15,11 @@ from alfk.plotting.curves import (
     compare,
     gains,
     labels_saved,
+    parse_series,
     rare_groups,
     series,
 )
-from alfk.plotting.results import FigureData, init_suffix, name_of, select_suffix
+from alfk.plotting.results import FigureData, name_of
 from alfk.runs import Trial
 
 EARLY = 2  # the AL iteration after which the paper states accuracies of minority classes: 375 labels on MNIST
@@ -192,17 +193,6 @@ def agreement(figure: FigureData) -> str:
     return "\n".join(lines)
 
 
-def accuracy_table(figure: FigureData) -> str:
-    """Mean and standard deviation of every trial (rows) at every share (columns), as Markdown."""
-    curves = figure.curves
-    shares = sorted({float(share) for curve in curves.values() for share in curve.shares})
-    body = []
-    for trial, curve in curves.items():
-        points = [curve.at(share) for share in shares]
-        body.append([name_of(trial), *("" if i is None else _pm(curve.mean[i], curve.std[i]) for i in points)])
-    return _table(body, ["% of pool", *(f"{share:.2f}" for share in shares)], "github")
-
-
 def summary_table(rows: Rows, form: str = "simple") -> str:
     """The table of `summary_rows`, without empty columns."""
     labels = {row["labels_early"] for row in rows} - {""}
@@ -251,8 +241,10 @@ def markdown(figure: FigureData, summary: Rows, claims: Rows, ours: Trial | None
     parts = [
         f"# {figure.title}",
         f"![{figure.title}]({figure.name}.png)",
-        "## Test accuracy, %, mean ± standard deviation over runs" if figure.curves else "",
-        accuracy_table(figure),
+        "## Test accuracy, %, mean ± standard deviation over runs (p, r: outside 2 s.e. of the paper, of the release)"
+        if figure.curves
+        else "",
+        digest(figure),
         figure.all_train_text,
         "## Curves as numbers" if summary else "",
         summary_table(summary, "github"),
@@ -266,9 +258,9 @@ def markdown(figure: FigureData, summary: Rows, claims: Rows, ours: Trial | None
 
 
 def row_name(row: dict[str, object]) -> str:
-    """The name of a row's trial."""
-    copies = f", {row['copies']} copies" if row["copies"] not in ("", "degrees") else ""
-    return f"{row['series']}{copies}{init_suffix(row['init'])}{select_suffix(row['select'])}"
+    """The trial of a row."""
+    method, length, ensemble = parse_series(row["series"])
+    return name_of(Trial(0, method, length, ensemble, 0, row["init"], row["select"], row["copies"] or None))
 
 
 def csv_cell(value: object) -> object:
