@@ -178,7 +178,7 @@ def test_the_best_epoch_is_the_first_of_the_best():
     assert best.last.errors == 4
     latest = BestEpoch(None)
     for epoch in (0, 1):
-        latest(epoch, states)
+        latest(epoch, states, last=epoch == 1)
     assert (latest.epoch, latest.evaluation) == (1, None)
 
 
@@ -221,3 +221,18 @@ def test_lenet_taps_have_the_stated_shapes():
     assert logits is taps[3]
     for length, indices in MNIST.descriptors.items():
         assert sum((10, 20, 50, 10)[i] for i in indices) == length
+
+
+@pytest.mark.parametrize("size", [28, 27, 29, 32])
+@pytest.mark.parametrize("layout", [torch.contiguous_format, torch.channels_last])
+def test_pooling_in_evaluation_is_torchs(size, layout):
+    """Values and gradients to the bit, also of odd maps and where all values of a window are equal."""
+    images = torch.randn(3, 4, size, size, generator=torch.Generator().manual_seed(0)).contiguous(memory_format=layout)
+    images[:, :, :9] = 0.5
+    ours, theirs = (images.clone().requires_grad_() for _ in range(2))
+    pooled, wanted = max_pool(ours), torch.nn.functional.max_pool2d(theirs, 2)
+    assert torch.equal(pooled, wanted)
+    gradient = torch.randn(wanted.shape, generator=torch.Generator().manual_seed(1))
+    pooled.backward(gradient)
+    wanted.backward(gradient)
+    assert torch.equal(ours.grad, theirs.grad)

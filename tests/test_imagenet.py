@@ -122,7 +122,7 @@ def test_top5_counts_images_whose_class_is_among_the_five_likeliest():
     test = Split(images, torch.tensor([0, 0, 4, 5, 7, 1]), (0.5,), (0.5,))
     for select in ("test", "val", "last"):
         selector = Selector(select, test, test, 4, top5=True)
-        selector(1, model)
+        selector(1, model, last=True)
         trained = selector.result(model)
         assert trained.test.accuracy == pytest.approx(100 * 2 / 6)
         assert trained.accuracy_top5 == pytest.approx(100 * 4 / 6)

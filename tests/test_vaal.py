@@ -455,3 +455,7 @@ def test_the_figures_have_it(finished):
 )
 def test_bad_requests_take_one_line(finished, arguments, words):
     refused("vaal/run.py", *FEW, "--datadir", finished[0], "--run-stop", 1, *arguments, words=words)
+
+
+def test_the_default_data_set_is_mnist():
+    assert next(iter(config.experiments())) == "MNIST"
