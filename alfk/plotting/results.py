@@ -229,7 +229,8 @@ def plot_figure(figure: FigureData, out: Path, with_reference: bool) -> Path:
                     curves.append(PlottedCurve(curve, trial, source))
     curves.sort(key=lambda each: _place(each.trial))
     path = out / figure.name
-    plots.plot_curves(path, figure.title, curves, figure.all_train)
+    title = figure.title if figure.trials else f"{figure.title}: the paper's curves"
+    plots.plot_curves(path, title, curves, figure.all_train)
     return path
 
 

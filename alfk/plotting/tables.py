@@ -185,11 +185,15 @@ WITHIN = {True: "yes", False: "no", "": "?"}
 
 def agreement(figure: FigureData) -> str:
     """How many of our points lie within two standard errors of the paper's and of the release's, in a line each."""
-    lines = []
+    lines, rows = [], curve_rows(figure)
     for source in SOURCES:
-        known = [row[f"{source}_within_2_se"] for row in curve_rows(figure) if row[f"{source}_within_2_se"] != ""]
-        if known:
-            lines.append(f"Within two standard errors of the {source}: {sum(known)} of {len(known)} points.")
+        counts: dict[str, list[bool]] = {}
+        for row in rows:
+            if row[f"{source}_within_2_se"] != "":
+                counts.setdefault(row_name(row), []).append(row[f"{source}_within_2_se"])
+        if counts:
+            parts = ", ".join(f"{name} {sum(within)} of {len(within)}" for name, within in counts.items())
+            lines.append(f"Within two standard errors of the {source}, points: {parts}.")
     return "\n".join(lines)
 
 
