@@ -5,6 +5,7 @@ import os
 import re
 import shutil
 import signal
+import subprocess
 import sys
 from pathlib import Path
 
@@ -15,6 +16,7 @@ import torchvision
 
 from alfk.acquisition import METHODS
 from tests.helpers import (
+    ONE_THREAD,
     ROOT,
     SMALL,
     call,
@@ -433,3 +435,16 @@ def test_the_whole_pool_is_the_line_all_train(finished, tmp_path):
     call("mnist/run.py", *arguments)
     assert (run / "results.jsonl").read_bytes() == before
     assert f"all train (1 run): {line['accuracy']:.2f} %" in draw(tmp_path).stdout
+
+
+@pytest.mark.parametrize("jobs", [1, 2])
+def test_a_reader_that_ends_early(tmp_path, jobs):
+    """As `run.py ... | head -1` does: one line, no traceback."""
+    reading, writing = os.pipe()
+    os.close(reading)
+    line = command("mnist/run.py", *SMALL, "--initial", "--run-stop", 2, "--save-folder", tmp_path, "--jobs", jobs)
+    done = subprocess.run(line, stdout=writing, stderr=subprocess.PIPE, text=True, env=ONE_THREAD, timeout=300)
+    os.close(writing)
+    assert done.returncode == 1
+    assert done.stderr.strip().splitlines()[-1].endswith("the same command continues")
+    assert "Traceback" not in done.stderr

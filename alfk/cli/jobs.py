@@ -100,6 +100,8 @@ def _exit_with_parent() -> None:
 def _attempt(run: int, task: RunTask, report: Report) -> Failure | None:
     try:
         task(run, report)
+    except BrokenPipeError:
+        raise
     except UserError as problem:
         return Failure(run, str(problem), user=True)
     except Exception as problem:

@@ -4,6 +4,7 @@ import argparse
 import datetime
 import errno
 import functools
+import os
 import platform
 import re
 import subprocess
@@ -318,6 +319,10 @@ def guarded(parser: argparse.ArgumentParser, body: Callable[[Options], int], dis
             return body(options)
         except UserError as problem:
             distributed.print_error(f"{parser.prog}: {problem}")
+        except BrokenPipeError:
+            os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())  # or the interpreter reports it at exit
+            distributed.print_error(f"{parser.prog}: stopped, its output is no longer read; the same command continues")
+            return 1
         except OSError as problem:
             if problem.errno not in (errno.ENOSPC, errno.EDQUOT, errno.EACCES, errno.EROFS):
                 raise
