@@ -4,23 +4,25 @@ Random crops are drawn once, by `draw_crops`, so that every loader gives a netwo
 """
 
 import functools
+import itertools
 import math
-import multiprocessing
-import multiprocessing.context
+import os
+from collections import deque
 from collections.abc import Iterable, Iterator, Sequence
+from concurrent.futures import Future, ThreadPoolExecutor
 from typing import Protocol
 
 import numpy as np
 import torch
 from PIL import Image
 from torch import Tensor
-from torch.utils.data import DataLoader
-from torchvision.transforms.v2 import functional as transforms
 
 from alfk.errors import UserError
 
 AREA = (0.1, 1.0)  # of a random crop, share of the image (docs/method.md, section 2)
 ASPECT = (0.8, 1.25)  # of a random crop, width over height
+AHEAD = 2  # requests decoded while another one is in use
+PART = 16  # images that a thread decodes at a time: a task for each image would cost a quarter of the rate at 64 pixels
 
 Request = tuple[list[str], np.ndarray | None]  # paths, and the random crop of each (see `draw_crops`), or none
 
@@ -49,67 +51,86 @@ def evaluation_side(size: int) -> int:
 
 
 class PillowDecoder:
-    """Decoding by Pillow, scaling by torchvision.transforms.v2, in the worker processes of a DataLoader."""
+    """A `Decoder` whose images are decoded and scaled by Pillow, in threads: Pillow releases the GIL.
 
-    def __init__(self, size: int, workers: int, device: torch.device):
-        self.size, self.workers, self.device = size, workers, device
+    Args:
+        workers: threads, shared by all decoders of a process that have equally many.
+        memory: bytes of decoded files that are kept for later random crops.
+    """
+
+    def __init__(self, size: int, workers: int, device: torch.device, memory: int):
+        self.size, self.workers, self.device, self.memory = size, workers, device, memory
+        self.files: dict[str, Image.Image] = {}  # by path
 
     def __call__(self, requests: Iterable[Request], largest: int, augmented: bool) -> Iterator[Tensor]:
-        on_gpu = self.device.type == "cuda"
-        batches = _Batches(list(requests), self.size)
-        in_daemon = multiprocessing.current_process().daemon  # a process of --jobs, which cannot start others
-        loader = DataLoader(
-            batches,
-            batch_size=None,
-            num_workers=0 if in_daemon else min(self.workers, len(batches)),
-            multiprocessing_context=None if in_daemon else _forkserver(),
-            pin_memory=on_gpu,
-            generator=torch.Generator(),  # without it the DataLoader would advance the global generator
-        )
-        for pixels in loader:
-            if isinstance(pixels, str):  # an error message: a worker's exception would carry its traceback as text
-                raise UserError(pixels)
-            yield pixels.to(self.device, non_blocking=True)
+        requests, pending = iter(requests), deque()
+        try:
+            pending.extend(map(self._submit, itertools.islice(requests, AHEAD)))
+            while pending:
+                pending.extend(map(self._submit, itertools.islice(requests, 1)))
+                pixels, parts = pending[0]
+                for part in parts:
+                    opened = part.result()
+                    if augmented:  # those for evaluation are kept as they are after scaling, by `ImageFiles`
+                        self._keep(opened)
+                del pending[0]
+                yield pixels.to(self.device, non_blocking=True)
+        finally:  # abandoned or failed
+            for part in itertools.chain.from_iterable(parts for _, parts in pending):
+                part.cancel()
+
+    def _submit(self, request: Request) -> tuple[Tensor, list[Future]]:
+        """(B, size, size, 3) uint8, not yet filled, and the tasks that fill it."""
+        paths, crops = request
+        crops = [None] * len(paths) if crops is None else crops
+        pixels = torch.empty(len(paths), self.size, self.size, 3, dtype=torch.uint8, pin_memory=self._on_gpu)
+        array, submit = pixels.numpy(), _threads(os.getpid(), self.workers).submit
+        parts = [slice(start, start + PART) for start in range(0, len(paths), PART)]
+        return pixels, [submit(self._decode, array[part], paths[part], crops[part]) for part in parts]
+
+    def _decode(
+        self, out: np.ndarray, paths: Sequence[str], crops: Sequence[np.ndarray | None]
+    ) -> dict[str, Image.Image]:
+        """Writes (B, size, size, 3) pixels into `out`; returns the files that were opened."""
+        opened = {}
+        for row, path, crop in zip(out, paths, crops, strict=True):
+            image = self.files.get(path)
+            if image is None:
+                image = opened[path] = open_image(path)
+            row[:] = _scale(image, self.size, crop)
+        return opened
+
+    def _keep(self, opened: dict[str, Image.Image]) -> None:
+        for path, image in opened.items():
+            size = 4 * image.width * image.height  # Pillow stores RGB in 4 bytes
+            if size <= self.memory and path not in self.files:
+                self.files[path] = image
+                self.memory -= size
+
+    @property
+    def _on_gpu(self) -> bool:
+        return self.device.type == "cuda"
 
 
 @functools.cache
-def _forkserver() -> multiprocessing.context.BaseContext:
-    """Starts workers from a process without threads: a fork of a process with threads (DALI, CUDA) was seen to hang."""
-    context = multiprocessing.get_context("forkserver")
-    context.set_forkserver_preload(["__main__", __name__])
-    return context
+def _threads(process: int, count: int) -> ThreadPoolExecutor:
+    """The decoding threads of a process, by its id: a forked process inherits an executor, but not its threads."""
+    return ThreadPoolExecutor(count, "decode")
 
 
-class _Batches(torch.utils.data.Dataset):
-    """Item i: request i decoded, (B, size, size, 3) uint8, or an error message."""
-
-    def __init__(self, requests: Sequence[Request], size: int):
-        self.requests, self.size = requests, size
-
-    def __len__(self) -> int:
-        return len(self.requests)
-
-    def __getitem__(self, i: int) -> Tensor | str:
-        paths, crops = self.requests[i]
-        crops = [None] * len(paths) if crops is None else crops
-        try:
-            return torch.stack([_decode(path, self.size, crop) for path, crop in zip(paths, crops, strict=True)])
-        except UserError as problem:
-            return str(problem)
-
-
-def _decode(path: str, size: int, crop: np.ndarray | None) -> Tensor:
-    image = open_image(path)
+def _scale(image: Image.Image, size: int, crop: np.ndarray | None) -> np.ndarray:
+    """(size, size, 3) uint8: the central crop, or a random one (see `draw_crops`)."""
     if crop is None:
         scale = evaluation_side(size) / min(image.size)
-        height, width = (math.floor(side * scale + 0.5) for side in (image.height, image.width))
-        image = transforms.resize(image, [height, width])
-        image = transforms.crop(image, (height - size) // 2, (width - size) // 2, size, size)
+        width, height = (math.floor(side * scale + 0.5) for side in image.size)
+        left, top = (width - size) // 2, (height - size) // 2
+        image = image.resize((width, height), Image.Resampling.BILINEAR).crop((left, top, left + size, top + size))
     else:
-        image = transforms.resized_crop(image, *window(image.height, image.width, crop), [size, size])
+        top, left, height, width = window(image.height, image.width, crop)
+        image = image.crop((left, top, left + width, top + height)).resize((size, size), Image.Resampling.BILINEAR)
         if crop[4] < 0.5:
-            image = transforms.horizontal_flip(image)
-    return torch.from_numpy(np.array(image))
+            image = image.transpose(Image.Transpose.FLIP_LEFT_RIGHT)
+    return np.asarray(image)
 
 
 def window(height: int, width: int, crop: np.ndarray) -> tuple[int, int, int, int]:
