@@ -9,6 +9,7 @@ method: docs/method.md, section 11.
 import dataclasses
 from collections.abc import Callable, Sequence
 
+import numpy as np
 import torch
 from torch import Tensor, nn
 
@@ -16,9 +17,9 @@ from alfk import distributed, matching, pseudo_labels
 from alfk.data import Split
 from alfk.descriptors import Descriptors, LabelRule, describe
 from alfk.errors import UserError
-from alfk.matching import Selection
 from alfk.network import add_passes, count_passes, evaluation_mode
 from alfk.perturbation import RotationAndNoise, Strategy
+from alfk.selection import Selection
 from alfk.uncertainty import uncertainty
 
 INPUTS = {
@@ -139,17 +140,34 @@ def draw_at_random(situation: Situation) -> Selection:
 def match_errors(situation: Situation) -> Selection:
     """The pool images most similar to the misclassified validation images (docs/method.md, section 7)."""
     measurement, labels = situation.measurement, situation.validation_labels
-    predictions = measurement.validation.predictions
-    predictions = predictions if isinstance(predictions, Tensor) else torch.tensor(predictions)
+    validation, pool = measurement.validation, measurement.pool
+    predictions = as_tensor(validation.predictions)
     wrong = (predictions.to(labels.device) != labels).nonzero().flatten()
-    errors = matching.load_rows(measurement.validation.vectors, wrong, labels.device)
-    return matching.match(errors, measurement.pool.vectors, situation.available, situation.n, situation.generator)
+    errors = matching.load_rows(validation.vectors, wrong, labels.device)
+    found = matching.match(errors, pool.vectors, situation.available, situation.n, situation.generator)
+    if found.answers_to is None:
+        return found
+    answers_to = wrong.cpu()[found.answers_to]
+    pseudo_label = as_tensor(pool.pseudo_labels)[found.indices]
+    return dataclasses.replace(
+        found,
+        answers_to=answers_to,
+        error_prediction=predictions[answers_to],
+        prediction=as_tensor(pool.predictions)[found.indices],
+        pseudo_label=None if (pseudo_label < 0).any() else pseudo_label,  # -1 without Fisher scores
+    )
+
+
+def as_tensor(values: Tensor | np.ndarray) -> Tensor:
+    """Labels in memory or mapped from a file, as a tensor on the CPU."""
+    return values.cpu() if isinstance(values, Tensor) else torch.from_numpy(np.array(values))
 
 
 def take_most_uncertain(situation: Situation) -> Selection:
     """The n available images with the highest uncertainty."""
     scores = situation.measurement.uncertainty.cpu()
-    return Selection(top_scoring(scores, situation.available, situation.n, situation.generator))
+    chosen = top_scoring(scores, situation.available, situation.n, situation.generator)
+    return Selection(chosen, score=scores[chosen])
 
 
 def top_scoring(scores: Tensor, available: Tensor, n: int, generator: torch.Generator) -> Tensor:

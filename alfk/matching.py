@@ -13,7 +13,6 @@ Descriptors are rows of 2-D tensors or memory-mapped arrays. All-pairs similarit
 the queries and their results no tensor is larger than `budget`, for any number of rows.
 """
 
-import dataclasses
 import functools
 
 import numpy as np
@@ -21,6 +20,7 @@ import torch
 from torch import Tensor
 
 from alfk import distributed
+from alfk.selection import Selection
 
 TILE = 2**22  # similarities in a tile: 16 MiB in float32, which is fastest on a CPU
 BUDGET = 2**30  # bytes that the largest tensor may take on a CPU
@@ -143,36 +143,22 @@ def k_centre(vectors: Tensor, n: int, first: int) -> Tensor:
     return centres
 
 
-def walk_ranks(similarity: Tensor, index: Tensor, n: int) -> Tensor:
+def walk_ranks(similarity: Tensor, index: Tensor, n: int) -> tuple[Tensor, Tensor, Tensor]:
     """Up to n distinct images, rank by rank: all first matches by descending similarity, then all second, and so on.
 
     Args:
         similarity: (m, k), each row descending.
         index: (m, k) int64, the image behind each similarity.
     Returns:
-        (at most n,) int64 in the order they were taken.
+        images, rows and columns: each (at most n,) int64 on the CPU, in the order they were taken; `images[i]` is
+        `index[rows[i], columns[i]]`.
     """
     order = similarity.argsort(dim=0, descending=True, stable=True)
     walk = index.gather(0, order).T.flatten().cpu().numpy()
     _, first_seen = np.unique(walk, return_index=True)
-    return torch.from_numpy(walk[np.sort(first_seen)[:n]])
-
-
-@dataclasses.dataclass(frozen=True)
-class Selection:
-    """The result of an acquisition.
-
-    Attributes:
-        indices: (n,) int64 on the CPU, positions in the pool in the order they were taken.
-        misclassified: M, the number of misclassified validation images (None for a method that does not use it).
-        centres: number of centres, min(n, M) (None for the same methods).
-        at_random: how many of the indices a matching method drew at random.
-    """
-
-    indices: Tensor
-    misclassified: int | None = None
-    centres: int | None = None
-    at_random: int = 0
+    places = torch.from_numpy(np.sort(first_seen)[:n])
+    rows = order.T.flatten().cpu()[places]
+    return torch.from_numpy(walk)[places], rows, places // len(similarity)
 
 
 def match(
@@ -188,22 +174,34 @@ def match(
         pool: (N, D) descriptors of the pool.
         available: (N,) bool, images that are not labelled yet; at least n.
         first: the misclassified image that is the first centre; drawn from `generator` if None.
+    Returns:
+        a selection whose `answers_to` are rows of `errors`.
     """
     count = len(errors)
     if count == 0:
         return Selection(draw(available, n, generator), 0, 0, at_random=n)
-    centres = errors
+    centres, which = errors, torch.arange(count)
     if n < count:
         start = int(torch.randint(count, (1,), generator=generator)) if first is None else first
-        centres = errors[distributed.broadcast_from_main(lambda: k_centre(errors, n, start).cpu())]
+        which = distributed.broadcast_from_main(lambda: k_centre(errors, n, start).cpu())
+        centres = errors[which.to(errors.device)]
     left = int(available.sum())
     depth = min(left, 8 + 4 * -(-n // len(centres)))
     while True:
-        found = top_matches(centres, pool, depth, available, shared=True)
-        chosen = distributed.broadcast_from_main(functools.partial(walk_ranks, *found, n))
-        if len(chosen) == n:
-            return Selection(chosen, count, len(centres))
+        similarity, index = top_matches(centres, pool, depth, available, shared=True)
+        images, rows, columns = distributed.broadcast_from_main(functools.partial(walk_ranks, similarity, index, n))
+        if len(images) == n:
+            break
         depth = min(left, 2 * depth)
+    largest = centres.square().sum(1).max().clamp(min=torch.finfo(centres.dtype).tiny)
+    return Selection(
+        images,
+        count,
+        len(centres),
+        similarity=(similarity.cpu()[rows, columns] / largest.cpu()).clamp(-1, 1),
+        answers_to=which[rows],
+        rank=columns + 1,
+    )
 
 
 def draw(available: Tensor, n: int, generator: torch.Generator) -> Tensor:

@@ -124,8 +124,11 @@ def test_without_an_error_the_choice_is_random_and_says_so():
 def test_walk_takes_all_first_matches_before_any_second():
     similarity = torch.tensor([[9.0, 8.0, 7.0], [3.0, 2.0, 1.0], [5.0, 4.0, 0.0]])
     index = torch.tensor([[10, 11, 12], [13, 10, 14], [10, 15, 16]])
-    assert walk_ranks(similarity, index, 6).tolist() == [10, 13, 11, 15, 12, 14]
-    assert walk_ranks(similarity, index, 3).tolist() == [10, 13, 11]
+    images, rows, columns = walk_ranks(similarity, index, 6)
+    assert images.tolist() == [10, 13, 11, 15, 12, 14]
+    assert rows.tolist() == [0, 1, 0, 2, 0, 1]
+    assert columns.tolist() == [0, 0, 1, 1, 2, 2]
+    assert walk_ranks(similarity, index, 3)[0].tolist() == [10, 13, 11]
 
 
 def test_rows_come_from_tensors_and_mapped_files_alike(tmp_path):

@@ -1,0 +1,54 @@
+"""The result of an acquisition: the chosen pool images, and for each of them why it was chosen."""
+
+import dataclasses
+
+import numpy as np
+from torch import Tensor
+
+
+@dataclasses.dataclass(frozen=True)
+class Selection:
+    """The chosen pool images in the order they were taken. All tensors are (n,), on the CPU.
+
+    Attributes:
+        indices: int64, positions in the pool.
+        misclassified: M, the number of misclassified validation images (None for a method that does not use it).
+        centres: number of centres, min(n, M) (None for the same methods).
+        at_random: how many of the indices a matching method drew at random.
+        similarity: float32, similarity to the misclassified validation image that the chosen image answers: R divided
+            by its largest possible value, so a mean correlation, from -1 to 1 (matching methods).
+        answers_to: int64, position of that validation image in the validation set.
+        error_prediction: int64, the class for which the model mistakes that validation image.
+        rank: int64, 1 if the chosen image was that validation image's most similar available one, 2 for the next, ...
+        prediction: int64, the model's prediction for the chosen image (matching methods).
+        pseudo_label: int64, the label of its Fisher score (methods with Fisher scores).
+        score: float64, larger values are chosen first (uncertainty methods).
+    """
+
+    indices: Tensor
+    misclassified: int | None = None
+    centres: int | None = None
+    at_random: int = 0
+    similarity: Tensor | None = None
+    answers_to: Tensor | None = None
+    error_prediction: Tensor | None = None
+    rank: Tensor | None = None
+    prediction: Tensor | None = None
+    pseudo_label: Tensor | None = None
+    score: Tensor | None = None
+
+    @property
+    def reasons(self) -> dict[str, Tensor]:
+        """The attributes with one value for each chosen image, without `indices` and without those that are None."""
+        values = {field.name: getattr(self, field.name) for field in dataclasses.fields(self)}
+        return {name: v for name, v in values.items() if isinstance(v, Tensor) and name != "indices"}
+
+    def to_array(self) -> np.ndarray:
+        """(n,) structured array with the fields `index` and those of `reasons`."""
+        columns = {"index": self.indices, **self.reasons}
+        columns = {name: column.numpy() for name, column in columns.items()}
+        dtype = [(name, column.dtype.newbyteorder("<")) for name, column in columns.items()]
+        table = np.empty(len(self.indices), dtype)
+        for name, column in columns.items():
+            table[name] = column
+        return table
