@@ -8,6 +8,7 @@ from torchvision import transforms
 
 from alfk.config import Recipe, StepDecay
 from alfk.data import Split
+from alfk.errors import UserError
 from alfk.network import fingerprint, kaiming_fan_out, snapshot, uniform_fan_in
 from alfk.training import (
     BestEpoch,
@@ -56,7 +57,7 @@ def test_batches_follow_an_order_and_floats_are_taken_as_scaled():
 
 @pytest.mark.parametrize(("images", "labels"), [((3, 28, 28), 3), ((3, 1, 28, 28), 2)])
 def test_a_split_refuses_what_does_not_fit(images, labels):
-    with pytest.raises(ValueError, match=r"images"):
+    with pytest.raises(UserError, match=r"images"):
         Split(torch.zeros(images, dtype=torch.uint8), torch.zeros(labels), (0.5,), (0.5,))
 
 

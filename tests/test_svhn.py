@@ -225,7 +225,7 @@ def test_a_subset_of_a_subset_shares_the_images():
     ((batch, positions),) = view.batches(5, torch.tensor([1, 0]))
     assert positions.tolist() == [1, 0]
     assert torch.allclose(batch, images[[9, 7]] / 255)
-    with pytest.raises(ValueError, match="2 images but 3 labels"):
+    with pytest.raises(UserError, match="2 images but 3 labels"):
         split.subset(torch.tensor([1, 2]), torch.arange(3))
 
 
