@@ -1,0 +1,554 @@
+"""Arrays, lists, data sets, files, masks and names as inputs; what would be misread is refused."""
+
+import pickle
+
+import numpy as np
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from hypothesis.extra import numpy as arrays
+from PIL import Image
+from torch.utils.data import IterableDataset, Subset, TensorDataset
+from torchvision import transforms
+from torchvision.datasets import FakeData
+
+from alfk.data import Split
+from alfk.errors import UserError
+from alfk.inputs import check_labels, mean_and_std, positions
+from tests.helpers import picture
+
+RNG = np.random.default_rng(0)
+COLOURS = RNG.integers(0, 256, (12, 8, 10, 3), dtype=np.uint8)  # (N, H, W, C)
+FEATURES = RNG.normal(5, 3, (12, 4)).astype(np.float32)
+LABELS = np.arange(12) % 3
+
+
+def refused(words, function, *arguments, **more):
+    """A UserError of one line."""
+    with pytest.raises(UserError, match=words) as caught:
+        function(*arguments, **more)
+    assert "\n" not in str(caught.value)
+
+
+def batch(split, **more):
+    return next(split.batches(len(split), **more))[0]
+
+
+# Positions
+
+
+@given(st.integers(3, 30), st.data())
+def test_positions_in_every_form_are_the_same(count, data):
+    wanted = data.draw(st.lists(st.integers(0, count - 1), unique=True, max_size=count - 1))
+    mask = np.zeros(count, dtype=bool)
+    mask[wanted] = True
+    array = np.array(wanted, dtype=np.int64)
+    forms = [wanted, tuple(wanted), array, array.astype(np.uint16), array.astype(float), torch.from_numpy(array)]
+    for form in [*forms, torch.tensor(wanted, dtype=torch.int32), [torch.tensor(i) for i in wanted]]:
+        found = positions(form, count, "labelled")
+        assert (found.dtype, found.tolist()) == (torch.int64, wanted)
+    for form in (mask, mask.tolist(), torch.from_numpy(mask)):
+        assert positions(form, count, "labelled").tolist() == sorted(wanted)
+
+
+@pytest.mark.parametrize("nothing", [None, [], (), np.array([]), torch.tensor([]), torch.empty(0, dtype=torch.bool)])
+def test_empty_inputs_are_no_positions(nothing):
+    found = positions(nothing, 5, "labelled")
+    assert (found.dtype, found.shape) == (torch.int64, (0,))
+
+
+@pytest.mark.parametrize(
+    ("wrong", "words"),
+    [
+        ([0, 1, 1, 0, 0], r"labelled has 5 integers 0 and 1.*convert it to bool"),
+        (torch.tensor([0.0, 1, 1, 0, 0]), r"convert it to bool"),
+        ([3, 1, 3], r"position 3 twice"),
+        ([-1], r"position -1, but there are 5 images: give 0 to 4"),
+        ([5, 0], r"position 5, but"),
+        ([1.5], r"whole numbers"),
+        ([float("nan")], r"whole numbers"),
+        ([float("inf")], r"whole numbers"),
+        ([[1, 2]], r"shape \(1, 2\)"),
+        (3, r"shape \(\)"),
+        ([True, False], r"mask of length 2, but there are 5"),
+        (["cat"], r"give positions or a boolean mask, not a list"),
+        ({1, 2}, r"not a set"),
+        ([[1], [2, 3]], r"give positions"),
+    ],
+)
+def test_positions_that_are_none_are_refused(wrong, words):
+    refused(words, positions, wrong, 5, "labelled")
+
+
+def test_both_images_of_two_are_positions():
+    """With two images 0, 1 has no repetition and is what a shuffle gives."""
+    assert positions([0, 1], 2, "labelled").tolist() == [0, 1]
+    assert positions([3, 1, 3], 5, "rows", repeats=True).tolist() == [3, 1, 3]
+
+
+# Labels
+
+
+def test_labels_have_to_fit_the_models_outputs():
+    check_labels(torch.arange(10), 10, "the validation set")
+    check_labels(torch.empty(0, dtype=torch.int64), 10, "the validation set")
+    words = r"labels of the validation set go from 1 to 10, but the model has 10 outputs: labels are 0 to 9"
+    refused(words, check_labels, torch.arange(10) + 1, 10, "the validation set")
+    refused(r"go from -1 to 8", check_labels, torch.arange(10) - 1, 10, "the pool")
+    refused(r"\(3, 3\) float32: give class numbers", check_labels, torch.eye(3), 10, "the pool")
+    refused(r"\(3,\) float32", check_labels, torch.zeros(3), 10, "the pool")
+
+
+@pytest.mark.parametrize("form", [list, tuple, np.array, torch.tensor, lambda y: np.array(y, np.uint8), np.float32])
+def test_labels_in_every_form(form):
+    split = Split.of(COLOURS, form(LABELS.tolist()))
+    assert (split.labels.dtype, split.labels.tolist(), split.classes) == (torch.int64, LABELS.tolist(), None)
+
+
+@given(st.lists(st.text(min_size=1), min_size=1, max_size=12))
+@settings(max_examples=50)
+def test_names_are_numbered_in_sorted_order_and_kept(names):
+    for form in (names, np.array(names, dtype=object), tuple(names)):
+        split = Split.of(COLOURS[: len(names)], form)
+        assert split.classes == tuple(sorted(set(names)))
+        assert [split.classes[label] for label in split.labels] == names
+
+
+def test_names_follow_the_classes_that_are_given_or_those_of_another_split():
+    pool = Split.of(COLOURS, classes=["dog", "cat", "owl"])
+    assert pool.labels is None
+    for more in ({"like": pool}, {"classes": np.array(["dog", "cat", "owl"])}):
+        split = Split.of(COLOURS[:2], np.array(["owl", "dog"]), **more)
+        assert (split.labels.tolist(), split.classes) == ([2, 0], ("dog", "cat", "owl"))
+    assert Split.of(COLOURS, LABELS, like=pool).classes == pool.classes
+    assert pool.subset([4, 2], ["owl", "cat"]).labels.tolist() == [2, 1]
+    refused(r"no class 'emu': the classes are dog, cat, owl", Split.of, COLOURS[:1], ["emu"], like=pool)
+    refused(r"labels are names, but the split has no classes", Split.of(COLOURS).subset, [0], ["cat"])
+
+
+def test_unknown_labels_are_minus_one_where_they_are_allowed():
+    forms = ([1, -1, 0], [1.0, float("nan"), 0.0], torch.tensor([1, -1, 0]), ["b", None, "a"], ["b", "", "a"])
+    for form in forms:
+        refused(r"unknown_labels=True|whole numbers", Split.of, COLOURS[:3], form)
+        split = Split.of(COLOURS[:3], form, unknown_labels=True)
+        assert split.labels.tolist() == [1, -1, 0]
+        assert split.subset([2, 1], form[:2]).labels.tolist() == [1, -1]
+    refused(r"go from -2", Split.of, COLOURS[:2], [-2, 0], unknown_labels=True)
+
+
+@pytest.mark.parametrize(
+    ("y", "more", "words"),
+    [
+        (np.eye(12), {}, r"shape \(12, 12\): .*labels.argmax\(1\)"),
+        (LABELS + 0.5, {}, r"labels: these are not whole numbers"),
+        (LABELS - 1, {}, r"labels go from -1 to 1: classes are numbered from 0"),
+        (LABELS[:5], {}, r"12 images but 5 labels"),
+        (LABELS, {"classes": ["a", "b"]}, r"labels go up to 2, but classes has 2 names: labels are 0 to 1"),
+        (LABELS, {"classes": ["a", "b", "a"]}, r"name 'a' twice"),
+        (LABELS, {"classes": []}, r"classes is empty"),
+        (LABELS, {"classes": "abc"}, r"classes='abc' is not a list of names"),
+        (["a"] * 11 + [3], {}, r"names and other values \(3\)"),
+        (4, {}, r"labels have the shape \(\)"),
+    ],
+)
+def test_labels_that_would_be_misread_are_refused(y, more, words):
+    refused(words, Split.of, COLOURS, y, **more)
+
+
+# Images and features
+
+
+def plain(x, mean, std):
+    """The normalisation written out: (N, C, H, W) in float64."""
+    scaled = x.astype(np.float64) / (255 if x.dtype == np.uint8 else 1)
+    return (scaled - np.reshape(mean, (-1, 1, 1))) / np.reshape(std, (-1, 1, 1))
+
+
+GREY, FIRST = COLOURS[..., 0], COLOURS.transpose(0, 3, 1, 2)
+FORMS = {
+    "channels last": (COLOURS, FIRST),
+    "channels first": (FIRST, FIRST),
+    "one channel, last": (COLOURS[..., :1], FIRST[:, :1]),
+    "many channels": (RNG.random((5, 12, 6, 7)), None),
+    "grey": (GREY, GREY[:, None]),
+    "tensor": (torch.from_numpy(FIRST.copy()), FIRST),
+    "list of arrays": (list(COLOURS), FIRST),
+    "list of tensors": (list(torch.from_numpy(FIRST.copy())), FIRST),
+    "PIL, colour": ([Image.fromarray(image) for image in COLOURS], FIRST),
+    "PIL, grey": ([Image.fromarray(image) for image in GREY], GREY[:, None]),
+    "PIL, alpha": ([Image.fromarray(image).convert("RGBA") for image in COLOURS], FIRST),
+    "float16": ((COLOURS / 255).astype(np.float16), (FIRST / 255).astype(np.float16)),
+    "float64": (COLOURS / 255, FIRST / 255),
+    "bfloat16": (torch.from_numpy(FIRST / 255).bfloat16(), torch.from_numpy(FIRST / 255).bfloat16().double().numpy()),
+    "flipped": (COLOURS[:, ::-1], FIRST[:, :, ::-1]),
+    "foreign bytes": ((COLOURS / 255).astype(">f4"), (FIRST / 255).astype(np.float32)),
+}
+
+
+@pytest.mark.parametrize("form", FORMS)
+def test_images_are_normalised_as_written_out(form):
+    x, wanted = FORMS[form]
+    wanted = x if wanted is None else wanted
+    split = Split.of(x)
+    assert split.store.dtype in (torch.uint8, torch.float32)
+    scaled = wanted.astype(np.float64) / (255 if wanted.dtype == np.uint8 else 1)
+    mean, std = scaled.mean((0, 2, 3)), scaled.std((0, 2, 3))
+    assert split.mean == pytest.approx(mean, rel=1e-6)
+    assert split.std == pytest.approx(std, rel=1e-5)
+    assert np.allclose(batch(split), plain(wanted, mean, std), atol=1e-4)
+    assert np.allclose(batch(Split.of(x, mean=0.25, std=0.5)), plain(wanted, 0.25, 0.5), atol=1e-5)
+
+
+@given(
+    arrays.arrays(
+        np.float32, st.tuples(st.integers(1, 20), st.integers(1, 5)), elements=st.floats(-(2**20), 2**20, width=32)
+    ),
+    st.integers(1, 20),
+)
+def test_features_are_standardised_by_column(x, size):
+    split = Split.of(x)
+    mean, std = x.astype(np.float64).mean(0), x.astype(np.float64).std(0)
+    steady = np.ptp(x, 0) == 0
+    assert np.allclose(split.mean, mean, rtol=1e-6, atol=1e-30)
+    assert np.allclose(np.array(split.std)[steady], 1)
+    usable = ~steady & (std > 1e-3 * np.abs(mean)) & (std > 1e-30)
+    assert np.allclose(np.array(split.std)[usable], std[usable], rtol=1e-6)
+    found = torch.cat([images for images, _ in split.batches(size)])
+    assert found.dtype == torch.float32
+    x, mean, std = x[:, usable], mean[usable], std[usable]
+    assert np.allclose(found[:, usable], (x - mean) / std, atol=1e-3)
+
+
+def test_columns_far_from_zero_keep_their_digits():
+    years = np.array([[2000.0], [2000.5], [2001.0]]) + 2**20
+    assert np.allclose(batch(Split.of(years)).flatten(), [-(1.5**0.5), 0, 1.5**0.5], atol=1e-5)
+
+
+def test_moments_do_not_depend_on_the_batches(monkeypatch):
+    whole = mean_and_std([torch.from_numpy(FIRST)])
+    monkeypatch.setattr("alfk.inputs.CHUNK", 500)
+    parts = mean_and_std(torch.from_numpy(FIRST).split([5, 1, 6]))
+    for found, wanted in zip(parts, whole, strict=True):
+        assert found == pytest.approx(wanted, rel=1e-12)
+
+
+def test_a_channel_without_variation_is_divided_by_one():
+    x = COLOURS.copy()
+    x[..., 1] = 77
+    assert Split.of(x).std[1] == 1
+    assert not batch(Split.of(x))[:, 1].abs().max() > 1e-6
+
+
+def test_mean_and_std_in_every_form_and_those_of_another_split():
+    wanted = batch(Split(torch.from_numpy(FIRST.copy()), None, (0.1, 0.2, 0.3), (0.5, 0.5, 0.5)))
+    for form in (tuple, list, np.array, torch.tensor):
+        split = Split.of(COLOURS, mean=form([0.1, 0.2, 0.3]), std=form([0.5]))
+        assert torch.equal(batch(split), wanted)
+        assert split.std == (0.5,)
+    pool = Split.of(COLOURS)
+    validation = Split.of(COLOURS[:3] // 2, like=pool)
+    assert (validation.mean, validation.std) == (pool.mean, pool.std)
+    assert Split.of(COLOURS[:3], mean=0.5, like=pool).std == pool.std
+    assert Split.of(COLOURS[:3], mean=0.5).std == Split.of(COLOURS[:3]).std
+    refused(r"mean has 3 values, but there are 1 channels", Split.of, GREY, like=pool)
+
+
+def test_images_that_are_normalised_already_are_taken_as_they_are():
+    x = (RNG.normal(size=(5, 3, 8, 8)) * 3).astype(np.float32)
+    assert torch.equal(batch(Split.of(x, mean=0, std=1)), torch.from_numpy(x))
+    x[3, 0, 0, 0] = np.inf
+    refused(r"image 3 has values that are NaN or infinite", Split.of, x, mean=0, std=1)
+
+
+def spoiled(x, row, value):
+    x = np.array(x, dtype=np.float64)
+    x[row].flat[5 % x[row].size] = value
+    return x
+
+
+@pytest.mark.parametrize(
+    ("x", "more", "words"),
+    [
+        (RNG.random((5, 3, 32, 3)), {}, r"first or last: permute them"),
+        (COLOURS.astype(np.int64), {}, r"images are int64: convert them to uint8"),
+        (COLOURS.astype(np.uint16), {}, r"images are uint16: convert"),
+        (COLOURS > 9, {}, r"images are bool: convert"),
+        (COLOURS.astype(np.float32), {}, r"from 0 to 255: divide them by 255"),
+        (COLOURS.astype(np.float32), {"mean": 0.5, "std": 0.5}, r"divide them by 255"),
+        (COLOURS / 127.5 - 1, {}, r"from -1 to 1: if your own transform .* mean=0, std=1"),
+        (spoiled(COLOURS / 255, 7, np.nan), {}, r"image 7 has values that are NaN"),
+        (spoiled(FEATURES, 9, np.inf), {}, r"row 9 has values that are NaN or infinite"),
+        (spoiled(FEATURES, 2, 1e300), {}, r"row 2 has values that are NaN or infinite in float32"),
+        (FEATURES.astype(np.int64), {}, r"features \(N, D\) are int64: convert them to float32"),
+        (GREY.reshape(12, -1), {}, r"features \(N, D\) are uint8"),
+        (COLOURS, {"mean": (123.7, 116.3, 103.5), "std": (58.4, 57.1, 57.4)}, r"divide both by 255"),
+        (COLOURS, {"mean": 0.5, "std": 58.4}, r"divide both by 255"),
+        (COLOURS, {"mean": (0.5, 0.5), "std": 0.5}, r"mean has 2 values, but there are 3 channels"),
+        (COLOURS, {"mean": 0.5, "std": 0}, r"std is \[0.0\]: give finite positive"),
+        (COLOURS, {"mean": float("nan"), "std": 1}, r"mean is \[nan\]"),
+        (COLOURS, {"mean": "grey"}, r"mean='grey' is not a number"),
+        (FEATURES[:, 0], {}, r"shape \(12,\)"),
+        (COLOURS[None], {}, r"shape \(1, 12, 8, 10, 3\)"),
+        (COLOURS[:0], {}, r"shape \(0,"),
+        ([], {}, r"there are no images"),
+        ([COLOURS[0], COLOURS[1], COLOURS[2, 1:]], {}, r"image 0 is \(8, 10, 3\) uint8, image 2 is \(7, 10, 3\) uint8"),
+        ([COLOURS[0], COLOURS[1] / 255], {}, r"image 1 is \(8, 10, 3\) float64"),
+        ([Image.new("I;16", (8, 8))], {}, r"mode I;16 have no fixed range"),
+        (["a.png"], {}, r"Split.from_files"),
+        ("a.png", {}, r"a single str"),
+        (Image.new("L", (8, 8)), {}, r"a single Image"),
+        (None, {}, r"not a NoneType"),
+        ([[1], [2, 3]], {}, r"images: give an array"),
+    ],
+)
+def test_images_that_would_be_misread_are_refused(x, more, words):
+    refused(words, Split.of, x, **more)
+
+
+# The constructor
+
+
+def test_the_constructor_refuses_the_same():
+    first = torch.from_numpy(FIRST.copy())
+    refused(r"divide them by 255", Split, first.float(), None, 0.5, 0.5)
+    refused(r"mean=0, std=1", Split, first / 127.5 - 1, None, 0.5, 0.5)
+    refused(r"image 7 has values", Split, spoiled(FIRST / 255, 7, np.nan), None, 0.5, 0.5)
+    refused(r"images are int16", Split, first.short(), None, 0.5, 0.5)
+    refused(r"divide both by 255", Split, first, None, 127, 60)
+    refused(r"whole numbers", Split, first, torch.full((12,), 0.5), 0.5, 0.5)
+    refused(r"argmax", Split, first, torch.eye(12), 0.5, 0.5)
+    refused(r"go from -1", Split, first, torch.arange(12) - 1, 0.5, 0.5)
+    assert Split(first, torch.arange(12) - 1, 0.5, 0.5, unknown_labels=True).labels[0] == -1
+    for form in (FIRST, list(FIRST)):
+        assert torch.equal(batch(Split(form, LABELS.tolist(), 0.5, 0.5)), batch(Split(first, None, (0.5,), (0.5,))))
+
+
+def test_images_in_memory_are_read_in_batches_alone(monkeypatch):
+    """A pool of half a million images, memory-mapped from a file, is not read by its constructor; floats are, once."""
+    passes = []
+    monkeypatch.setattr("alfk.inputs.check_values", lambda *a, **k: passes.append(a))
+    split = Split(torch.from_numpy(FIRST.copy()), LABELS, 0.5, 0.5)
+    assert not passes
+    split = Split(split.images / 255, LABELS, 0.5, 0.5)
+    split.subset(torch.arange(5)).subset([1, 2], [0, 1]).to("cpu").images  # noqa: B018
+    list(split.batches(3))
+    assert len(passes) == 1
+
+
+def test_a_memory_mapped_array_is_shared(tmp_path):
+    np.save(tmp_path / "pool.npy", FIRST)
+    mapped = np.load(tmp_path / "pool.npy", mmap_mode="r")
+    split = Split.of(mapped, mean=0.5, std=0.5)
+    assert split.store.data_ptr() == mapped.ctypes.data
+    assert split.subset([3, 1]).to("cpu").store.data_ptr() == mapped.ctypes.data
+
+
+# Views
+
+
+def test_a_mask_takes_the_images_that_it_marks():
+    split = Split.of(COLOURS, LABELS)
+    mask = torch.arange(12) % 5 == 1
+    for form in (mask, mask.numpy(), mask.tolist()):
+        found = split.subset(form)
+        assert torch.equal(found.images, split.images[mask])
+        assert found.labels.tolist() == split.labels[mask].tolist()
+    refused(r"rows has 12 integers 0 and 1", split.subset, mask.int())
+    refused(r"rows is a mask of length 11", split.subset, mask[1:])
+    refused(r"rows has the position 12", split.subset, [12])
+    assert len(split.subset([])) == 0
+
+
+@given(st.data())
+@settings(max_examples=50)
+def test_views_of_views_keep_everything(data):
+    split = Split(torch.from_numpy(FIRST.copy()), LABELS, (0.1, 0.2, 0.3), 0.5, source="x", classes=["a", "b", "c"])
+    rows = np.arange(12)
+    view = split
+    for _ in range(3):
+        chosen = data.draw(st.lists(st.integers(0, len(rows) - 1), min_size=3, max_size=9))
+        if len(chosen) == len(rows) and max(chosen) < 2:
+            continue  # looks like a mask
+        view, rows = view.subset(chosen).to("cpu"), rows[chosen]
+    assert view.store.data_ptr() == split.store.data_ptr()
+    assert torch.equal(view.images, split.images[rows])
+    assert torch.equal(batch(view), batch(split)[rows])
+    assert view.labels.tolist() == LABELS[rows].tolist()
+    assert (view.classes, view.mean, view.std, view.source) == (split.classes, split.mean, split.std, "x")
+    refused(r"labels go up to 3", view.subset, [0], [3])
+    refused(r"1 images but 2 labels", view.subset, [0], [1, 2])
+
+
+# Data sets of torch
+
+
+class Items(torch.utils.data.Dataset):
+    """Whatever a function makes of a position."""
+
+    def __init__(self, item, count=12):
+        self.item, self.count, self.seen = item, count, []
+
+    def __len__(self):
+        return self.count
+
+    def __getitem__(self, i):
+        self.seen.append(i)
+        return self.item(i)
+
+
+def labelled_float(i):
+    return torch.from_numpy(FIRST[i] / 60 - 2).float(), int(LABELS[i])
+
+
+def labelled_picture(i):
+    return Image.fromarray(COLOURS[i]), "abc"[LABELS[i]]
+
+
+@pytest.mark.parametrize("workers", [0, 2])
+def test_float_items_are_taken_as_their_transform_gives_them(workers):
+    split = Split.of(Items(labelled_float), workers=workers)
+    wanted = torch.from_numpy(FIRST / 60 - 2).float()
+    assert (split.mean, split.std, split.in_files) == ((0.0,), (1.0,), True)
+    assert split.labels.tolist() == LABELS.tolist()
+    assert torch.equal(torch.cat([images for images, _ in split.batches(5)]), wanted)
+    view = split.subset([7, 2, 9]).to("cpu").subset([2, 0])
+    assert torch.equal(batch(view), wanted[[9, 7]])
+    assert view.labels.tolist() == LABELS[[9, 7]].tolist()
+    assert len(next(split.batches(5, torch.tensor([3])))[0]) == 1
+
+
+def test_picture_items_are_scaled_and_their_names_are_mapped():
+    split, wanted = Split.of(Items(labelled_picture)), Split.of(COLOURS, ["abc"[label] for label in LABELS])
+    assert (split.labels.tolist(), split.classes) == (wanted.labels.tolist(), ("a", "b", "c"))
+    assert (split.mean, split.std) == (pytest.approx(wanted.mean), pytest.approx(wanted.std))
+    assert torch.allclose(batch(split), batch(wanted), atol=1e-5)
+    assert torch.equal(batch(Split.of(Items(labelled_picture), like=wanted)), batch(wanted))
+    assert torch.equal(split.images, wanted.images)
+
+
+def test_items_are_read_when_they_are_needed(monkeypatch):
+    items = Items(labelled_float)
+    split = Split.of(items, LABELS)
+    assert set(items.seen) == {0}  # for their shape
+    items.seen.clear()
+    batch(split.subset([4, 8]))
+    assert items.seen == [4, 8]
+    monkeypatch.setattr("alfk.data.SAMPLE", 4)
+    items = Items(lambda i: COLOURS[i])
+    assert Split.of(items).mean == pytest.approx(Split.of(COLOURS[[0, 4, 7, 11]]).mean)
+    assert set(items.seen) == {0, 4, 7, 11}
+
+
+def test_labels_of_a_data_set_are_found_without_reading_it():
+    first = torch.from_numpy(FIRST / 255).float()
+    tensors = TensorDataset(first, torch.from_numpy(LABELS))
+    assert Split.of(tensors).labels.tolist() == LABELS.tolist()
+    assert Split.of(Subset(tensors, [5, 3])).labels.tolist() == LABELS[[5, 3]].tolist()
+    assert Split.of(TensorDataset(first)).labels is None
+    assert torch.equal(batch(Split.of(Subset(tensors, [5, 3]))), first[[5, 3]])
+    for name in ("targets", "labels"):
+        items = Items(labelled_picture)
+        setattr(items, name, ["xyz"[label] for label in LABELS])
+        assert Split.of(items).classes == ("x", "y", "z")
+        assert Split.of(Subset(Subset(items, range(6)), [1, 4])).labels.tolist() == [0, 0]
+        assert Split.of(items, LABELS, mean=0.5, std=0.5).labels.tolist() == LABELS.tolist()
+        items.target_transform = str.upper  # what it gives is found in the items alone
+        assert Split.of(items).classes == ("a", "b", "c")
+    assert Split.of(Items(lambda i: COLOURS[i])).labels is None
+
+
+def test_a_data_set_of_torchvision():
+    data = FakeData(20, (3, 16, 16), 4, transforms.Compose([transforms.ToTensor(), transforms.Normalize(0.5, 0.5)]))
+    split = Split.of(data)
+    assert torch.equal(batch(split), torch.stack([image for image, _ in data]))
+    assert split.labels.tolist() == [int(label) for _, label in data]
+
+
+def test_random_transforms_are_those_of_the_seed_for_any_batches_and_workers():
+    """And neither they nor the reading advance the global generator."""
+
+    state = torch.get_rng_state()
+    passes = []
+    for workers, size in ((0, 12), (0, 5), (2, 4)):
+        split = Split.of(Items(lambda i: i + torch.rand(1, 4, 6)), mean=0, std=1, workers=workers)
+        passes.append([torch.cat([b for b, _ in split.batches(size, None, seed)]) for seed in (None, None, 1, 2)])
+    for found in passes:
+        for one, other in zip(found, passes[0], strict=True):
+            assert torch.equal(one, other)
+        assert torch.equal(found[0], found[1])
+        assert not torch.equal(found[2], found[3])
+    assert torch.equal(torch.get_rng_state(), state)
+
+
+class Stream(IterableDataset):
+    def __iter__(self):
+        return iter([labelled_float(0)])
+
+
+@pytest.mark.parametrize(
+    ("item", "more", "words"),
+    [
+        (lambda i: torch.zeros(3, 8, 8 + i // 7), {}, r"image 0 is \(3, 8, 8\) float32, image \d+ is \(3, 8, 9\)"),
+        (lambda i: torch.zeros(3, 8, 8, dtype=torch.int64), {}, r"images are int64"),
+        (lambda i: {"image": labelled_float(i)}, {}, r"items are dictionaries"),
+        (lambda i: torch.full((1, 8, 8), float("nan") if i == 9 else 0.0), {}, r"image 9 has values that are NaN"),
+        (lambda i: torch.full((1, 8, 8), 2.0 * i), {"mean": 0.5, "std": 0.5}, r"divide them by 255"),
+        (lambda i: (labelled_float(i)[0], -1), {}, r"labels go from -1"),
+        (lambda i: "a.png", {}, r"Split.from_files"),
+    ],
+)
+@pytest.mark.parametrize("size", [12, 7])
+def test_items_that_would_be_misread_are_refused(item, more, words, size):
+    refused(words, lambda: list(Split.of(Items(item), **more).batches(size)))
+
+
+def test_data_sets_that_cannot_be_indexed_are_refused():
+    refused(r"map-style", Split.of, Stream())
+    refused(r"no items", Split.of, Items(labelled_float, 0))
+    refused(r"image 0 is .*, image 7 is", lambda: list(Split.of(Items(odd_sizes), workers=2).batches(7)))
+
+
+def odd_sizes(i):
+    return torch.zeros(3, 8, 8 + i // 7)
+
+
+# Files
+
+
+@pytest.fixture(scope="module")
+def photos(tmp_path_factory):
+    folder = tmp_path_factory.mktemp("photos")
+    paths = [folder / part / f"{i}.png" for i in range(3) for part in ("a", "b")]
+    for i, path in enumerate(paths):
+        path.parent.mkdir(exist_ok=True)
+        picture(i).save(path)
+    return paths
+
+
+def test_files_are_images_with_the_labels_that_are_given(photos, monkeypatch):
+    more = {"size": 32, "loader": "torchvision", "workers": 1}
+    pool = Split.from_files(photos, **more)
+    assert (pool.labels, pool.classes, pool.images.shape) == (None, None, (6, 3, 32, 32))
+    whole = Split.of(pool.images)
+    assert (pool.mean, pool.std) == (pytest.approx(whole.mean), pytest.approx(whole.std))
+    assert torch.allclose(batch(pool), batch(whole), atol=1e-5)
+    monkeypatch.chdir(photos[0].parent)
+    names = ["b", "a"]
+    some = Split.from_files(["2.png", str(photos[1])], names, like=pool, **more)
+    assert (some.labels.tolist(), some.classes) == ([1, 0], ("a", "b"))
+    assert torch.equal(batch(some), batch(pool)[[4, 1]])
+
+
+def test_files_that_are_not_there_are_refused(photos, tmp_path):
+    refused(rf"{tmp_path}/no.png is not there", Split.from_files, [*photos, tmp_path / "no.png", tmp_path / "nor.png"])
+    refused(rf"{tmp_path} is not there, or not a file", Split.from_files, [tmp_path])
+    refused(r"give a list of image files", Split.from_files, [])
+    refused(r"give a list of image files", Split.from_files, str(photos[0]))
+    refused(r"no loader 'pil'", Split.from_files, photos, loader="pil")
+    refused(r"6 images but 2 labels", Split.from_files, photos, [0, 1], mean=0.5, std=0.5, loader="torchvision")
+
+
+def test_a_split_of_items_can_be_sent_to_a_process():
+    split = pickle.loads(pickle.dumps(Split.of(TensorDataset(torch.rand(4, 1, 8, 8)), [0, 1, 0, 1])))
+    assert batch(split).shape == (4, 1, 8, 8)
