@@ -149,7 +149,7 @@ class Split:
             size: pixels.
             mean, std, like, classes, unknown_labels: as in `Split.of`; computed from up to 1,000 files.
             loader: "dali" or "torchvision"; if None, DALI if it is installed.
-            workers: threads or processes that decode; if None, the CPUs of this process.
+            workers: threads or processes that decode, at least 1; if None, the CPUs of this process.
         Raises:
             UserError: no files, a missing one, or what does not fit.
         """
@@ -164,7 +164,7 @@ class Split:
                 raise UserError(f"{path} is not there, or not a file: correct or leave out the path")
         root = os.path.commonpath([os.path.dirname(path) for path in absolute])
         below = np.array([os.fsencode(path[len(root) :].lstrip("/")) for path in absolute])
-        store = ImageFiles(Path(root), below, size, loader, default_workers() if workers is None else workers)
+        store = ImageFiles(Path(root), below, size, loader, default_workers() if workers is None else max(1, workers))
         mean, std = _normalisation(store, mean, std, like)
         classes = _default(classes, like, "classes")
         return cls(store, labels, mean, std, classes=classes, unknown_labels=unknown_labels)

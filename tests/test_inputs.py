@@ -527,7 +527,7 @@ def photos(tmp_path_factory):
 
 
 def test_files_are_images_with_the_labels_that_are_given(photos, monkeypatch):
-    more = {"size": 32, "loader": "torchvision", "workers": 1}
+    more = {"size": 32, "loader": "torchvision", "workers": 0}
     pool = Split.from_files(photos, **more)
     assert (pool.labels, pool.classes, pool.images.shape) == (None, None, (6, 3, 32, 32))
     whole = Split.of(pool.images)
