@@ -12,9 +12,11 @@ An inner product of standardised vectors is, up to a constant, their Pearson cor
 is taken as the identity. A descriptor is the row [z~, g~] of all scales: R is the inner product of two rows.
 """
 
+import contextlib
 import dataclasses
 import functools
-from collections.abc import Callable, Sequence
+import re
+from collections.abc import Callable, Iterator, Sequence
 
 import numpy as np
 import torch
@@ -23,7 +25,12 @@ from torch import Tensor, nn
 
 from alfk import distributed
 from alfk.data import Split
-from alfk.network import add_passes, evaluation_mode
+from alfk.errors import UserError
+from alfk.network import add_passes, computing, evaluation_mode, one_line, prepare
+from alfk.seeding import seeded_globally
+from alfk.taps import logits_of_batch, run
+
+LOSS_SCALES = (2.0**14, 2.0**7, 1.0)  # where float16 is involved; the first whose gradients are finite
 
 
 def pool_spatially(tap: Tensor) -> Tensor:
@@ -48,6 +55,15 @@ def standardise(scales: Sequence[Tensor]) -> Tensor:
 class ForwardPass:
     """A batch after one forward pass, with the autograd graph kept for Fisher scores of any labels.
 
+    A network may compute in reduced precision, as by autocast in its forward: whatever is computed from its logits,
+    taps and gradients is float32. Gradients through float16 are computed with a loss scale, lest small ones become 0.
+
+    Args:
+        grad: whether scores are wanted.
+        twice: whether `pullback` or `jacobian` are wanted.
+    Raises:
+        UserError: the model breaks the contract (see `alfk.taps`), or the logits do not depend on a tap.
+
     Attributes:
         images: (B, C, H, W), the input.
         positions: (B,) int64, positions in the split (None for images outside a split).
@@ -56,15 +72,20 @@ class ForwardPass:
     """
 
     def __init__(
-        self, model: nn.Module, images: Tensor, positions: Tensor | None, taps: Sequence[int] | None, grad: bool
+        self,
+        model: nn.Module,
+        images: Tensor,
+        positions: Tensor | None,
+        taps: Sequence[int] | None,
+        grad: bool,
+        twice: bool = False,
     ):
         self.images, self.positions = images, positions
         add_passes(forward=len(images))
-        with torch.set_grad_enabled(grad):
-            logits, every_tap = model(images)
-        self._live_logits, self._live_taps = logits, [every_tap[i] for i in taps] if taps is not None else every_tap
-        self.logits = logits.detach()
-        self.features = [pool_spatially(tap.detach()) for tap in self._live_taps]
+        self._live_logits, self._live_taps = run(model, images, taps, grad, twice)
+        self._scales = LOSS_SCALES if grad and _is_half_inside(self._live_logits) else (1.0,)
+        self.logits = _at_least_float32(self._live_logits.detach())
+        self.features = [pool_spatially(_at_least_float32(tap.detach())) for tap in self._live_taps]
 
     @functools.cached_property
     def z(self) -> Tensor:
@@ -87,8 +108,8 @@ class ForwardPass:
             last: whether this is the last call, after which the graph is freed.
         """
         add_passes(backward=len(labels))
-        loss = F.cross_entropy(self._live_logits, labels, reduction="sum")
-        return [pool_spatially(g) for g in torch.autograd.grad(loss, self._live_taps, retain_graph=not last)]
+        loss = F.cross_entropy(_at_least_float32(self._live_logits), labels, reduction="sum")
+        return [pool_spatially(g) for g in self._scaled(loss, None, keep=not last)]
 
     def g(self, labels: Tensor, last: bool = True) -> Tensor:
         """(B, L) standardised Fisher scores for `labels`; see `scores`."""
@@ -100,19 +121,73 @@ class ForwardPass:
         Differentiable with respect to v (B, C).
         """
         add_passes(backward=len(v))
-        return [
-            pool_spatially(g) for g in torch.autograd.grad(self._live_logits, self._live_taps, v, create_graph=True)
-        ]
+        gradients = self._gradients(self._live_logits, v.to(self._live_logits.dtype), create_graph=True)
+        return [pool_spatially(_at_least_float32(g)) for g in gradients]
 
     def jacobian(self) -> Tensor:
         """(B, C, L): J^T e_c, pooled, for every class c, from one batched backward pass, which frees the graph."""
         images, classes = self.logits.shape
         add_passes(backward=images * classes)
-        units = torch.eye(classes, dtype=self.logits.dtype, device=self.logits.device)
+        units = torch.eye(classes, dtype=self._live_logits.dtype, device=self.logits.device)
         units = units.unsqueeze(1).expand(classes, images, classes)
-        rows = torch.autograd.grad(self._live_logits, self._live_taps, units, is_grads_batched=True)
+        rows = self._scaled(self._live_logits, units, is_grads_batched=True)
         pooled = [pool_spatially(g.flatten(0, 1)).unflatten(0, (classes, images)) for g in rows]
         return torch.cat(pooled, dim=2).transpose(0, 1)
+
+    def _scaled(self, outputs: Tensor, v: Tensor | None, keep: bool = False, **options: bool) -> list[Tensor]:
+        """v^T d outputs / d taps (1 for v if None), in float32, by the first loss scale that gives finite gradients."""
+        for scale in self._scales:
+            if scale == 1:
+                return [_at_least_float32(g) for g in self._gradients(outputs, v, retain_graph=keep, **options)]
+            by = outputs * scale if v is None else outputs
+            gradients = self._gradients(by, None if v is None else v * scale, retain_graph=True, **options)
+            gradients = [_at_least_float32(g) / scale for g in gradients]
+            if all(g.isfinite().all() for g in gradients):
+                return gradients
+        raise AssertionError("the last scale is 1")
+
+    def _gradients(self, outputs: Tensor, v: Tensor | None, **options: bool) -> Sequence[Tensor]:
+        with derivative_errors():
+            gradients = torch.autograd.grad(outputs, self._live_taps, v, allow_unused=True, **options)
+        for index, gradient in enumerate(gradients):
+            if gradient is None:
+                raise UserError(
+                    f"the logits do not depend on tap {index} of the {len(gradients)} in use: logits must be computed "
+                    "from the tap"
+                )
+        return gradients
+
+
+@contextlib.contextmanager
+def derivative_errors() -> Iterator[None]:
+    """Raises UserError for torch's errors about derivatives that a layer does not have."""
+    try:
+        yield
+    except RuntimeError as problem:
+        if not re.search(r"derivative for|differentiate twice|once_differentiable|vmap", str(problem)):
+            raise
+        raise UserError(
+            f"a layer behind the taps has no derivative of the kind that the method needs ({one_line(problem)}): use "
+            "Rzg_pz, which takes first derivatives for one label"
+        ) from problem
+
+
+def _at_least_float32(values: Tensor) -> Tensor:
+    return values.float() if values.dtype in (torch.float16, torch.bfloat16) else values
+
+
+def _is_half_inside(logits: Tensor) -> bool:
+    """Whether a step of the computation of `logits` gave float16, whose gradients vanish below 6e-8."""
+    steps, seen = [logits.grad_fn], set()
+    while steps:
+        step = steps.pop()
+        if step is None or step in seen:
+            continue
+        seen.add(step)
+        if any(output.dtype == torch.float16 for output in getattr(step, "_input_metadata", ())):
+            return True
+        steps += [before for before, _ in step.next_functions]
+    return False
 
 
 LabelRule = Callable[[ForwardPass], Tensor]
@@ -150,28 +225,37 @@ def describe(
     label: LabelRule | None = None,
     batch_size: int = 1000,
     allocate: Callable[[int, int], Descriptors] | None = None,
+    name: str = "the split",
 ) -> Descriptors:
     """Descriptors of every image of `split`. Processes share the batches.
 
     Args:
-        model: returns (logits (B, C), list of taps), each tap (B, c, h, w) or (B, c).
+        model: returns (logits (B, C), list of taps), each tap (B, c, h, w) or (B, c); see `alfk.taps`.
         taps: indices of the taps that make the descriptor, all if None.
         label: the rule for the labels of g; if None, the descriptor is z alone.
         allocate: (images, width) -> arrays to write into, by default new tensors on the split's device.
+        name: of the split, for messages.
+    Raises:
+        UserError: the model breaks the contract, or a feature, score or logit is not finite.
     """
     if len(split) == 0:
         raise ValueError("there is no image to describe")
+    model = prepare(model)
 
     def describe_batch(images: Tensor, positions: Tensor) -> tuple[Tensor, ...]:
-        batch = ForwardPass(model, images, positions, taps, grad=label is not None)
-        if label is None:
-            return batch.z, batch.predictions
-        labels = label(batch)
-        return torch.cat([batch.z, batch.g(labels)], dim=1), batch.predictions, labels
+        # Layers that are random in evaluation too get the same draws in every call.
+        with seeded_globally(int(positions[0]), split.device):
+            batch = ForwardPass(model, images, positions, taps, grad=label is not None)
+            labels = None if label is None else label(batch)
+            parts = [batch.z] if label is None else [batch.z, batch.g(labels)]
+        finite = torch.stack([part.isfinite().all(1) for part in (*parts, batch.logits)], dim=1)
+        return torch.cat(parts, dim=1), batch.predictions, finite, *([] if labels is None else [labels])
 
-    out = None
-    with evaluation_mode(model):
-        for positions, (rows, predictions, *labels) in distributed.map_batches(describe_batch, split, batch_size):
+    out, checked = None, ("features", "logits") if label is None else ("features", "Fisher scores", "logits")
+    with computing(), evaluation_mode(model):
+        for positions, results in distributed.map_batches(describe_batch, split, batch_size):
+            rows, predictions, finite, *labels = results
+            require_finite(finite, checked, positions, [model], split, name)
             if out is None:
                 width = rows.shape[1]
                 out = allocate(len(split), width) if allocate else Descriptors.empty(len(split), width, split.device)
@@ -179,6 +263,57 @@ def describe(
             _put(out.predictions, positions, predictions)
             _put(out.pseudo_labels, positions, labels[0] if labels else torch.full_like(predictions, -1))
     return out
+
+
+def logits_of(model: nn.Module, split: Split, batch_size: int = 1000, name: str = "the split") -> Tensor:
+    """(N, C) float32 logits of every image, on the split's device. Processes share the batches.
+
+    Args:
+        name: of the split, for messages.
+    Raises:
+        UserError: the model breaks the contract, or a logit is not finite.
+    """
+    model = prepare(model)
+
+    def forward(images: Tensor, positions: Tensor) -> tuple[Tensor]:
+        add_passes(forward=len(images))
+        with seeded_globally(int(positions[0]), split.device):
+            return (logits_of_batch(model, images).float(),)
+
+    parts = []
+    with computing(), torch.inference_mode(), evaluation_mode(model):
+        for positions, (logits,) in distributed.map_batches(forward, split, batch_size):
+            require_finite(logits.isfinite().all(1, keepdim=True), ("logits",), positions, [model], split, name)
+            parts.append(logits)
+    return torch.cat(parts)
+
+
+def require_finite(
+    finite: Tensor, checked: Sequence[str], positions: Tensor, models: Sequence[nn.Module], split: Split, name: str
+) -> None:
+    """Raises UserError if values of an image are not finite, with its position and, where it can be seen, the cause.
+
+    In a process group all processes call it with the results of the same batch, so that all of them stop.
+
+    Args:
+        finite: (B, k) bool, for each image whether its values of k kinds are finite.
+        checked: the names of the k kinds.
+        positions: (B,) int64, of the images in `split`.
+        name: of the split.
+    """
+    if finite.all():
+        return
+    row, kind = (~finite).nonzero()[0].tolist()
+    position = int(positions[row])
+    image = next(split.batches(1, torch.tensor([position])))[0]
+    weights = [values for model in models for values in (*model.parameters(), *model.buffers())]
+    if not image.isfinite().all():
+        cause = "nor are its pixels: mend or remove the image"
+    elif not all(values.isfinite().all() for values in weights):
+        cause = "nor are the model's weights: its training diverged"
+    else:
+        cause = "a layer overflows, as of pixels or weights that are too large"
+    raise UserError(f"image {position} of {name}: its {checked[kind]} are not finite, {cause}")
 
 
 def _put(target: Tensor | np.ndarray | None, positions: Tensor, rows: Tensor) -> None:

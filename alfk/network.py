@@ -2,15 +2,19 @@
 
 import contextlib
 import contextvars
+import copy
 import dataclasses
 import hashlib
 import math
+import sys
 from collections.abc import Callable, Iterable, Iterator, Mapping
 
 import numpy as np
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
+
+from alfk.errors import UserError
 
 
 class MCDropout(nn.Module):
@@ -77,6 +81,63 @@ def add_passes(forward: int = 0, backward: int = 0) -> None:
     if passes is not None:
         passes.forward += forward
         passes.backward += backward
+
+
+@contextlib.contextmanager
+def computing() -> Iterator[None]:
+    """Gradients on, autocast off and compiled networks run eagerly inside the block, whatever is set around it.
+
+    A query so gives the same result inside the caller's `torch.no_grad()`, `torch.inference_mode()` or `torch.autocast`
+    as outside. A compiled network has no second derivatives, and may not call the hooks of its layers.
+    """
+    with contextlib.ExitStack() as stack:
+        stack.enter_context(torch.inference_mode(False))
+        stack.enter_context(torch.enable_grad())
+        for device_type in ("cpu", "cuda", "mps", "xpu"):
+            if torch.is_autocast_enabled(device_type):
+                stack.enter_context(torch.autocast(device_type, enabled=False))
+        if "torch._dynamo" in sys.modules:  # else nothing is compiled, and its import takes seconds
+            stack.enter_context(torch.compiler.set_stance("force_eager"))
+        yield
+
+
+def unwrap(model: nn.Module) -> nn.Module:
+    """The network inside DataParallel, DistributedDataParallel and the result of torch.compile."""
+    while True:
+        if isinstance(model, nn.DataParallel | nn.parallel.DistributedDataParallel):
+            model = model.module
+        elif isinstance(getattr(model, "_orig_mod", None), nn.Module):
+            model = model._orig_mod
+        else:
+            return model
+
+
+def prepare(model: nn.Module) -> nn.Module:
+    """The network that is computed: `model` unwrapped, or a float32 copy of it.
+
+    It is a copy if parameters are float16, bfloat16 or float64, because in reduced precision small gradients become 0,
+    and large features infinite; and if they were made under `torch.inference_mode()`, which allows no gradients.
+
+    Raises:
+        UserError: `model` is no module, or cannot be copied.
+    """
+    if not isinstance(model, nn.Module):
+        raise UserError(f"the model must be a torch.nn.Module, not {type(model).__name__}")
+    model = unwrap(model)
+    parameters = [parameter for parameter in model.parameters() if parameter.is_floating_point()]
+    if all(p.dtype == torch.float32 and not p.is_inference() for p in parameters):
+        return model
+    try:
+        copied = copy.deepcopy(model).float()
+    except (RuntimeError, TypeError) as problem:
+        raise UserError(f"the model cannot be copied to float32 ({one_line(problem)}): pass model.float()") from problem
+    copied.zero_grad(set_to_none=True)
+    return copied
+
+
+def one_line(problem: BaseException) -> str:
+    """The first line of an exception's text."""
+    return (str(problem).strip().splitlines() or [type(problem).__name__])[0]
 
 
 @contextlib.contextmanager

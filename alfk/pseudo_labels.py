@@ -20,7 +20,7 @@ from collections.abc import Callable, Sequence
 import torch
 from torch import Tensor, nn
 
-from alfk.descriptors import Descriptors, ForwardPass, LabelRule
+from alfk.descriptors import Descriptors, ForwardPass, LabelRule, derivative_errors
 from alfk.matching import Rows, budget, load_rows, top_matches
 from alfk.network import add_passes
 from alfk.perturbation import Transformation
@@ -113,11 +113,12 @@ def trace(model: nn.Module, taps: Sequence[int] | None, images: Tensor, copies: 
     """
     total = 0
     for copy in copies:
-        batch = ForwardPass(model, copy(images), None, taps, grad=True)
+        batch = ForwardPass(model, copy(images), None, taps, grad=True, twice=True)
         v = torch.zeros_like(batch.logits, requires_grad=True)
         inner = sum((g * z).sum() for g, z in zip(batch.pullback(v), batch.features, strict=True))
         add_passes(backward=len(images))
-        (jz,) = torch.autograd.grad(inner, v)
+        with derivative_errors():
+            (jz,) = torch.autograd.grad(inner, v)
         total = total + (jz * batch.logits.softmax(1)).sum(1, keepdim=True) - jz
     return total
 
@@ -158,7 +159,7 @@ def _statistics(
     """
     features, scores = [], []
     for copy in copies:
-        batch = ForwardPass(model, copy(images), None, taps, grad=True)
+        batch = ForwardPass(model, copy(images), None, taps, grad=True, twice=True)
         rows = batch.jacobian()
         mean = torch.einsum("bc,bcl->bl", batch.logits.softmax(1), rows)
         features.append(torch.cat(batch.features, dim=1))

@@ -10,8 +10,13 @@ from torch import Tensor, nn
 
 from alfk import distributed
 from alfk.data import Split
-from alfk.network import add_passes, dropout_mode
+from alfk.descriptors import require_finite
+from alfk.errors import UserError
+from alfk.network import add_passes, computing, dropout_mode, prepare
 from alfk.seeding import draw_seed, seeded_globally
+from alfk.taps import check_output, forward_errors, logits_of_batch
+
+ROUNDING = 1e-6  # largest difference of equal samples, relative to the largest logit
 
 
 class Samples:
@@ -70,9 +75,14 @@ def entropy_bits(p: Tensor) -> Tensor:
     return torch.special.entr(p).sum(-1) / torch.log(torch.tensor(2.0, dtype=p.dtype))
 
 
-@torch.inference_mode()
 def uncertainty(
-    measure: str, models: Sequence[nn.Module], split: Split, samples: int, generator: torch.Generator, batch_size: int
+    measure: str,
+    models: Sequence[nn.Module],
+    split: Split,
+    samples: int,
+    generator: torch.Generator,
+    batch_size: int,
+    name: str = "the split",
 ) -> Tensor:
     """Uncertainty of an ensemble of dropout networks on every image of `split`. Processes share the batches.
 
@@ -81,20 +91,26 @@ def uncertainty(
         models: E networks with dropout layers, or with `before_dropout` and `after_dropout` (see `sampler`).
         samples: K in total over the ensemble; a multiple of E.
         generator: source of the dropout masks.
+        name: of the split, for messages.
     Returns:
         (N,) float64 on the split's device; larger values are less certain.
     Raises:
         ValueError: K is not a positive multiple of E.
+        UserError: a model breaks the contract (see `alfk.taps`), the K > 1 samples of the first batch are equal, or a
+            logit is not finite.
     """
     per_model, remainder = divmod(samples, len(models))
     if remainder or not per_model:
         raise ValueError(f"{samples} samples cannot be shared by {len(models)} models")
+    models = [prepare(model) for model in models]
     # One seed per batch, so that its masks do not depend on the number of processes.
     seeds = [draw_seed(generator) for _ in range(0, len(split), batch_size)]
 
-    def score(images: Tensor, positions: Tensor) -> tuple[Tensor]:
-        sums = None
-        with seeded_globally(seeds[int(positions[0]) // batch_size], split.device):
+    def score(images: Tensor, positions: Tensor) -> tuple[Tensor, ...]:
+        sums = first = None
+        batch = int(positions[0]) // batch_size
+        differ = batch > 0 or samples == 1  # compared in the first batch alone
+        with seeded_globally(seeds[batch], split.device):
             for model in models:
                 sample = sampler(model, images)
                 add_passes(forward=per_model * len(images))
@@ -102,10 +118,26 @@ def uncertainty(
                     logits = sample()
                     sums = sums or Samples(*logits.shape, device=split.device)
                     sums.add(logits)
-        return (MEASURES[measure](sums),)
+                    first = logits if first is None else first
+                    differ = differ or not _are_equal(logits, first)
+        return MEASURES[measure](sums), sums.sum.isfinite().all(1, keepdim=True), torch.tensor(differ)
 
-    with dropout_mode(models):
-        return torch.cat([scores for _, (scores,) in distributed.map_batches(score, split, batch_size)])
+    scores = []
+    with computing(), torch.inference_mode(), dropout_mode(models):
+        for positions, (found, finite, differ) in distributed.map_batches(score, split, batch_size):
+            require_finite(finite, ("logits",), positions, models, split, name)
+            if not differ:
+                raise UserError(
+                    f"the {samples} dropout samples are equal, since no dropout is active: use layers nn.Dropout or "
+                    "alfk.network.MCDropout, which are switched on, not F.dropout(training=self.training), which is not"
+                )
+            scores.append(found)
+    return torch.cat(scores)
+
+
+def _are_equal(logits: Tensor, others: Tensor) -> bool:
+    """Whether two samples of the logits differ by no more than rounding."""
+    return bool((logits - others).abs().max() <= ROUNDING * others.abs().max())
 
 
 def sampler(model: nn.Module, images: Tensor) -> Callable[[], Tensor]:
@@ -114,7 +146,14 @@ def sampler(model: nn.Module, images: Tensor) -> Callable[[], Tensor]:
     The layers before the first dropout are computed once if the network separates them: `before_dropout(images)`
     returns the hidden state, and `after_dropout(hidden)` maps it to (logits, taps).
     """
-    if hasattr(model, "before_dropout"):
+    if not hasattr(model, "before_dropout"):
+        return lambda: logits_of_batch(model, images)
+    with forward_errors():
         hidden = model.before_dropout(images)
-        return lambda: model.after_dropout(hidden)[0]
-    return lambda: model(images)[0]
+
+    def sample() -> Tensor:
+        with forward_errors():
+            output = model.after_dropout(hidden)
+        return check_output(output, images, ())[0]
+
+    return sample
