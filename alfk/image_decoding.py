@@ -97,7 +97,7 @@ class PillowDecoder:
             image = self.files.get(path)
             if image is None:
                 image = opened[path] = open_image(path)
-            row[:] = _scale(image, self.size, crop)
+            row[:] = scaled(image, self.size, crop)
         return opened
 
     def _keep(self, opened: dict[str, Image.Image]) -> None:
@@ -118,7 +118,7 @@ def _threads(process: int, count: int) -> ThreadPoolExecutor:
     return ThreadPoolExecutor(count, "decode")
 
 
-def _scale(image: Image.Image, size: int, crop: np.ndarray | None) -> np.ndarray:
+def scaled(image: Image.Image, size: int, crop: np.ndarray | None) -> np.ndarray:
     """(size, size, 3) uint8: the central crop, or a random one (see `draw_crops`)."""
     if crop is None:
         scale = evaluation_side(size) / min(image.size)
