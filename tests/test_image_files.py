@@ -1,7 +1,12 @@
 """Images in files: both loaders, against each other and against a plain reading of the same files."""
 
+import itertools
 import math
 import os
+import pickle
+import shutil
+import subprocess
+import sys
 
 import numpy as np
 import pytest
@@ -12,10 +17,10 @@ from PIL import Image
 
 from alfk.data import Split
 from alfk.errors import UserError
-from alfk.image_decoding import draw_crops, window
-from alfk.image_files import ImageFiles, has_dali
+from alfk.image_decoding import draw_crops, open_image, scaled, window
+from alfk.image_files import MEMORY, ImageFiles, has_dali
 from imagenet.custom_datasets.image_folder import MEAN, STD, load_folder
-from tests.helpers import picture, write_tree
+from tests.helpers import ONE_THREAD, ROOT, picture, write_tree
 
 LOADERS = ["torchvision", pytest.param("dali", marks=pytest.mark.skipif(not has_dali(), reason="no DALI here"))]
 SIZE = 32
@@ -120,6 +125,83 @@ def test_two_readings_at_once_and_one_left_early(tree, tmp_path, loader):
     whole = torch.cat([images for images, _ in train.batches(20)])
     assert torch.equal(torch.cat([one for one, _ in pairs]), whole)
     assert torch.equal(torch.cat([other for _, other in pairs]), whole.flip(0))
+
+
+def test_threads_keep_the_order_and_the_pixels(tree):
+    names = np.array([os.fsencode(path.relative_to(tree)) for path in sorted(tree.glob("*/*/*.JPEG"))])
+    rows = torch.randint(len(names), (90,), generator=torch.Generator().manual_seed(2))  # some more than once
+    for seed in (None, 4):
+        crops = [None] * len(names)
+        if seed is not None:
+            crops = draw_crops(len(names), torch.Generator().manual_seed(seed)).numpy()
+        wanted = [scaled(open_image(f"{tree}/{os.fsdecode(names[row])}"), SIZE, crops[row]) for row in rows]
+        for workers, memory in itertools.product((1, 2, 5), (0, MEMORY)):
+            files = ImageFiles(tree, names, SIZE, "torchvision", workers, memory=memory)
+            found = torch.cat(list(files.fetch(rows.split(40), seed)))
+            assert np.array_equal(found.permute(0, 2, 3, 1).numpy(), np.stack(wanted)), (seed, workers, memory)
+
+
+@pytest.mark.parametrize("loader", LOADERS)
+@pytest.mark.parametrize("seed", [None, 3])
+def test_kept_images_are_those_that_are_decoded(tree, tmp_path, loader, seed):
+    """Whatever was read before, in whatever part and mode, also when the memory is enough for some of the files."""
+    copy = shutil.copytree(tree, tmp_path / "tree")
+    paths = load(copy, tmp_path).train.store.paths
+    evaluation = len(paths) * SIZE * SIZE * 3  # bytes
+    read, memories = {}, (0, evaluation, MEMORY)
+    for memory in memories:
+        files = ImageFiles(copy, paths, SIZE, loader, 2, memory=memory)
+        train = Split(files, None, MEAN, STD)
+        assert files.keeps == (memory > 0)
+        with torch.inference_mode():
+            list(train.subset(torch.tensor([3, 17, 4])).batches(2, None, seed))
+        passes = [list(train.batches(6, order, seed)) for order in (None, torch.arange(20).flip(0), torch.arange(9))]
+        read[memory] = [torch.cat([images for images, _ in batches]) for batches in passes]
+        if loader == "torchvision" and seed is not None:
+            kept = sum(4 * image.width * image.height for image in files.decode.files.values())
+            assert kept <= memory
+            assert (len(files.decode.files) > 0) == (memory > 0)
+    for memory in memories[1:]:
+        assert all(map(torch.equal, read[memory], read[0]))
+    if seed is None or loader == "torchvision":  # no file is read again
+        shutil.rmtree(copy)
+        assert torch.equal(torch.cat([images for images, _ in train.batches(7, None, seed)]), read[0][0])
+
+
+def test_a_store_is_pickled_without_its_images(tree, tmp_path):
+    files = load(tree, tmp_path).train.store
+    (images,) = files.fetch([torch.arange(20)])
+    stored = pickle.dumps(files)
+    assert len(stored) < 10_000
+    assert torch.equal(next(pickle.loads(stored).fetch([torch.arange(20)])), images)
+    assert files.to(torch.device("cpu")) is files
+
+
+UNGUARDED = """
+import os, sys
+import numpy as np, torch
+from pathlib import Path
+from alfk.image_files import ImageFiles
+
+names = [os.fsencode(path.name) for path in sorted(Path(sys.argv[1]).iterdir())]
+files = ImageFiles(Path(sys.argv[1]), np.array(names), 32, "torchvision", workers=2)
+first = torch.cat(list(files.fetch(torch.arange(len(files)).split(2), seed=1)))
+child = os.fork()
+same = torch.equal(torch.cat(list(files.fetch(torch.arange(len(files)).split(2), seed=1))), first)
+if not child:
+    os._exit(0 if same else 3)
+print(same, os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]))
+"""
+
+
+def test_a_script_without_a_main_guard_and_its_fork_read(tree, tmp_path):
+    script = tmp_path / "script.py"
+    script.write_text(UNGUARDED)
+    line = [sys.executable, str(script), str(tree / "train" / "n00")]
+    done = subprocess.run(
+        line, capture_output=True, text=True, timeout=120, env={**ONE_THREAD, "PYTHONPATH": str(ROOT)}
+    )
+    assert (done.stdout, done.stderr) == ("True 0\n", "")
 
 
 @given(
