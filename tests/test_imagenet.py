@@ -2,6 +2,8 @@
 
 import json
 import shutil
+import signal
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -13,7 +15,7 @@ from alfk.data import Split
 from alfk.stages.retrain import Selector
 from alfk.training import fit
 from imagenet.config import ARCHITECTURES, IMAGENET, descriptors
-from tests.helpers import call, call_process, command, draw, outcome, records, write_tree
+from tests.helpers import call, call_process, command, draw, outcome, records, start, wait_for, wait_until, write_tree
 
 
 def test_learning_rates_are_the_protocols():
@@ -129,9 +131,12 @@ def test_top5_counts_images_whose_class_is_among_the_five_likeliest():
         assert trained.test.predictions.tolist() == [0] * 6
 
 
+NAME = "photos"  # of the folder, and so of its results
+
+
 @pytest.fixture(scope="module")
 def tree(tmp_path_factory):
-    return write_tree(tmp_path_factory.mktemp("tree"), classes=6, train=12, val=5)
+    return write_tree(tmp_path_factory.mktemp("tree") / NAME, classes=6, train=12, val=5)
 
 
 SMALL = ["--device", "cpu", "--image-size", 32, "-as", 5, "-e", 1, "--unsup-epochs", 1, "-smp", 2, "-ir", 2]
@@ -157,20 +162,20 @@ def test_methods_of_every_kind_run(tree, started, tmp_path):
     matching = ["Rz", "Rzg_true", "Rzg_pred", "Rzg_pz", "Rzg_mi"]
     script("run.py", tree, tmp_path, "--iterations", 1, "--methods", "random", *matching, "-dl", 768)
     script("run.py", tree, tmp_path, "--iterations", 2, "--methods", "varR", "-ens", 1)
-    lines = records(tmp_path / "ImageNet" / "run0")
+    lines = records(tmp_path / NAME / "run0")
     assert [(line["method"], line["b"]) for line in lines[-2:]] == [("varR", 0), ("varR", 1)]
     assert {line["method"] for line in lines} == {"random", *matching, "varR"}
     for line in lines:
         assert sum(line["selected_histogram"]) == 5
         assert len(line["accuracy_per_class"]) == 6
         assert line["accuracy_top5"] >= line["accuracy"]
-        assert line["labelled_share"] == pytest.approx(100 * line["labelled"] / 72)
-    manifest = json.loads((tmp_path / "ImageNet" / "run0" / "manifest.json").read_text())
+        assert line["labelled_share"] == pytest.approx(100 * line["labelled"] / (36 + 18))  # of the thinned pool
+    manifest = json.loads((tmp_path / NAME / "run0" / "manifest.json").read_text())
     assert manifest["settings"]["image_size"] == 32
     assert manifest["settings"]["classes"] == 6
-    assert "ImageNet, 2x class imbalance (not the official files)" in draw(tmp_path).stdout
+    assert f"{NAME}, 2x class imbalance, --select val" in draw(tmp_path).stdout
     draw(tmp_path, "--show-selected", "--methods", "Rz")
-    assert list((tmp_path / "figures").glob("ImageNet_selected_run0_*Rz_*.png"))
+    assert list((tmp_path / "figures").glob(f"{NAME}_selected_run0_*Rz_*.png"))
 
 
 @pytest.mark.slow
@@ -192,17 +197,16 @@ def test_held_out_images_are_for_test_alone(tree, tmp_path):
     more = ["--loader", "torchvision", "--holdout-val", 0.4]
     script("run.py", tree, tmp_path, *more, "--initial", "--methods", "Rz")
     script("run.py", tree, tmp_path, *more, "--iterations", 1, "--methods", "Rz", "-dl", 512)
-    run = tmp_path / "ImageNet" / "run0"
+    run = tmp_path / NAME / "run0"
     held = np.load(run / "data" / "test_0.4.npy")
     assert len(set(held.tolist())) == 12
-    (line,) = records(tmp_path / "ImageNet" / "run0")
+    (line,) = records(tmp_path / NAME / "run0")
     assert line["misclassified"] <= 18
     assert 100 * round(line["accuracy"] * 12 / 100) == pytest.approx(12 * line["accuracy"])
     again = ["--loader", "torchvision", "--iterations", 1, "--methods", "Rz"]
     assert "holdout = 0.4" in script("run.py", tree, tmp_path, *again, status=2).stderr
     empty = script("run.py", tree, tmp_path / "new", *again, "--initial", "--holdout-val", 0.01, status=2)
     assert "leaves none for one side" in empty.stderr
-    # With --jobs a run is a process that may not start others to decode images.
     two = ["--loader", "torchvision", "--run-start", 1, "--run-stop", 3, "--jobs", 2]
     script("run.py", tree, tmp_path, *two, "--initial", "--methods", "Rz")
 
@@ -225,11 +229,50 @@ def test_wrong_use_takes_one_line(tree, started, tmp_path):
 
 
 def test_a_damaged_image_stops_the_run_with_its_name(tree, tmp_path):
-    copy = tmp_path / "tree"
+    copy = tmp_path / NAME
     shutil.copytree(tree, copy)
-    (copy / "val" / "n03" / "2.JPEG").write_bytes(b"no image")
+    (copy / "train" / "n03" / "2.JPEG").write_bytes(b"no image")
     refused = script("run.py", copy, tmp_path / "data", "--initial", "--methods", "random", status=2)
     assert "n03/2.JPEG cannot be decoded" in refused.stderr
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGKILL])
+def test_nothing_outlives_a_run_that_is_ended(tree, tmp_path, number):
+    """Neither the processes of --jobs nor multiprocessing's own; and nothing is in shared memory."""
+    endless = [*SMALL, "--unsup-epochs", 100_000, "--loader", "torchvision", "--run-stop", 2, "--jobs", 2]
+    line = command("imagenet/run.py", tree, "--datadir", tmp_path, *endless, "--initial", "--methods", "random")
+    process = start(line, start_new_session=True)
+    for run in ("run0", "run1"):
+        wait_for(tmp_path, f"{run}/checkpoint/init_batch_0*", process)  # the endless training is next
+    session = in_session(process.pid)
+    assert len(session) >= 3
+    shared = [row for pid in session for row in text(pid, "maps").splitlines() if "/dev/shm/" in row]
+    assert all(row.endswith("(deleted)") for row in shared)  # tqdm's semaphore, which has no name
+    process.send_signal(number)
+    said, _ = process.communicate(timeout=60)  # all that had the pipe of its output have ended
+    wait_until(lambda: not in_session(process.pid), 20)
+    if number == signal.SIGTERM:
+        assert process.returncode == 128 + signal.SIGTERM
+        assert said.strip().splitlines()[-1] == "run.py: interrupted; the same command continues from here"
+        assert "Traceback" not in said
+
+
+def in_session(leader):
+    """The ids of the processes of a session that have not ended."""
+    found = {}
+    for entry in Path("/proc").glob("[0-9]*"):
+        fields = text(entry.name, "stat").rpartition(")")[2].split()  # state, parent, group, session, ...
+        if fields and fields[0] not in "ZX" and int(fields[3]) == leader:
+            found[int(entry.name)] = fields[0]
+    return list(found)
+
+
+def text(pid, file):
+    try:
+        return Path(f"/proc/{pid}/{file}").read_text()
+    except OSError:  # it ended meanwhile
+        return ""
 
 
 @pytest.mark.slow
@@ -241,8 +284,8 @@ def test_two_processes_choose_what_one_chooses(tree, started, tmp_path):
         shutil.copytree(started, folder)
     script("run.py", tree, one, *methods)
     call_process(command("imagenet/run.py", tree, "--datadir", two, *SMALL, *methods, torchrun=2))
-    ran = [(r["method"], r["b"]) for r in records(two / "ImageNet" / "run0")]
+    ran = [(r["method"], r["b"]) for r in records(two / NAME / "run0")]
     assert ran == [("Rzg_pz", 0), ("Rz", 0)]
     for method in ("Rz", "Rzg_pz"):
-        name = f"ImageNet/run0/index_list_unsup_batch_0_size_5_ir_2_nr_0_sub_{method}_L_768.npy"
+        name = f"{NAME}/run0/index_list_unsup_batch_0_size_5_ir_2_nr_0_sub_{method}_L_768_select_val.npy"
         assert np.array_equal(np.load(one / name), np.load(two / name)), method

@@ -7,6 +7,7 @@ import functools
 import os
 import platform
 import re
+import signal
 import subprocess
 import sys
 from collections.abc import Callable, Mapping, Sequence
@@ -313,6 +314,8 @@ def guarded(parser: argparse.ArgumentParser, body: Callable[[Options], int], dis
 
     def attempt() -> int:
         options = parser.parse_args()
+        if distributed.world_size() == 1:  # torchrun's SIGTERM has to end a process that waits in a collective
+            signal.signal(signal.SIGTERM, _interrupt)
         try:
             if distributed.world_size() > 1 and not distributable:
                 raise UserError("this script runs as one process: start it without torchrun")
@@ -327,9 +330,14 @@ def guarded(parser: argparse.ArgumentParser, body: Callable[[Options], int], dis
             if problem.errno not in (errno.ENOSPC, errno.EDQUOT, errno.EACCES, errno.EROFS):
                 raise
             distributed.print_error(f"{parser.prog}: {problem}")
-        except KeyboardInterrupt:
+        except KeyboardInterrupt as stop:
             distributed.print_error(f"{parser.prog}: interrupted; the same command continues from here")
-            return 130
+            return 128 + (stop.args or [signal.SIGINT])[0]
         return 2
 
     return distributed.run_distributed(attempt)
+
+
+def _interrupt(number: int, _: object) -> None:
+    """Ends the script as Ctrl-C does: processes of --jobs are ended, and a line is printed."""
+    raise KeyboardInterrupt(number)
