@@ -128,7 +128,8 @@ def prepare(model: nn.Module) -> nn.Module:
     if all(p.dtype == torch.float32 and not p.is_inference() for p in parameters):
         return model
     try:
-        copied = copy.deepcopy(model).float()
+        with torch.inference_mode(False):
+            copied = copy.deepcopy(model).float()
     except (RuntimeError, TypeError) as problem:
         raise UserError(f"the model cannot be copied to float32 ({one_line(problem)}): pass model.float()") from problem
     copied.zero_grad(set_to_none=True)

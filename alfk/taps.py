@@ -621,7 +621,7 @@ def _stages(outputs: Sequence[_Output], outermost: Sequence[_Output]) -> list[_O
         return sorted(ends, key=outermost.index)
     vectors = [o for o in plain if len(o.candidate.shape) == 2]
     inside = [o for o in outputs if len(o.candidate.shape) == 2 and next(o.module.children(), None) is not None]
-    return _repeated_blocks(inside) or _hidden_layers(vectors)
+    return _repeated_blocks(inside) or _hidden_layers(outputs, vectors)
 
 
 def _is_map(output: _Output) -> bool:
@@ -648,12 +648,12 @@ def _repeated_blocks(outputs: Sequence[_Output]) -> list[_Output]:
     return row if len(row) > 1 else []
 
 
-def _hidden_layers(vectors: Sequence[_Output]) -> list[_Output]:
-    """After each linear layer the last output before the next one, so after its norm and activation."""
-    groups: list[list[_Output]] = []
-    for vector in vectors:
-        starts = any(isinstance(module, nn.Linear) for module in vector.module.modules())
-        if starts or not groups:
+def _hidden_layers(outputs: Sequence[_Output], vectors: Sequence[_Output]) -> list[_Output]:
+    """After each linear layer the last of `vectors` before the next one, so after its norm and activation."""
+    groups: list[list[_Output]] = [[]]
+    for output in outputs:  # with linear layers whose output an activation changes in place
+        if any(isinstance(module, nn.Linear) for module in output.module.modules()):
             groups.append([])
-        groups[-1].append(vector)
-    return [_shallowest(group)[-1] for group in groups]
+        if output in vectors:
+            groups[-1].append(output)
+    return [_shallowest(group)[-1] for group in groups if group]

@@ -7,6 +7,7 @@ import torch
 from torch import nn
 
 from alfk.data import Split
+from alfk.errors import UserError
 from alfk.network import MCDropout, dropout, dropout_mode, kaiming_fan_out
 from alfk.uncertainty import MEASURES, Samples, sampler, uncertainty
 from mnist.custom_models.lenet import LeNet
@@ -106,6 +107,27 @@ def test_an_ensemble_without_dropout_is_averaged_over_members():
         by_hand = running(torch.stack([model(batch)[0] for model in models]))
     ours = uncertainty("entropy", models, split, 6, torch.Generator(), 4)
     assert torch.allclose(ours, by_hand.predictive_entropy(), atol=1e-6)
+
+
+class DropoutAsAFunction(nn.Module):
+    """Dropout that depends on the mode of the whole network."""
+
+    def __init__(self):
+        super().__init__()
+        self.fc = nn.Linear(784, C)
+
+    def forward(self, x):
+        logits = self.fc(nn.functional.dropout(x.flatten(1), 0.5, self.training))
+        return logits, [logits]
+
+
+@pytest.mark.parametrize("model", [without_dropout(lenet(0)), DropoutAsAFunction()])
+def test_samples_that_do_not_differ_are_an_error(model):
+    with pytest.raises(UserError, match="the 4 dropout samples are equal, since no dropout is active: use"):
+        uncertainty("BALD", [model, model], images(), 4, torch.Generator(), 3)
+    for other in ([model, lenet(1)], [lenet(1), model]):
+        assert uncertainty("BALD", other, images(), 2, torch.Generator(), 3).shape == (6,)
+    assert uncertainty("entropy", [model], images(), 1, torch.Generator(), 3).shape == (6,)  # nothing to compare
 
 
 @pytest.mark.parametrize("samples", [0, 2, 5])
