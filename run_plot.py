@@ -74,7 +74,8 @@ def run(options: argparse.Namespace) -> int:
         if options.show_selected:
             if found.records:
                 images = options.datadir or ROOT / "local_data"
-                for path in contact_sheets.contact_sheets(get_experiment(dataset), found, images, options.out):
+                experiment = get_experiment(dataset, images)
+                for path in contact_sheets.contact_sheets(experiment, found, images, options.out):
                     print(f"{relative(path)}.png, .pdf")
                     drawn += 1
             continue
@@ -97,7 +98,7 @@ def figures(dataset: str, records: Sequence[Record], options: argparse.Namespace
     """The figures of a data set; without a folder in the repository it has neither letters nor reference curves."""
     known = all_experiments().get(dataset)
     panels, runs = (known.panels, known.runs) if known else ({}, 1)
-    return results.figures(dataset, records, REFERENCE, options.reference, panels, runs)
+    return results.figures(dataset, records, REFERENCE, options.reference, panels, runs, own_images=known is None)
 
 
 def datasets(options: argparse.Namespace) -> list[str]:
@@ -146,11 +147,14 @@ def show(figure: results.FigureData, found: results.Results, options: argparse.N
     for title, table in printed.items():
         if table:
             print(f"\n{title}\n\n{table}")
+    minority = tables.minority_text(figure, found.minority, found.classes)
+    if minority:
+        print(f"\n{minority}")
     rows = {"_curves.csv": tables.curve_rows(figure), "_summary.csv": summary, "_claims.csv": claims}
     for ending, body in rows.items():
         write_csv(path.with_name(f"{path.name}{ending}"), body)
     with atomic(path.with_name(f"{path.name}.md")) as file:
-        file.write(tables.markdown(figure, summary, claims, ours).encode())
+        file.write(tables.markdown(figure, summary, claims, ours, minority).encode())
     if options.into:
         fill(options.into, figure.name, f"{tables.digest(figure)}\n\n{tables.agreement(figure)}".rstrip())
     print(

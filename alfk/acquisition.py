@@ -15,9 +15,9 @@ from torch import Tensor, nn
 
 from alfk import distributed, matching, pseudo_labels
 from alfk.data import Split
-from alfk.descriptors import Descriptors, LabelRule, describe
+from alfk.descriptors import Descriptors, LabelRule, describe, logits_of
 from alfk.errors import UserError
-from alfk.network import add_passes, count_passes, evaluation_mode
+from alfk.network import count_passes
 from alfk.perturbation import RotationAndNoise, Strategy
 from alfk.selection import Selection
 from alfk.uncertainty import uncertainty
@@ -226,6 +226,8 @@ def get_method(key: str) -> Method:
 
 # Measuring
 
+POOL, VALIDATION = "the pool", "the validation set"  # in messages
+
 Allocate = Callable[[str, int, int], Descriptors]  # ("validation" or "pool", images, width) -> arrays to write into
 
 
@@ -267,26 +269,14 @@ def measure(
     with count_passes() as passes:
         if method.needs_uncertainty:
             samples, generator = sampling.samples, sampling.generator
-            measurement.uncertainty = uncertainty(method.key, models, pool, samples, generator, batch_size)
+            measurement.uncertainty = uncertainty(method.key, models, pool, samples, generator, batch_size, POOL)
         if "logits" in method.inputs:
-            measurement.logits = logits_of(models[0], pool, batch_size)
+            measurement.logits = logits_of(models[0], pool, batch_size, POOL)
         if method.needs_descriptors:
             describer = _Describer(models[0], pool, validation, sampling, taps, batch_size, allocate)
             measurement.validation, measurement.pool = describer.validation_and_pool(method)
     measurement.forward, measurement.backward = map(distributed.all_sum, (passes.forward, passes.backward))
     return measurement
-
-
-@torch.inference_mode()
-def logits_of(model: nn.Module, split: Split, batch_size: int) -> Tensor:
-    """(N, C) float32 on the split's device. Processes share the batches."""
-
-    def forward(images: Tensor, _: Tensor) -> tuple[Tensor]:
-        add_passes(forward=len(images))
-        return (model(images)[0].float(),)
-
-    with evaluation_mode(model):
-        return torch.cat([logits for _, (logits,) in distributed.map_batches(forward, split, batch_size)])
 
 
 class _Describer:
@@ -303,7 +293,7 @@ class _Describer:
         allocate: Allocate | None,
     ):
         if validation.labels is None:
-            raise ValueError("the validation set has no labels")
+            raise UserError("the validation set has no labels: they are needed to find what the model gets wrong")
         self.model, self.pool, self.validation, self.sampling = model, pool, validation, sampling
         self.taps, self.batch_size, self.allocate = taps, batch_size, allocate
 
@@ -329,7 +319,7 @@ class _Describer:
             return None
         if label == "true":
             if split.labels is None:
-                raise ValueError("the oracle ablation S=y needs the pool's labels")
+                raise UserError("the oracle Rzg_true needs the labels of the whole pool")
             return pseudo_labels.true_labels(split.labels)
         if label == "pred":
             return pseudo_labels.predicted
@@ -344,7 +334,8 @@ class _Describer:
         target = None
         if self.allocate is not None and side is not None:
             target = lambda images, width: self.allocate(side, images, width)  # noqa: E731
-        return describe(self.model, split, self.taps, rule, self.batch_size, target)
+        name = POOL if split is self.pool else VALIDATION
+        return describe(self.model, split, self.taps, rule, self.batch_size, target, name)
 
 
 # Choosing
@@ -369,54 +360,8 @@ def check_query_size(situation: Situation) -> None:
         raise UserError(f"the query size is {situation.n} but {unlabelled} pool images are unlabelled")
 
 
-def select(
-    method: str,
-    model: nn.Module | Sequence[nn.Module],
-    pool: Split,
-    validation: Split,
-    n: int,
-    *,
-    labelled: Tensor | None = None,
-    taps: Sequence[int] | None = None,
-    batch_size: int = 1000,
-    generator: torch.Generator | None = None,
-    samples: int = 128,
-    strategy: Strategy | None = None,
-    annotate: Callable[[Tensor], Tensor] | None = None,
-) -> Tensor:
-    """The n pool images to label next: one acquisition step for your own active-learning loop.
+def select(*arguments: object, **options: object) -> Tensor:
+    """`alfk.select`, under the name that it had before."""
+    from alfk import queries  # builds on this module
 
-    In a process group of torch.distributed all processes must call it with equal arguments, and share the computation.
-    To call it in one process alone, use `alfk.distributed.single_process()`.
-
-    Args:
-        method: a key of METHODS; "Rzg_pz" is the paper's.
-        model: any module that returns (logits (B, C), list of taps), each tap (B, c, h, w) or (B, c), c at least 2;
-            for the uncertainty methods one with dropout layers, or a list of such.
-        pool: its labels may be None (except for the oracle Rzg_true).
-        validation: labelled, distributed as the test data are.
-        labelled: (k,) int64 positions of pool images that are labelled already. Uncertainty methods draw at random
-            while there are none.
-        taps: indices into the list of taps that make the descriptor; all if None.
-        batch_size: images per forward pass; affects rounding and dropout masks.
-        generator: source of the random draws (start of k-centre, dropout masks, ...); one with seed 0 if None.
-        samples: K of the uncertainty methods and of the estimators from perturbed copies.
-        strategy: how copies are perturbed; rotation and noise if None.
-        annotate: pool positions (k,) -> their labels (k,), for methods with the input "annotation".
-    Returns:
-        (n,) int64 on the CPU, positions in the pool, in the order they were chosen.
-    Raises:
-        UserError: unknown method, or fewer than n unlabelled images.
-    """
-    definition = get_method(method)
-    available = torch.ones(len(pool), dtype=torch.bool)
-    if labelled is not None:
-        available[labelled.cpu()] = False
-    situation = Situation(available, n, generator or torch.Generator().manual_seed(0), annotate=annotate)
-    situation.validation_labels = validation.labels
-    check_query_size(situation)  # before anything is computed
-    if definition.needs_passes and not (definition.from_first_label and available.all()):
-        models = [model] if isinstance(model, nn.Module) else list(model)
-        sampling = Sampling(situation.generator, samples, strategy or RotationAndNoise())
-        situation.measurement = measure(definition, models, pool, validation, sampling, taps, batch_size)
-    return choose(definition, situation).indices
+    return queries.select(*arguments, **options)

@@ -81,3 +81,9 @@ def add_label_noise(labels: Tensor, ratio: float, classes: int, generator: torch
     rows = torch.randperm(len(labels), generator=generator)[: int(len(labels) * ratio)]
     noisy[rows] = torch.randint(classes, (len(rows),), generator=generator)
     return noisy
+
+
+def minority_of(labels: Tensor, classes: int) -> list[int]:
+    """The classes with fewer than half as many images as a class has on average; `labels` (N,) int64."""
+    count = torch.bincount(labels, minlength=classes)
+    return (2 * classes * count < len(labels)).nonzero().flatten().tolist()

@@ -44,6 +44,11 @@ class WarmUpAndDecay:
             return (completed + done) / self.rise
         return self.factor ** sum(completed >= fall for fall in self.falls)
 
+    def scaled(self, share: float) -> "WarmUpAndDecay":
+        """The schedule for a training of `share` times as many epochs."""
+        rise, warm, *falls = (max(1, round(epochs * share)) for epochs in (self.rise, self.warm, *self.falls))
+        return dataclasses.replace(self, rise=rise, warm=warm, falls=tuple(falls))
+
 
 @dataclasses.dataclass(frozen=True)
 class Recipe:
@@ -86,7 +91,7 @@ class Experiment:
     minority: tuple[int, ...] | None  # classes thinned out by the imbalance ratio; None: a random half in each run
     validation_per_class: tuple[int, ...]  # drawn from the training images; empty if there is a separate validation set
     iterations: int = field(metadata=FREE)  # B, AL iterations
-    query_size: int = field(metadata=LEARNING)  # n, images labelled in each iteration
+    query_size: int = field(metadata=LEARNING)  # n, images labelled in each iteration; 0: 5 % of the training images
     runs: int = field(metadata=FREE)  # the paper's number of runs
     retraining: Recipe = field(metadata=LEARNING)
     pretraining: Recipe = field(metadata=INITIAL)  # rotation task
@@ -107,6 +112,8 @@ class Experiment:
     holdout: float = 0.0  # share of the validation images reserved for test, if both are the same images
     top5: bool = field(default=False, metadata=LEARNING)  # whether top-5 accuracy is recorded too
     flags: Flags | None = field(default=None, metadata=FREE)  # flags that only this data set has
+    own_images: bool = field(default=False, metadata=FREE)  # a user's: thinned only if -ir says so, schedules follow -e
+    default_select: str = field(default="test", metadata=FREE)  # --select if the command line gives none
     panels: Mapping[float, str] = field(default_factory=dict, metadata=FREE)  # ir -> the paper's panel
     hardest: tuple[int, ...] = field(default=(), metadata=FREE)  # minority classes whose accuracy the paper reports
 
@@ -119,14 +126,16 @@ class Experiment:
 
     def for_data(self, train: "Split") -> "Experiment":
         """The constants adapted to the images `train`: if there are fewer than `train_images`, the validation set
-        shrinks in proportion; if `classes` is None, the classes are counted.
+        shrinks in proportion; `classes` None and a query size of 0 are replaced by numbers.
         """
         changed: dict[str, object] = {}
         if self.train_images not in (None, len(train)):
             parts = (max(1, count * len(train) // self.train_images) for count in self.validation_per_class)
             changed["validation_per_class"] = tuple(parts)
         if self.classes is None:
-            changed["classes"] = 1 + int(train.labels.max())
+            changed["classes"] = len(train.classes) if train.classes else 1 + int(train.labels.max())
+        if not self.query_size:
+            changed["query_size"] = max(1, len(train) // 20)
         return dataclasses.replace(self, **changed)
 
     def settings(self, stage: str) -> dict[str, object]:

@@ -41,6 +41,7 @@ class Split:
         unknown_labels: whether single labels may be unknown; they are -1 (see `inputs.as_labels`).
     Attributes:
         in_files: whether images are read batch by batch, from files or a data set, and not stored in memory.
+        computed: whether mean or std were computed from the split's own images.
     Raises:
         UserError: what does not fit, in one line. Float images are read once for that; uint8 images are not.
     """
@@ -64,7 +65,7 @@ class Split:
             raise UserError(f"images must be (N, C, H, W), or features (N, D){shape}")
         self.in_files = not isinstance(images, Tensor)
         channels = getattr(images, "shape", (0, 3))[1]  # image files are decoded as RGB
-        self.store, self.source, self.unknown_labels = images, source, unknown_labels
+        self.store, self.source, self.unknown_labels, self.computed = images, source, unknown_labels, False
         self.mean, self.std = (inputs.per_channel(v, k, channels) for k, v in (("mean", mean), ("std", std)))
         as_they_are = not any(self.mean) and set(self.std) == {1.0}
         self._any_range = images.ndim == 2 or as_they_are
@@ -117,14 +118,17 @@ class Split:
         """
         classes = _default(classes, like, "classes")
         if isinstance(x, torch.utils.data.Dataset):
+            classes = getattr(x, "classes", None) if classes is None else classes  # as of torchvision's data sets
             store = DatasetItems(x, workers)
             y = store.labels() if y is None else y
             if store.dtype != torch.uint8 and like is None:
                 mean, std = 0.0 if mean is None else mean, 1.0 if std is None else std
         else:
             store = inputs.as_images(x)
-        mean, std = _normalisation(store, mean, std, like)
-        return cls(store, y, mean, std, classes=classes, unknown_labels=unknown_labels)
+        given, (mean, std) = (mean, std), _normalisation(store, mean, std, like)
+        made = cls(store, y, mean, std, classes=classes, unknown_labels=unknown_labels)
+        made.computed = like is None and any(value is None for value in given)
+        return made
 
     @classmethod
     def from_files(
@@ -165,9 +169,11 @@ class Split:
         root = os.path.commonpath([os.path.dirname(path) for path in absolute])
         below = np.array([os.fsencode(path[len(root) :].lstrip("/")) for path in absolute])
         store = ImageFiles(Path(root), below, size, loader, default_workers() if workers is None else max(1, workers))
-        mean, std = _normalisation(store, mean, std, like)
+        given, (mean, std) = (mean, std), _normalisation(store, mean, std, like)
         classes = _default(classes, like, "classes")
-        return cls(store, labels, mean, std, classes=classes, unknown_labels=unknown_labels)
+        made = cls(store, labels, mean, std, classes=classes, unknown_labels=unknown_labels)
+        made.computed = like is None and any(value is None for value in given)
+        return made
 
     def __len__(self) -> int:
         return len(self.store) if self.rows is None else len(self.rows)
@@ -191,6 +197,12 @@ class Split:
         moved.labels = None if self.labels is None else self.labels.to(moved.device)
         moved._set_scale()
         return moved
+
+    def normalised_like(self, other: "Split") -> "Split":
+        """A view of the same images with the mean and std of another split."""
+        view = self._view(mean=other.mean, std=other.std, computed=False)
+        view._set_scale()
+        return view
 
     def subset(self, rows: object, labels: object = None) -> "Split":
         """A view of some images; mean, std, classes and source are kept.

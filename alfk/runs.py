@@ -147,6 +147,10 @@ class RunFolder:
     def index_list(self, trial: Trial, b: int, size: int) -> Path:
         return self.path / f"index_list_{trial.stem(b, size)}.npy"
 
+    def query(self, trial: Trial, b: int, size: int) -> Path:
+        """The images that iteration b chose, with why each was chosen."""
+        return self.path / f"query_{trial.stem(b, size)}.npy"
+
     def descriptors(self, side: str, trial: Trial, b: int, size: int) -> Path:
         return self.path / "descr" / f"{side}_{trial.stem(b, size)}.npy"
 

@@ -3,6 +3,7 @@
 import dataclasses
 
 import numpy as np
+import torch
 from torch import Tensor
 
 
@@ -52,3 +53,9 @@ class Selection:
         for name, column in columns.items():
             table[name] = column
         return table
+
+    @classmethod
+    def of_array(cls, table: np.ndarray) -> "Selection":
+        """The selection that `to_array` made an array of, without the numbers that do not belong to single images."""
+        columns = {name: torch.from_numpy(np.ascontiguousarray(table[name])) for name in table.dtype.names}
+        return cls(columns.pop("index"), **columns)

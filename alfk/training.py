@@ -218,6 +218,12 @@ def accuracy(predictions: Tensor, labels: Tensor) -> float:
     return 100 * float((predictions == labels).double().mean())
 
 
+def at_chance(percent: float, classes: int, images: int) -> bool:
+    """Whether an accuracy on so many images is within two standard errors of guessing among `classes`, or below."""
+    chance = 1 / classes
+    return percent / 100 <= chance + 2 * (chance * (1 - chance) / images) ** 0.5
+
+
 def accuracy_per_class(predictions: Tensor, labels: Tensor, classes: int) -> list[float | None]:
     """Accuracy of each class in percent; None for a class without images."""
     correct = torch.bincount(labels[predictions == labels], minlength=classes).tolist()

@@ -6,6 +6,7 @@ labels than random.
 
 import argparse
 import functools
+import os
 from dataclasses import replace
 from pathlib import Path
 
@@ -14,10 +15,15 @@ from alfk.config import Experiment, Recipe, WarmUpAndDecay
 from alfk.errors import UserError
 from alfk.image_files import LOADERS, default_workers, has_dali
 from alfk.network import kaiming_fan_out
+from alfk.runs import read_json
 from imagenet.custom_datasets import image_folder
 from imagenet.custom_models.resnet import resnet18, resnet34, resnet50
 
 ARCHITECTURES = {"resnet18": resnet18, "resnet34": resnet34, "resnet50": resnet50}
+HOLDOUT = 0.5  # share of val that is kept for test, for folders without test/ that are not ImageNet
+PICTURE = 128  # pixels of the images in contact sheets
+HOLDOUT = 0.5  # share of val that is kept for test, for folders without test/ that are not ImageNet
+PICTURE = 128  # pixels of the images in contact sheets
 LAYER1, LAYER2, LAYER3, LAYER4 = range(4)  # the taps: 64, 128, 256 and, pooled, 512 channels
 
 
@@ -32,28 +38,36 @@ class ImageNetFlags:
 
     def add(self, parser: argparse.ArgumentParser) -> None:
         add = parser.add_argument
-        text = "folder with train/<class>/*.JPEG and val/<class>/*.JPEG"
-        text += " (<datadir>/ILSVRC2012_pytorch, or the one used last)"
+        text = "folder with train/<class>/*.JPEG and val/<class>/*.JPEG, and test/<class>/*.JPEG if test images are "
+        text += "separate (<datadir>/ILSVRC2012_pytorch, or the one with ImageNet's classes used last)"
         add("folder", nargs="?", type=Path, metavar="DIR", help=text)
         add("--imagenetdir", type=Path, metavar="DIR", help="the same folder, as a flag")
         add("-a", "--arch", choices=ARCHITECTURES, default="resnet18", help="network (resnet18)")
         add("--loader", choices=LOADERS, help="library that decodes (dali if it is installed, else torchvision)")
         add("--workers", type=positive, metavar="N", help="threads or processes that decode (the number of CPUs)")
         add("--image-size", type=positive, metavar="PIXELS", help="side of the crops (224)")
-        add(
-            "--holdout-val",
-            type=float,
-            default=0.0,
-            metavar="F",
-            help="share of val reserved for test (0: all of val is both validation and test)",
-        )
+        text = "share of val reserved for test; 0: all of val is both validation and test, as in the paper (0 for "
+        text += f"ImageNet, or if there is test/; {HOLDOUT:g} for other folders)"
+        add("--holdout-val", type=float, metavar="F", help=text)
+        text = "people are the oracle: DIR holds pool/ instead of train/, and CSV has the columns file,label"
+        add("--annotate", type=Path, metavar="CSV", help=text)
         add("--amp", action="store_true", help="train in mixed precision, bfloat16")
         add("--compile", action="store_true", help="train with torch.compile")
 
     def apply(self, experiment: Experiment, options: argparse.Namespace) -> Experiment:
         """The constants, changed by these flags. Raises UserError."""
-        if not 0 <= options.holdout_val < 1:
-            raise UserError(f"--holdout-val is a share of val, from 0 to under 1, not {options.holdout_val:g}")
+        root = options.imagenetdir or options.folder
+        if options.annotate:
+            if root is None:
+                raise UserError("--annotate needs the folder that holds pool/ and val/")
+            options.methods = getattr(options, "methods", None) or ["Rzg_pz"]
+        if root is not None and not image_folder.is_imagenet(root):
+            experiment = of_folder(root, experiment)
+        holdout = experiment.holdout if options.holdout_val is None else options.holdout_val
+        if not 0 <= holdout < 1:
+            raise UserError(f"--holdout-val is a share of val, from 0 to under 1, not {holdout:g}")
+        if holdout and root is not None and (root / "test").is_dir():
+            raise UserError(f"{root} has test images of its own: --holdout-val is for folders without test/")
         size = options.image_size or experiment.image_size
         if size < 32:
             raise UserError(f"--image-size is at least 32, not {size}")
@@ -64,7 +78,7 @@ class ImageNetFlags:
             experiment,
             image_size=size,
             loader=loader,
-            holdout=options.holdout_val,
+            holdout=holdout,
             network=ARCHITECTURES[options.arch],
             descriptors=descriptors(expansion),
             default_length=768 * expansion,
@@ -72,12 +86,48 @@ class ImageNetFlags:
             pretraining=replace(experiment.pretraining, **precision),
             load=functools.partial(
                 image_folder.load_folder,
-                root=options.imagenetdir or options.folder,
+                root=root,
                 size=size,
                 loader=loader,
                 workers=options.workers or default_workers(),
+                unlabelled=options.annotate is not None,
             ),
         )
+
+
+def of_folder(root: Path, experiment: Experiment) -> Experiment:
+    """The constants for a folder of a user's own images. Raises UserError for the name of another data set."""
+    name = Path(os.path.abspath(root)).name
+    if name in ("MNIST", "DIGITS", "SVHN", IMAGENET.name):
+        raise UserError(f"{root}: results are kept under the folder's name, but {name} is a data set: rename it")
+    return replace(
+        experiment,
+        name=name,
+        default_ir=1,
+        query_size=0,
+        own_images=True,
+        default_select="val",
+        holdout=0.0 if (root / "test").is_dir() else HOLDOUT,
+        panels={},
+    )
+
+
+def find(folder: Path) -> Experiment | None:
+    """The constants for the pictures of a folder of own images that was used before.
+
+    Args:
+        folder: local_data/<name>.
+    """
+    lists = {part: folder / "processed" / f"{part}_labels.json" for part in ("pool", "train")}
+    used = [part for part, path in lists.items() if path.exists()]
+    if not used:
+        return None
+    root = Path(read_json(lists[used[0]])["root"])
+    if root.name == IMAGENET.name or image_folder.is_imagenet(root):
+        return None
+    options = {"root": root, "size": PICTURE, "loader": "torchvision", "workers": default_workers()}
+    load = functools.partial(image_folder.load_folder, **options, unlabelled=used[0] == "pool")
+    return replace(of_folder(root, IMAGENET), load=load)
 
 
 IMAGENET = Experiment(

@@ -139,7 +139,7 @@ def test_a_pool_without_labels(problem):
     model, pool, validation = problem
     unlabelled = Split(pool.images, None, pool.mean, pool.std)
     assert select("Rzg_pz", model, unlabelled, validation, n=7).tolist() == select("Rzg_pz", *problem, n=7).tolist()
-    with pytest.raises(ValueError, match="oracle"):
+    with pytest.raises(UserError, match="oracle"):
         select("Rzg_true", model, unlabelled, validation, n=7)
 
 

@@ -65,7 +65,8 @@ class Vaal:
             selection = draw_at_random(situation)
         else:
             scores, facts = self.read_scores(current.previous)
-            selection = Selection(least_labelled(scores, situation.available, situation.n, situation.generator))
+            chosen = least_labelled(scores, situation.available, situation.n, situation.generator)
+            selection = Selection(chosen, score=-scores[chosen].double())
         write_labelled(current, selection, {**facts, "seconds_acquire": time.perf_counter() - start})
 
     def retrain(self, current: Round) -> Record:
@@ -80,8 +81,8 @@ class Vaal:
         trained = selector.result(solver.task)
         seconds = time.perf_counter() - start
         self.write_scores(current, solver)
-        newest = labelled[-current.experiment.query_size :]
-        record = make_record(current, labelled, newest, header, [trained], seconds)
+        newest = current.pool.subset(labelled[-current.experiment.query_size :]).labels
+        record = make_record(current, len(labelled), newest, header, [trained], seconds)
         write_result(current, record, [trained], settings(work, self.recipe))
         return record
 

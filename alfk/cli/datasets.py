@@ -2,6 +2,8 @@
 
 import functools
 import importlib
+import sys
+from pathlib import Path
 
 from alfk.cli.options import ROOT
 from alfk.config import Experiment
@@ -23,8 +25,25 @@ def all_experiments() -> dict[str, Experiment]:
     return found
 
 
-def get_experiment(name: str) -> Experiment:
-    """The constants of a data set. Raises UserError."""
-    if name not in all_experiments():
+def find_experiment(name: str, datadir: Path) -> Experiment | None:
+    """The constants of a data set, or of a folder of own images that has been used; None if there is none.
+
+    Args:
+        datadir: the folder with the data sets, local_data.
+    """
+    if name in all_experiments():
+        return all_experiments()[name]
+    for path in sorted(ROOT.glob("*/config.py")):
+        find = getattr(sys.modules.get(f"{path.parent.name}.config"), "find", None)
+        found = find and find(datadir / name)
+        if found:
+            return found
+    return None
+
+
+def get_experiment(name: str, datadir: Path) -> Experiment:
+    """The same. Raises UserError if there is none."""
+    found = find_experiment(name, datadir)
+    if found is None:
         raise UserError(f"no folder's config.py has the data set {name}; there are {', '.join(all_experiments())}")
-    return all_experiments()[name]
+    return found

@@ -10,7 +10,7 @@ import torch
 
 from alfk import distributed
 from alfk.acquisition import METHODS, get_method
-from alfk.config import Experiment
+from alfk.config import Experiment, Recipe
 from alfk.errors import UserError
 from alfk.network import linear_layers
 from alfk.perturbation import STRATEGIES
@@ -61,8 +61,10 @@ def data_parser(experiments: Mapping[str, Experiment], about: str) -> Parser:
     where.add_argument(
         "--device", help="torch device, e.g. cpu or cuda:1 (default: a GPU if there is one, else the CPU)"
     )
-    kept = "epoch kept: best on the test images (the paper's protocol, default), on the validation images, or the last"
-    add("--select", choices=("test", "val", "last"), default="test", help=kept)
+    kept = (
+        "epoch kept: best on the test images (the paper's protocol, the default of its data sets), on the validation "
+    )
+    add("--select", choices=("test", "val", "last"), help=f"{kept}images (the default of your own), or the last")
     add("-nr", type=noise_ratio, default=0.0, metavar="NR", help="share of the pool's labels made random (0)")
     add("--datadir", type=Path, default=ROOT / "local_data", help="folder with the data sets (local_data)")
     if any(experiment.has_subsets for experiment in experiments.values()):
@@ -206,6 +208,7 @@ def experiment_of(experiments: Mapping[str, Experiment], options: argparse.Names
     experiment = experiments[options.dataset]
     if experiment.flags:
         experiment = experiment.flags.apply(experiment, options)
+    options.select = options.select or experiment.default_select
     overrides = {
         "query_size": options.query_size,
         "descriptor_batch": options.descr_batch,
@@ -218,9 +221,17 @@ def experiment_of(experiments: Mapping[str, Experiment], options: argparse.Names
     retraining, pretraining = {**both, "epochs": options.epochs}, {**both, "epochs": options.unsup_epochs}
     return replace(
         experiment,
-        retraining=replace(experiment.retraining, **{key: value for key, value in retraining.items() if value}),
-        pretraining=replace(experiment.pretraining, **{key: value for key, value in pretraining.items() if value}),
+        retraining=_changed(experiment.retraining, retraining, experiment.own_images),
+        pretraining=_changed(experiment.pretraining, pretraining, experiment.own_images),
     )
+
+
+def _changed(recipe: Recipe, given: Mapping[str, object], scaled: bool) -> Recipe:
+    """The recipe with the values that are given; `scaled`: whether the schedule follows the number of epochs."""
+    changed = replace(recipe, **{key: value for key, value in given.items() if value})
+    if scaled and changed.epochs != recipe.epochs:
+        changed = replace(changed, schedule=recipe.schedule.scaled(changed.epochs / recipe.epochs))
+    return changed
 
 
 def device_of(options: argparse.Namespace) -> torch.device:
@@ -297,7 +308,8 @@ def trials_of(cfg: Cfg, experiment: Experiment, options: argparse.Namespace) -> 
     for length in lengths:
         experiment.taps(length)  # raises UserError for an unknown length
     trials = []
-    for ir in options.ir or dict.fromkeys(row[0] for row in cfg):
+    configured_irs = [experiment.default_ir] if experiment.own_images else dict.fromkeys(row[0] for row in cfg)
+    for ir in options.ir or configured_irs:
         rows = [row[1:] for row in cfg if row[0] == ir] or list(dict.fromkeys(row[1:] for row in cfg))
         if lengths:
             rows = [row for row in rows if row[1] in lengths or (row[1] == 0 and methods)]

@@ -1,6 +1,7 @@
 """Progress of a long run, on a terminal or in a log, and the tables printed at its end."""
 
 import statistics
+import sys
 from collections.abc import Iterable, Sequence
 from typing import Any
 
@@ -29,6 +30,7 @@ class Progress:
         )
         self.doing: dict[int, str] = {}
         self.header_shown = False
+        self.warnings: set[str] = set()
 
     def __enter__(self) -> "Progress":
         return self
@@ -72,6 +74,12 @@ class Progress:
                     f"     {record['at_random']} images drawn at random: no validation image is misclassified"
                 )
         self._advance(record["run"])
+
+    def _on_warning(self, text: str, run: int | None = None) -> None:
+        """Printed once, whatever the number of runs."""
+        if text not in self.warnings:
+            self.warnings.add(text)
+            tqdm.write(f"warning: {text}", file=sys.stderr)
 
     def _advance(self, run: int) -> None:
         self.doing.pop(run, None)

@@ -37,14 +37,25 @@ Experiments = Mapping[str, Experiment]  # by name; the first is the default
 Options = argparse.Namespace
 
 
-def run(experiments: Experiments, cfgs: Mapping[str, flags.Cfg], about: str) -> int:
-    """run.py: the initial models, the baselines or all AL iterations of the configuration, for a range of runs."""
+Annotate = Callable[[Experiment, Options, Sequence[Trial]], int]
+
+
+def run(experiments: Experiments, cfgs: Mapping[str, flags.Cfg], about: str, annotate: Annotate | None = None) -> int:
+    """run.py: the initial models, the baselines or all AL iterations of the configuration, for a range of runs.
+
+    Args:
+        annotate: called instead, with --annotate.
+    """
     parser = flags.common_parser(experiments, about)
     flags.add_init(parser)
     flags.add_loop(parser)
 
     def body(options: Options) -> int:
-        return _run(flags.experiment_of(experiments, options), cfgs, options)
+        experiment = flags.experiment_of(experiments, options)
+        trials = flags.trials_of(cfgs[options.dataset], experiment, options)
+        if annotate and options.annotate and not options.initial:
+            return annotate(experiment, options, trials)
+        return _run(experiment, trials, options)
 
     return guarded(parser, body, distributable=True)
 
@@ -98,16 +109,18 @@ def _one_iteration(experiments: Experiments, about: str, stage: Callable[[Round]
 
     def body(options: Options) -> int:
         experiment = flags.experiment_of(experiments, options)
+        if getattr(options, "annotate", None):
+            raise UserError("--annotate is for run.py, which does all stages of an iteration")
         method = flags.method_key(options.sub, options.aug)
         length = options.descr_length or experiment.default_length
         trial = flags.trial_of(
             experiment, options.ir or experiment.default_ir, method, length, options.ensemble, options
         )
-        before = experiment.query_size * options.b
-        if options.train_size not in (None, before):
-            raise UserError(f"before b={options.b} {before} images are labelled, not -ts {options.train_size}")
         with Progress(total=1) as progress:
             work = open_workspace(experiment, options, options.run, progress, [trial], options.b + 1)
+            before = work.experiment.query_size * options.b
+            if options.train_size not in (None, before):
+                raise UserError(f"before b={options.b} {before} images are labelled, not -ts {options.train_size}")
             with work.folder.lock(trial.name):
                 stage(Round(work, trial, options.b))
         return 0
@@ -115,8 +128,7 @@ def _one_iteration(experiments: Experiments, about: str, stage: Callable[[Round]
     return guarded(parser, body, distributable=True)
 
 
-def _run(experiment: Experiment, cfgs: Mapping[str, flags.Cfg], options: Options) -> int:
-    trials = flags.trials_of(cfgs[experiment.name], experiment, options)
+def _run(experiment: Experiment, trials: Sequence[Trial], options: Options) -> int:
     if options.baseline:
         trials = flags.baselines_of(trials)
     default_runs = options.run_start + 1 if options.baseline else experiment.runs
@@ -246,8 +258,29 @@ def open_workspace(
     if experiment.holdout:
         work.hold_out(experiment.holdout)
     work.check_sizes(trials, iterations)
+    for text in doubts(experiment, initial):
+        report("warning", text=text)
     folder.record_session(settings, _session(train.device))
     return work
+
+
+def doubts(experiment: Experiment, initial: bool) -> list[str]:
+    """Warnings about a training that will learn little."""
+    found, recipe = [], experiment.pretraining if initial else experiment.retraining
+    epochs, batch = ("--unsup-epochs" if initial else "-e"), recipe.batch_size
+    warm = getattr(recipe.schedule, "warm", 0)
+    if recipe.epochs <= warm and warm > 1:
+        factor = recipe.schedule(recipe.epochs, 1.0)
+        found.append(
+            f"{recipe.epochs} epochs lie within the warm-up of {warm}: the learning rate ends at {factor:.0%} of --lr; "
+            f"{epochs} {4 * warm} is beyond it"
+        )
+    if not initial and experiment.query_size < batch:
+        found.append(
+            f"{experiment.query_size} labels are fewer than a batch of {batch}: an epoch is a single step; "
+            f"--batch-size {max(1, experiment.query_size // 4)} makes more of them, with a lower --lr"
+        )
+    return found
 
 
 def root(experiment: Experiment, options: Options) -> Path:

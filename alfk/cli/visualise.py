@@ -36,6 +36,7 @@ def visualise(experiments: Mapping[str, Experiment], about: str, taps: Sequence[
 
     def body(options: argparse.Namespace) -> int:
         experiment = experiments[options.dataset]
+        options.select = options.select or experiment.default_select
         work = _workspace(experiment, options)
         ir = options.ir or experiment.default_ir
         trials = [_trial(name, ir, experiment, options) for name in options.methods]

@@ -1,1 +1,5 @@
-"""Figures and tables from results lines."""
+"""Figures and tables from results lines, and pictures of why images were chosen."""
+
+from alfk.plotting.reasons import answers
+
+__all__ = ["answers"]

@@ -1,23 +1,27 @@
-"""Contact sheets of the images that a method chose, one block per AL iteration."""
+"""Contact sheets of a run: the images that a method chose, and why, one block per AL iteration."""
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 
 import numpy as np
 import torch
 
 from alfk.config import Experiment
-from alfk.data import Split
+from alfk.data import Dataset, Split
 from alfk.errors import UserError
-from alfk.plotting import plots
+from alfk.plotting import plots, reasons
 from alfk.plotting.results import Results, name_of
+from alfk.queries import Query
 from alfk.runs import BASELINE, Record, RunFolder, Trial, open_array
+from alfk.selection import Selection
 
 MAX_IMAGES = 125  # images shown per AL iteration
+MAX_PAIRS = 8  # the same with the validation images that they answer
 
 
 def contact_sheets(experiment: Experiment, results: Results, datadir: Path, out: Path) -> Iterator[Path]:
-    """Draw one sheet per run and trial of `results`; yields the paths without suffix.
+    """Draw one sheet of the chosen images per run and trial of `results`, and for methods that match another one of
+    their reasons; yields the paths without suffix.
 
     Raises:
         UserError: the images or an index list are missing or damaged.
@@ -27,23 +31,30 @@ def contact_sheets(experiment: Experiment, results: Results, datadir: Path, out:
         if record["method"] != BASELINE:
             groups.setdefault((record["run"], Trial.of(record)), []).append(record)
     options = {"strict": False} if experiment.has_subsets else {}
-    train = experiment.load(datadir / experiment.name, **options)[0] if groups else None
-    if groups and (results.sources or [train.source])[0] != train.source:
+    data = Dataset(*experiment.load(datadir / experiment.name, **options)) if groups else None
+    if groups and (results.sources or [data.train.source])[0] != data.train.source:
         raise UserError(
             f"the images of {experiment.name} last used are not those of these runs: give their folder to run.py again"
         )
-    for (run, trial), records in groups.items():
-        folder = RunFolder(results.folder, run)
-        pool = _read(folder.data(f"pool_{trial.distortion}"))
-        rows = []
-        for record in sorted(records, key=lambda r: r["b"]):
-            labelled = _read(folder.index_list(trial, record["b"], record["labelled"]))
-            chosen = pool[labelled[-sum(record["selected_histogram"]) :]]
-            rows.append(_row(record, train, torch.from_numpy(chosen)))
+    for (run, trial), unsorted in groups.items():
+        folder, records = RunFolder(results.folder, run), sorted(unsorted, key=lambda r: r["b"])
+        pool = data.train.subset(_read(folder.data(f"pool_{trial.distortion}")))
+        title = f"{experiment.name}, {imbalance(trial.ir)}run {run}: what {name_of(trial)} chose"
         path = out / f"{experiment.name}_selected_run{run}_{trial.name}"
-        title = f"{experiment.name}, {trial.ir:g}x class imbalance, run {run}: what {name_of(trial)} chose"
-        plots.plot_contact_sheet(path, title, rows, experiment.minority or ())
+        plots.plot_contact_sheet(path, title, [_row(r, pool, _chosen(folder, trial, r), experiment) for r in records])
         yield path
+        blocks = [_reasons(folder, trial, r, pool, data, results.holdout) for r in records]
+        if any(blocks):
+            path = out / f"{experiment.name}_answers_run{run}_{trial.name}"
+            figure = reasons.draw(f"{title}, and the errors that these images answer", [b for b in blocks if b])
+            for suffix in (".png", ".pdf"):
+                reasons.save(figure, path.with_name(path.name + suffix))
+            yield path
+
+
+def imbalance(ir: float) -> str:
+    """The imbalance ratio in a title; empty for a pool that was not thinned."""
+    return "" if ir == 1 else f"{ir:g}x class imbalance, "
 
 
 def _read(path: Path) -> np.ndarray:
@@ -52,12 +63,49 @@ def _read(path: Path) -> np.ndarray:
     return np.array(open_array(path, {})[0])
 
 
-def _row(record: Record, train: Split, chosen: torch.Tensor) -> plots.Row:
-    part = train.subset(chosen)
-    first = chosen[:MAX_IMAGES]
-    normalised = next(train.subset(first).batches(len(first)))[0]
-    mean, std = (torch.tensor(values).view(-1, 1, 1) for values in (train.mean, train.std))
-    images = (normalised.cpu() * std + mean).clamp(0, 1).numpy()
+def _chosen(folder: RunFolder, trial: Trial, record: Record) -> np.ndarray:
+    """Positions in the pool of the images that an iteration chose."""
+    size = record.get("queried", record["labelled"])
+    if folder.query(trial, record["b"], size).exists():
+        return np.ascontiguousarray(_read(folder.query(trial, record["b"], size))["index"])
+    return _read(folder.index_list(trial, record["b"], size))[-sum(record["selected_histogram"]) :]
+
+
+def _row(record: Record, pool: Split, chosen: np.ndarray, experiment: Experiment) -> plots.Row:
+    labels = np.full(len(chosen), -1) if pool.labels is None else pool.labels.cpu().numpy()[chosen]
+    images = reasons.pictures(pool, torch.from_numpy(chosen[:MAX_IMAGES]))
     more = f", the first {MAX_IMAGES} of {len(chosen)}" if len(chosen) > MAX_IMAGES else ""
     name = f"b={record['b']}, {record['labelled']} labelled, then {record['accuracy']:.1f} % test accuracy{more}"
-    return plots.Row(name, images, part.labels.cpu().numpy())
+    minority = record.get("minority", experiment.minority)
+    return plots.Row(name, images, labels, minority, pool.classes)
+
+
+def _reasons(
+    folder: RunFolder, trial: Trial, record: Record, pool: Split, data: Dataset, holdout: float
+) -> reasons.Block | None:
+    """The first images of a query beside their errors; None if it has no reasons, or was not kept with them."""
+    path = folder.query(trial, record["b"], record.get("queried", record["labelled"]))
+    if not path.exists():
+        return None
+    selection = Selection.of_array(np.array(open_array(path, {"kind": "query"})[0]))
+    if selection.answers_to is None:
+        return None
+    validation = _validation(folder, data, holdout)
+    query = Query.of(selection, trial.method, validation.labels, pool.classes)
+    shown: Sequence[reasons.Pair] = reasons.pairs(query, pool, validation, min(MAX_PAIRS, len(query)))
+    heading = f"b={record['b']}: {record['misclassified']} validation images misclassified, "
+    heading += (
+        f"{record['answered']} of them answered by {len(query)} images, mean similarity {record['similarity']:.2f}"
+    )
+    return reasons.Block(heading, shown)
+
+
+def _validation(folder: RunFolder, data: Dataset, holdout: float) -> Split:
+    """The run's validation images."""
+    if data.validation is None:
+        return data.train.subset(_read(folder.data("validation")))
+    if not holdout:
+        return data.validation
+    rest = torch.ones(len(data.validation), dtype=torch.bool)
+    rest[torch.from_numpy(_read(folder.data(f"test_{holdout:g}")))] = False
+    return data.validation.subset(rest)

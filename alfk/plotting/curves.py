@@ -225,6 +225,17 @@ def accuracy_of_classes(records: Iterable[Record], classes: Sequence[int]) -> fl
     return fmean(values) if values else math.nan
 
 
+def accuracy_of_minority(records: Iterable[Record], known: Sequence[int]) -> float:
+    """Mean test accuracy of the minority classes, which on ImageNet differ from run to run; NaN if there are none.
+
+    Args:
+        known: minority classes of records that do not state theirs.
+    """
+    values = [accuracy_of_classes([record], record.get("minority", known) or ()) for record in records]
+    values = [value for value in values if not math.isnan(value)]
+    return fmean(values) if values else math.nan
+
+
 def acquisition_seconds(records: Iterable[Record]) -> float:
     """Mean seconds of measurement and choice over the iterations after the first; NaN if there are none."""
     later = [r["seconds"]["describe"] + r["seconds"]["acquire"] for r in records if r["b"] > 0]

@@ -193,19 +193,50 @@ def _save(figure: Figure, path: Path) -> None:
 
 @dataclasses.dataclass(frozen=True)
 class Row:
-    """The query of one AL iteration: its first images (k, C, H, W) in [0, 1] and the labels of all its images (n,)."""
+    """The query of one AL iteration: its first images (k, C, H, W) in [0, 1] and the labels of all its images (n,), -1
+    if they are not known.
+
+    Attributes:
+        minority: minority classes, None if they are not known.
+        classes: names of the classes, None if they are numbers.
+    """
 
     name: str
     images: np.ndarray
     labels: np.ndarray
+    minority: Sequence[int] | None = None
+    classes: Sequence[str] | None = None
+
+    @property
+    def heading(self) -> str:
+        """With the number of images of minority classes, if there are such classes."""
+        if not self.minority:
+            return self.name
+        rare = int(np.isin(self.labels, self.minority).sum())
+        return f"{self.name}: {rare} of {len(self.labels)} from minority classes"
+
+    def label(self, i: int) -> str:
+        """The class of image i, at most LONGEST characters of its name; empty if it is not known."""
+        if self.labels[i] < 0:
+            return ""
+        return shortened(self.classes[self.labels[i]], LONGEST) if self.classes else str(self.labels[i])
 
 
-def plot_contact_sheet(path: Path, title: str, rows: Sequence[Row], minority: Sequence[int], width: int = 25) -> None:
-    """Images in rows of `width`, one block per AL iteration, each with its true label; minority classes framed."""
-    width = min(width, max(len(row.images) for row in rows))
+LONGEST = 12  # characters of a class name on an image
+
+
+def shortened(name: str, most: int) -> str:
+    """At most so many characters of a name, its end cut off."""
+    return name if len(name) <= most else f"{name[: most - 1]}…"
+
+
+def plot_contact_sheet(path: Path, title: str, rows: Sequence[Row]) -> None:
+    """Images in rows, one block per AL iteration, each with its true label; minority classes framed."""
+    large = rows[0].images.shape[-1] > 40
+    width = min(10 if large else 25, max(len(row.images) for row in rows))
     lines = [-(-len(row.images) // width) for row in rows]
-    cell, margin, head = 0.36, 0.12, 0.2  # inches: side of an image, margin, height of the title
-    gap = 0.7  # height of a heading, in images
+    cell, margin, head = 0.9 if large else 0.36, 0.12, 0.2  # inches: side of an image, margin, height of the title
+    gap = 0.25 / cell  # height of a heading, in images
     height = sum(lines) + gap * len(rows)
     inches = max(cell * width, 6) + 2 * margin, cell * height + head + 2 * margin
     with plt.rc_context(FONT):
@@ -216,15 +247,13 @@ def plot_contact_sheet(path: Path, title: str, rows: Sequence[Row], minority: Se
         figure.text(margin / inches[0], 1 - margin / inches[1], title, va="top", fontsize=10.5)
         top = 0.0
         for row, count in zip(rows, lines, strict=True):
-            rare = int(np.isin(row.labels, minority).sum())
-            heading = f"{row.name}: {rare} of {len(row.labels)} from minority classes"
-            axes.text(0, top + gap - 0.08, heading, va="bottom", fontsize=8.5)
+            axes.text(0, top + gap - 0.03 / cell, row.heading, va="bottom", fontsize=8.5)
             top += gap
             extent = (0, width, top + count, top)
             picture = tiled(row.images, width)
             axes.imshow(picture, cmap="gray", vmin=0, vmax=1, extent=extent, interpolation="nearest", aspect="auto")
-            for i, label in enumerate(row.labels[: len(row.images)]):
-                _mark(axes, str(label), i % width, top + i // width, framed=label in minority)
+            for i in (i for i in range(len(row.images)) if row.label(i)):
+                _mark(axes, row.label(i), i % width, top + i // width, framed=row.labels[i] in (row.minority or ()))
             top += count
         _save(figure, path)
 
@@ -242,7 +271,17 @@ def tiled(images: np.ndarray, width: int) -> np.ndarray:
 
 def _mark(axes: Axes, label: str, x: float, y: float, framed: bool) -> None:
     box = {"boxstyle": "square,pad=0.1", "linewidth": 0, "facecolor": "#D55E00" if framed else "#555555"}
-    axes.text(x + 0.1, y + 0.1, label, fontsize=5.5, color="white", weight="bold", ha="left", va="top", bbox=box)
+    axes.text(
+        x + 0.1,
+        y + 0.1,
+        label.replace("$", r"\$"),
+        fontsize=5.5,
+        color="white",
+        weight="bold",
+        ha="left",
+        va="top",
+        bbox=box,
+    )
     if framed:
         axes.add_patch(Rectangle((x + 0.05, y + 0.05), 0.9, 0.9, fill=False, color="#D55E00", linewidth=1.4))
 

@@ -32,6 +32,8 @@ class Results:
     Attributes:
         remark: appended to every title.
         sources: `Split.source` of training and test images; empty if the data set has none.
+        holdout: share of the validation images that was kept for test.
+        classes: names of the classes, empty if they are numbers.
     """
 
     folder: Path
@@ -39,6 +41,8 @@ class Results:
     minority: tuple[int, ...]
     remark: str = ""
     sources: tuple[str | None, ...] = ()
+    holdout: float = 0.0
+    classes: tuple[str, ...] = ()
 
     @property
     def runs(self) -> list[int]:
@@ -77,7 +81,15 @@ def read_runs(folder: Path, start: int, stop: int | None, warn: Print) -> Result
             warn(f"warning: {folder / name} was made with other settings than the first run: {', '.join(differing)}")
     sources = [source or "" for other in settings.values() for source in other.get("data", ())]
     remark = " (not the official files)" if any(source.startswith(UNOFFICIAL) for source in sources) else ""
-    return Results(folder, records, tuple(first.get("minority") or ()), remark, tuple(first.get("data", ())))
+    return Results(
+        folder,
+        records,
+        tuple(first.get("minority") or ()),
+        remark,
+        tuple(first.get("data", ())),
+        first.get("holdout", 0.0),
+        tuple(first.get("class_names", ())),
+    )
 
 
 @dataclasses.dataclass
@@ -129,6 +141,7 @@ def figures(
     paper_alone: bool,
     panels: Mapping[float, str],
     paper_runs: int,
+    own_images: bool = False,
 ) -> list[FigureData]:
     """The figures with records: one for each distortion, initial model and --select, and the paper's ablation.
 
@@ -136,6 +149,7 @@ def figures(
         paper_alone: also figures of the paper without a record.
         panels: imbalance ratio -> letter of the paper's figure.
         paper_runs: number of runs of the paper's means.
+        own_images: whether the pool is a user's, imbalanced as it is.
     """
     groups: dict[tuple[float, float, str, str], dict[Trial, list[Record]]] = {}
     for record in records:
@@ -156,6 +170,8 @@ def figures(
         ablation = _reference(reference_folder, f"{dataset.lower()}_ir{ir:g}_ablation", paper_runs) if nr == 0 else {}
         ablation_only = set(ablation) - set(main)
         distortion = f"{'no' if ir == 1 else f'{ir:g}x'} class imbalance{f', {nr:.0%} label noise' if nr else ''}"
+        if own_images and ir == 1:
+            distortion = "the pool as it is"
         main_trials = {t: r for t, r in trials.items() if (series(t), init) not in ablation_only}
         if any(t.method != BASELINE for t in main_trials) or (main and paper_alone):
             name = f"{dataset}_ir{ir:g}{f'_nr{nr:g}' if nr else ''}{'' if init == 'rotation' else f'_{init}'}"

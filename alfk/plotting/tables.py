@@ -10,6 +10,7 @@ from alfk.plotting.curves import (
     Comparison,
     Curve,
     accuracy_of_classes,
+    accuracy_of_minority,
     acquisition_seconds,
     area,
     compare,
@@ -77,7 +78,9 @@ def summary_rows(figure: FigureData, minority: Sequence[int], hardest: Sequence[
         row["labels_early"] = next((r["labelled"] for r in records if r["b"] == EARLY), "")
         for name, classes in rare_groups(minority, hardest).items():
             for when, b in (("early", EARLY), ("last", last)):
-                row[f"{name} {when}"] = accuracy_of_classes([r for r in records if r["b"] == b], classes)
+                at = [r for r in records if r["b"] == b]
+                accuracy = accuracy_of_minority if name == "minority" else accuracy_of_classes
+                row[f"{name} {when}"] = accuracy(at, classes)
         row["acquisition_seconds"] = acquisition_seconds(records)
         rows.append(row)
     return rows
@@ -240,8 +243,29 @@ def claim_table(rows: Rows, form: str = "simple") -> str:
     return _table(body, [*heads, "points gained,\nmean", "\nmost", "\nat % of pool"], form)
 
 
-def markdown(figure: FigureData, summary: Rows, claims: Rows, ours: Trial | None) -> str:
-    """All tables of a figure as a Markdown page."""
+def minority_text(figure: FigureData, known: Sequence[int], names: Sequence[str]) -> str:
+    """The minority classes by name, in a line; empty if there are none, or if classes have no names.
+
+    Args:
+        known: minority classes of records that do not state theirs.
+    """
+    records = [record for records in figure.trials.values() for record in records]
+    found = {tuple(record.get("minority", known) or ()) for record in records}
+    if not any(found) or not names:
+        return ""
+    if len(found) > 1:
+        return "minority classes: other ones in every run"
+    (classes,) = found
+    named = [names[c] for c in classes]
+    more = f", and {len(named) - LISTED} more" if len(named) > LISTED else ""
+    return f"minority classes: {', '.join(named[:LISTED])}{more}"
+
+
+LISTED = 20  # names of classes in a line
+
+
+def markdown(figure: FigureData, summary: Rows, claims: Rows, ours: Trial | None, minority: str = "") -> str:
+    """All tables of a figure as a Markdown page; `minority`: a line about the minority classes."""
     parts = [
         f"# {figure.title}",
         f"![{figure.title}]({figure.name}.png)",
@@ -252,6 +276,7 @@ def markdown(figure: FigureData, summary: Rows, claims: Rows, ours: Trial | None
         figure.all_train_text,
         "## Curves as numbers" if summary else "",
         summary_table(summary, "github"),
+        minority if summary else "",
         f"## {name_of(ours)} against the others" if claims else "",
         claim_table(claims, "github"),
         "## Ours, the paper's and the release's" if figure.reference and figure.curves else "",

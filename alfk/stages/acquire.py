@@ -5,6 +5,7 @@ from collections.abc import Mapping
 from typing import Any
 
 import torch
+from torch import Tensor
 
 from alfk.acquisition import Situation, choose
 from alfk.matching import Selection
@@ -17,6 +18,8 @@ NOTHING_MEASURED = {
     "misclassified": None,
     "centres": None,
     "at_random": 0,
+    "answered": None,
+    "similarity": None,
     "pseudo_labels": None,
     "forward": 0,
     "backward": 0,
@@ -24,16 +27,27 @@ NOTHING_MEASURED = {
     "seconds_acquire": 0.0,
 }
 
+QUERY_FIELDS = (
+    "the images of this iteration in the order they were chosen; index: position in the pool; similarity: to the "
+    "misclassified validation image at answers_to, mean correlation from -1 to 1; error_prediction: the class that the "
+    "model mistakes that image for; rank: 1 for its most similar available image; prediction, pseudo_label: of the "
+    "chosen image; score: the larger the earlier chosen"
+)
 
-def acquire(current: Round) -> None:
+
+def acquire(current: Round, unavailable: Tensor | None = None) -> None:
     """Write the labelled set of an AL iteration: the images labelled before it and the n images its method chooses.
 
+    Args:
+        unavailable: further positions in the pool (k,) that are not to be chosen.
     Raises:
         UserError: a missing or damaged file, or too few unlabelled images.
     """
     if current.is_labelled():
         return
     situation = situation_of(current)
+    if unavailable is not None:
+        situation.available[unavailable] = False
     situation.measurement, header = read_databases(current)
     facts = {key: header[key] for key in ("pseudo_labels", "forward", "backward") if header}
     facts |= {"seconds_describe": header["seconds"]} if header else {}
@@ -58,7 +72,7 @@ def situation_of(current: Round) -> Situation:
 
 
 def write_labelled(current: Round, selection: Selection, facts: Mapping[str, Any]) -> None:
-    """Write the labelled set of an AL iteration and its header.
+    """Write the query of an AL iteration, with why each image was chosen, and then the labelled set and its header.
 
     Args:
         facts: entries of the header that replace those of NOTHING_MEASURED.
@@ -71,7 +85,19 @@ def write_labelled(current: Round, selection: Selection, facts: Mapping[str, Any
         "misclassified": selection.misclassified,
         "centres": selection.centres,
         "at_random": selection.at_random,
+        **summary(selection),
         **facts,
     }
+    save_array(current.query, selection.to_array(), {"kind": "query", **current.identity(), "meaning": QUERY_FIELDS})
     labelled = torch.cat([current.labelled_before(), selection.indices])
     save_array(current.index_list, labelled.numpy(), header)
+
+
+def summary(selection: Selection) -> dict[str, Any]:
+    """The number of validation images answered, and the mean similarity; None for methods without matching."""
+    if selection.similarity is None:
+        return {"answered": None, "similarity": None}
+    return {
+        "answered": int(selection.answers_to.unique().numel()),
+        "similarity": round(float(selection.similarity.mean()), 4),
+    }

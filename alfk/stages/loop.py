@@ -10,6 +10,7 @@ from alfk.stages.memory import reset_peak
 from alfk.stages.retrain import retrain, train_on_all
 from alfk.stages.round import Round
 from alfk.stages.workspace import Workspace
+from alfk.training import at_chance
 
 
 class Stages(NamedTuple):
@@ -41,6 +42,9 @@ def active_learning(
                     record = stages.retrain(current)
                 current.delete_temporary_files(keep_descriptors)
                 work.report("iteration", record=record, skipped=skipped)
+            if not skipped and at_chance(record["accuracy"], work.experiment.classes, len(work.test)):
+                text = f"the test accuracy of {trial.short()} ended at chance: more epochs (-e), another --lr, "
+                work.report("warning", text=f"{text}a smaller --batch-size, or more labels (-as)")
 
 
 def baselines(work: Workspace, trials: Sequence[Trial]) -> None:

@@ -6,7 +6,7 @@ from torch import Tensor
 
 from alfk.runs import has_file, save_checkpoint
 from alfk.stages.workspace import Workspace
-from alfk.training import BestEpoch, Evaluator, fit, rotate
+from alfk.training import BestEpoch, Evaluator, at_chance, fit, rotate
 
 
 def make_initial_models(work: Workspace, ir: float, nr: float, members: int = 1, select: str = "test") -> None:
@@ -57,4 +57,7 @@ def _rotation(work: Workspace, ir: float, nr: float, distortion: str, member: in
     best(0, model)
     fit(model, pool, experiment.pretraining, shuffles, rotate, after_epoch, experiment.training_threads)
     evaluation = best.evaluation or evaluator(model)
+    if at_chance(evaluation.accuracy, 4, len(split)):
+        text = "the rotation task ended at chance, 25 %: the initial model has learnt nothing; more --unsup-epochs, "
+        work.report("warning", text=f"{text}another --lr, or a smaller --batch-size")
     return best.weights, {"rotation_accuracy": evaluation.accuracy, "select": select, "epoch": best.epoch}

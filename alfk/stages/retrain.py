@@ -50,7 +50,8 @@ def retrain(current: Round) -> Record:
         the results record of the iteration.
     """
     labelled, header = current.labelled()
-    return _train_and_record(current, labelled, labelled[-current.experiment.query_size :], header)
+    data = current.pool.subset(labelled)
+    return train_and_record(current, data, data.labels[-current.experiment.query_size :], header)
 
 
 def train_on_all(current: Round) -> Record:
@@ -59,15 +60,15 @@ def train_on_all(current: Round) -> Record:
     Returns:
         the results record, as of an iteration 0 in which the whole pool is labelled.
     """
-    labelled = torch.arange(len(current.pool))
-    return _train_and_record(current, labelled, labelled, NOTHING_MEASURED)
+    return train_and_record(current, current.pool, current.pool.labels, NOTHING_MEASURED)
 
 
-def _train_and_record(current: Round, labelled: Tensor, newest: Tensor, header: Mapping[str, Any]) -> Record:
+def train_and_record(current: Round, data: Split, newest: Tensor, header: Mapping[str, Any]) -> Record:
+    """Train on the labelled images `data`; write checkpoint and results line. Arguments as of `make_record`."""
     models, _ = current.starting_models()
     start = time.perf_counter()
-    members = [_train(current, number, model, current.pool.subset(labelled)) for number, model in enumerate(models)]
-    record = make_record(current, labelled, newest, header, members, time.perf_counter() - start)
+    members = [_train(current, number, model, data) for number, model in enumerate(models)]
+    record = make_record(current, len(data), newest, header, members, time.perf_counter() - start)
     write_result(current, record, members, current.work.settings())
     return record
 
@@ -138,7 +139,7 @@ class Selector:
 
 def make_record(
     current: Round,
-    labelled: Tensor,
+    labelled: int,
     newest: Tensor,
     header: Mapping[str, Any],
     members: Sequence[Trained],
@@ -147,7 +148,8 @@ def make_record(
     """The results record of an iteration (docs/files.md), with entries only for the accuracies that were measured.
 
     Args:
-        labelled, newest: positions in the pool of all labelled images, and of this iteration's query.
+        labelled: number of labelled images.
+        newest: (n,) int64, labels of this iteration's query.
         header: the entries of an index list's header about the acquisition.
         members: the members of the ensemble.
     """
@@ -156,13 +158,14 @@ def make_record(
         "acquire": header["seconds_acquire"],
         "retrain": seconds_retrain,
     }
-    work, pool, pseudo_labels = current.work, current.pool, header["pseudo_labels"] or {}
+    work, pseudo_labels = current.work, header["pseudo_labels"] or {}
     classes = current.experiment.classes
     per_class = [accuracy_per_class(member.test.predictions, work.test.labels, classes) for member in members]
     return {
         **current.identity(),
-        "labelled": len(labelled),
-        "labelled_share": 100 * len(labelled) / work.undistorted_pool_size(),
+        "labelled": labelled,
+        **({} if labelled == current.size else {"queried": current.size}),  # some were skipped, or labelled unasked
+        "labelled_share": 100 * labelled / work.pool_size_of_shares(current.pool),
         "accuracy": fmean(member.test.accuracy for member in members),
         **_mean_of(members, "accuracy_last"),
         **_mean_of(members, "accuracy_validation"),
@@ -170,12 +173,15 @@ def make_record(
         "accuracy_members": [member.test.accuracy for member in members],
         "epochs": [member.epoch for member in members],
         "accuracy_per_class": [None if None in values else fmean(values) for values in zip(*per_class, strict=True)],
-        "selected_histogram": torch.bincount(pool.labels[newest.to(pool.device)], minlength=classes).tolist(),
+        "selected_histogram": torch.bincount(newest, minlength=classes).tolist(),
+        "minority": current.minority,
         "pseudo_label_accuracy": pseudo_labels.get("accuracy"),
         "pseudo_label_accuracy_per_class": pseudo_labels.get("per_class"),
         "misclassified": header["misclassified"],
         "centres": header["centres"],
         "at_random": header["at_random"],
+        "answered": header.get("answered"),  # absent in index lists written before it was recorded
+        "similarity": header.get("similarity"),
         "passes": {"forward": header["forward"], "backward": header["backward"]},
         "seconds": {stage: round(value, 3) for stage, value in seconds.items()},
         "peak_memory_mib": peak_mib(work.device),

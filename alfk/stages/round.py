@@ -11,6 +11,7 @@ from torch import Tensor, nn
 
 from alfk import distributed
 from alfk.acquisition import DATABASES, Method, get_method
+from alfk.bias import minority_of
 from alfk.config import Experiment
 from alfk.data import Split
 from alfk.errors import UserError
@@ -65,6 +66,15 @@ class Round:
     def validation(self) -> Split:
         return self.work.validation()
 
+    @cached_property
+    def minority(self) -> list[int] | None:
+        """The minority classes: the data set's, else those with few images in the pool; None for unknown labels."""
+        if self.experiment.minority is not None:
+            return list(self.experiment.minority)
+        if self.pool.labels is None:
+            return None
+        return minority_of(self.pool.labels.cpu(), self.experiment.classes)
+
     @property
     def size(self) -> int:
         """Images labelled after this iteration."""
@@ -92,6 +102,11 @@ class Round:
     @property
     def index_list(self) -> Path:
         return self.folder.index_list(self.trial, self.b, self.size)
+
+    @property
+    def query(self) -> Path:
+        """The chosen images with why each was chosen, beside the index list."""
+        return self.folder.query(self.trial, self.b, self.size)
 
     def database(self, name: str) -> Path:
         """A database that this iteration's acquisition reads, e.g. "pool"."""

@@ -49,6 +49,8 @@ class Workspace:
         common = {"protocol": PROTOCOL, "dataset": self.experiment.name, "seed": self.seed, "device": self.device.type}
         if self.train.source or self.test.source:
             common["data"] = [self.train.source, self.test.source]
+        if self.train.classes:
+            common["class_names"] = list(self.train.classes)
         return common | self.experiment.settings("initial" if initial else "learning")
 
     def generator(self, *purpose: object, member: int = 0) -> torch.Generator:
@@ -69,10 +71,15 @@ class Workspace:
         return self.train.subset(self.validation_indices())
 
     def hold_out(self, share: float) -> None:
-        """Divide images that are both validation and test images: a random `share` becomes the test images."""
+        """Divide images that are both validation and test images: a random `share` of each class is for test."""
         images = self.separate_validation
-        rows = torch.randperm(len(images), generator=self.generator("holdout"))
-        rows = self._draw_once(f"test_{share:g}", lambda: rows[: round(share * len(rows))].sort().values)
+
+        def draw() -> Tensor:
+            labels, generator = images.labels.cpu(), self.generator("holdout")
+            counts = [round(share * count) for count in torch.bincount(labels).tolist()]
+            return bias.split_validation(labels, counts, generator)[0]
+
+        rows = self._draw_once(f"test_{share:g}", draw)
         if not 0 < len(rows) < len(images):
             raise UserError(f"of {len(images)} validation images --holdout-val {share:g} leaves none for one side")
         rest = torch.ones(len(images), dtype=torch.bool)
@@ -80,8 +87,14 @@ class Workspace:
         self.test, self.separate_validation = images.subset(rows), images.subset(rest.nonzero().flatten())
 
     def undistorted_pool_size(self) -> int:
-        """Number of pool images at imbalance ratio 1, of which labelled shares are percentages."""
+        """Number of pool images at imbalance ratio 1."""
         return len(self.train) - sum(self.experiment.validation_per_class)
+
+    def pool_size_of_shares(self, pool: Split) -> int:
+        """The number of images of which labelled shares are percentages: of the pool that there is for a user's own
+        images, of the undistorted pool in the paper's experiments.
+        """
+        return len(pool) if self.experiment.own_images else self.undistorted_pool_size()
 
     def pool_indices(self, ir: float, distortion: str) -> Tensor:
         """(P,) positions of the distorted pool in the training set: drawn once, then read from a file."""
@@ -118,6 +131,8 @@ class Workspace:
         if self.separate_validation is None:
             taken[self.validation_indices()] = True
         rows = (~taken).nonzero().flatten()
+        if ir == 1:
+            return rows
         labels = self.train.labels.cpu()[rows]
         generator, minority = self.generator("bias", distortion), self.experiment.minority
         if minority is None:

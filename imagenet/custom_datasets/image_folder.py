@@ -1,7 +1,11 @@
-"""ImageNet, or any folder with train/<class>/*.JPEG and val/<class>/*.JPEG; its files are listed once, not copied."""
+"""ImageNet, or any folder with train/<class>/ and val/<class>/ (or pool/ without labels); its files are listed once,
+not copied.
+"""
 
 import hashlib
 import os
+import re
+from collections.abc import Iterator
 from pathlib import Path
 
 import numpy as np
@@ -17,30 +21,48 @@ SUFFIXES = (".jpeg", ".jpg", ".png")
 OFFICIAL = {"train": 1_281_167, "val": 50_000}  # images of ILSVRC-2012
 
 
-def load_folder(folder: Path, root: Path | None, size: int, loader: str, workers: int) -> Dataset:
-    """Pool images from train/, validation and test images both from val/: the paper's protocol.
+def load_folder(
+    folder: Path, root: Path | None, size: int, loader: str, workers: int, unlabelled: bool = False
+) -> Dataset:
+    """Pool images from train/, validation images from val/, test images from test/ if there is one, else from val/ too:
+    the paper's protocol.
 
     Args:
-        folder: local_data/ImageNet; the lists of files are stored in its subfolder processed.
+        folder: local_data/<name>; the lists of files are stored in its subfolder processed.
         root: the folder with train/ and val/; if None, ILSVRC2012_pytorch beside `folder` if it exists, else the folder
             listed last.
         size, loader, workers: see `ImageFiles`.
+        unlabelled: the pool is not train/<class>/ but pool/, at any depth, and its labels are unknown.
     Raises:
-        UserError: a folder is missing or empty, or train/ and val/ have different classes.
+        UserError: a folder is missing or empty, or train/, val/ and test/ have different classes.
     """
     root = (root or _default_root(folder)).absolute()
-    for name in sorted(set(_classes(root, "train")) ^ set(_classes(root, "val"))):
-        raise UserError(f"{root} has the class {name} in one of train/ and val/ alone")
-    train, val = (_split(folder, root, part, size, loader, workers) for part in OFFICIAL)
-    return Dataset(train, val, val)
+    first = "val" if unlabelled else "train"
+    names, parts = _classes(root, first, unlabelled), [] if unlabelled else ["train"]
+    parts += ["val", "test"] if (root / "test").is_dir() else ["val"]
+    for part in parts:
+        for name in sorted(set(names) ^ set(_classes(root, part, unlabelled))):
+            raise UserError(f"{root} has the class {name} in one of {first}/ and {part}/ alone")
+    options = (size, loader, workers)
+    found = {part: _split(folder, root, part, names, *options) for part in parts}
+    train = _split(folder, root, "pool", names, *options) if unlabelled else found["train"]
+    return Dataset(train, found.get("test", found["val"]), found["val"])
 
 
-def _split(folder: Path, root: Path, part: str, size: int, loader: str, workers: int) -> Split:
-    names, stamps = _classes(root, "train"), _stamps(root, part)
+def is_imagenet(root: Path) -> bool:
+    """Whether the folder has the 1,000 class folders of ILSVRC-2012 in train/."""
+    try:
+        names = [entry for entry in os.listdir(root / "train") if re.fullmatch(r"n\d{8}", entry)]
+    except OSError:
+        return False
+    return len(names) == 1000
+
+
+def _split(folder: Path, root: Path, part: str, names: list[str], size: int, loader: str, workers: int) -> Split:
     processed = folder / "processed"
     paths_file, labels_file = (processed / f"{part}_{what}.npy" for what in ("paths", "labels"))
-    about = {"root": str(root), "classes": names, "folders": stamps}
     try:
+        about = {"root": str(root), "classes": names, "folders": _stamps(root, part)}
         processed.mkdir(parents=True, exist_ok=True)
         with locked(processed / ".lock"):
             if not (has_array(labels_file) and has_array(paths_file) and _listed(labels_file, about)):
@@ -55,14 +77,16 @@ def _split(folder: Path, root: Path, part: str, size: int, loader: str, workers:
         path = problem.filename or processed  # an image folder that cannot be read, or the lists' folder
         remedy = f"; if that is in {folder}, give --datadir another folder"
         raise UserError(f"{path}: {problem.strerror}{remedy}") from None
-    prefix = "" if len(labels) == OFFICIAL[part] else f"{UNOFFICIAL} "
+    changed = is_imagenet(root) and len(labels) != OFFICIAL.get(part)
+    prefix = f"{UNOFFICIAL} " if changed else ""
     files = ImageFiles(root, paths, size, loader, workers)
-    return Split(files, torch.from_numpy(np.array(labels)), MEAN, STD, source=prefix + header["md5"])
+    known = None if part == "pool" else torch.from_numpy(np.array(labels))
+    return Split(files, known, MEAN, STD, source=prefix + header["md5"], classes=names)
 
 
 def _default_root(folder: Path) -> Path:
     """The image folder if none is given."""
-    default, header = folder.parent / "ILSVRC2012_pytorch", folder / "processed" / "train_labels.json"
+    default, header = folder.parent / "ILSVRC2012_pytorch", folder / "processed" / "val_labels.json"
     return Path(read_json(header)["root"]) if header.exists() and not default.exists() else default
 
 
@@ -72,15 +96,16 @@ def _listed(labels_file: Path, about: dict[str, object]) -> bool:
     return all(header.get(key) == value for key, value in about.items())
 
 
-def _classes(root: Path, part: str) -> list[str]:
+def _classes(root: Path, part: str, unlabelled: bool = False) -> list[str]:
     """Names of the class folders, sorted; the label of a class is its index."""
     try:
         names = sorted(entry.name for entry in os.scandir(root / part) if entry.is_dir() and entry.name[0] != ".")
     except OSError:
         names = []
     if not names:
+        pool = "pool/, images without labels," if unlabelled else "train/<class>/*.JPEG"
         raise UserError(
-            f"there are no images in {root}: it has to hold train/<class>/*.JPEG and val/<class>/*.JPEG, your own or "
+            f"there are no images in {root}: it has to hold {pool} and val/<class>/*.JPEG, your own or "
             "ILSVRC-2012's (image-net.org, after registration; its val images sorted into class folders); "
             "name another folder, first or after --imagenetdir"
         )
@@ -88,20 +113,39 @@ def _classes(root: Path, part: str) -> list[str]:
 
 
 def _stamps(root: Path, part: str) -> dict[str, int]:
-    """The time at which a file was last added to or removed from each class folder, in nanoseconds."""
+    """The time at which a file was last added to or removed from each folder of a part, in nanoseconds."""
+    if part == "pool":
+        return {folder: os.stat(root / part / folder).st_mtime_ns for folder, _ in _below(root / part)}
     return {name: os.stat(root / part / name).st_mtime_ns for name in _classes(root, part)}
 
 
 def _scan(root: Path, part: str, names: list[str]) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-    """Paths below `root` (N,) bytes, labels and sizes in bytes (N,) int64, class by class, sorted. Raises UserError."""
+    """Paths below `root` (N,) bytes, labels (-1 in pool/) and sizes in bytes (N,) int64, sorted. Raises UserError."""
     paths, labels, sizes = [], [], []
-    for label, name in enumerate(names):
+    folders = [(f, -1) for f, _ in _below(root / part)] if part == "pool" else [(n, i) for i, n in enumerate(names)]
+    for name, label in folders:
         folder = root / part / name
-        found = os.scandir(folder)
-        files = sorted((entry.name, entry.stat().st_size) for entry in found if entry.name.lower().endswith(SUFFIXES))
-        if not files:
+        files = sorted((entry.name, entry.stat().st_size) for entry in os.scandir(folder) if _is_image(entry))
+        if not files and part != "pool":
             raise UserError(f"{folder} has no image ({', '.join(SUFFIXES)}); remove it, or put images into it")
-        paths += [os.fsencode(f"{part}/{name}/{file}") for file, _ in files]
+        paths += [os.fsencode(os.path.normpath(f"{part}/{name}/{file}")) for file, _ in files]
         sizes += [size for _, size in files]
         labels += [label] * len(files)
+    if not paths:
+        raise UserError(f"{root / part} has no image ({', '.join(SUFFIXES)}): put the images to choose from into it")
     return np.array(paths), np.array(labels, np.int64), np.array(sizes, np.int64)
+
+
+def _is_image(entry: os.DirEntry) -> bool:
+    return entry.name.lower().endswith(SUFFIXES) and entry.name[0] != "."
+
+
+def _below(folder: Path) -> Iterator[tuple[str, list[str]]]:
+    """(path below `folder`, file names) of it and of all folders in it, sorted, without hidden ones."""
+
+    def fail(problem: OSError) -> None:
+        raise problem
+
+    for path, folders, files in os.walk(folder, onerror=fail):
+        folders[:] = sorted(name for name in folders if name[0] != ".")
+        yield os.path.relpath(path, folder), files

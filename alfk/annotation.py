@@ -1,0 +1,112 @@
+"""People as the oracle: their labels in a CSV file, and requests for labels that say why an image was chosen."""
+
+import csv
+import dataclasses
+from collections.abc import Sequence
+from pathlib import Path
+
+import torch
+from torch import Tensor
+
+from alfk.errors import UserError
+from alfk.queries import Query, write_csv
+
+SKIP = "skip"  # in place of a label: the file takes no part
+
+
+@dataclasses.dataclass(frozen=True)
+class Annotations:
+    """What people entered into labels.csv.
+
+    Attributes:
+        positions: (k,) int64, positions in the pool of the labelled files, ascending.
+        labels: (k,) int64, their classes.
+        skipped: (s,) int64, positions of the files that were taken out.
+    """
+
+    positions: Tensor
+    labels: Tensor
+    skipped: Tensor
+
+    @property
+    def settled(self) -> Tensor:
+        """Positions of the files that need no label any more: labelled or skipped, ascending."""
+        return torch.cat([self.positions, self.skipped]).sort().values
+
+    def missing(self, indices: Tensor) -> Tensor:
+        """Those of the pool positions `indices` (n,) that are neither labelled nor skipped, in order."""
+        return indices[~torch.isin(indices, self.settled)]
+
+
+def read_annotations(path: str | Path, files: Sequence[str], classes: Sequence[str]) -> Annotations:
+    """Read a CSV file with the columns `file` and `label`.
+
+    An empty label is a missing one; `skip` takes a file out. Commas or semicolons, as spreadsheets write them. If a
+    file is named twice, its last label that is not empty counts only if all of them agree.
+
+    Args:
+        files: names of the pool images, as they are written in the column `file`.
+        classes: names of the classes.
+    Raises:
+        UserError: the file cannot be read, names a file that is not in the pool, a label that is no class, or two
+            labels for a file.
+    """
+    path, position = Path(path), {name: i for i, name in enumerate(files)}
+    number = {name: i for i, name in enumerate(classes)}
+    entered: dict[int, str] = {}
+    for line, name, label in _read(path):
+        if name not in position:
+            raise UserError(f"{path}, line {line}: {name} is not among the pool's files")
+        if label == "":
+            continue
+        if label != SKIP and label not in number:
+            known = ", ".join(classes[:10]) + (", ..." if len(classes) > 10 else "")
+            remedy = f"not a class of the validation set ({known}), and not {SKIP!r}"
+            raise UserError(f"{path}, line {line}: {label!r} is {remedy}")
+        if entered.setdefault(position[name], label) != label:
+            raise UserError(f"{path}, line {line}: {name} has the label {entered[position[name]]} above, here {label}")
+    labelled = sorted(i for i, label in entered.items() if label != SKIP)
+    skipped = sorted(i for i, label in entered.items() if label == SKIP)
+    return Annotations(
+        torch.tensor(labelled, dtype=torch.int64),
+        torch.tensor([number[entered[i]] for i in labelled], dtype=torch.int64),
+        torch.tensor(skipped, dtype=torch.int64),
+    )
+
+
+def _read(path: Path) -> list[tuple[int, str, str]]:
+    """(line number, file, label) of every row with a file name; empty if there is no such file yet."""
+    if not path.exists():
+        return []
+    try:
+        text = path.read_text(encoding="utf-8-sig")
+    except (OSError, UnicodeDecodeError) as problem:
+        raise UserError(f"cannot read {path}: {problem}; save it as CSV in UTF-8") from None
+    head = text.split("\n", 1)[0]
+    reader = csv.DictReader(text.splitlines(), delimiter=";" if head.count(";") > head.count(",") else ",")
+    names = [name.strip().lower() for name in reader.fieldnames or ()]
+    if not {"file", "label"} <= set(names):
+        raise UserError(f"{path}: its first line has to be file,label")
+    reader.fieldnames = names
+    rows = ((reader.line_num, (row["file"] or "").strip(), (row["label"] or "").strip()) for row in reader)
+    return [row for row in rows if row[1]]
+
+
+def write_request(path: str | Path, query: Query, files: Sequence[str], validation_files: Sequence[str]) -> None:
+    """Write a CSV file for the annotators: the files of a query in order, and why each was chosen.
+
+    Its columns: file; guess, the label that the method supposes; nearest_error, the misclassified validation image
+    that it answers, with its class and the class it is mistaken for; similarity to it. An uncertainty method has a
+    score instead.
+    """
+    rows = []
+    for row in query.rows(files, validation_files):
+        guess = row.get("pseudo_label", row.get("prediction"))
+        entry = {"file": row["file"], "guess": "" if guess is None else guess}
+        if "answers_to" in row:
+            error = {"nearest_error": row["answers_to_file"], "error_class": row["error_label"]}
+            entry |= error | {"mistaken_for": row["error_prediction"], "similarity": row["similarity"]}
+        if "score" in row:
+            entry["score"] = row["score"]
+        rows.append(entry)
+    write_csv(path, rows)

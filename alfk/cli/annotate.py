@@ -1,0 +1,90 @@
+"""run.py --annotate: active learning on a pool without labels; people enter them into a CSV file."""
+
+import argparse
+import os
+from collections.abc import Sequence
+from pathlib import Path
+
+import numpy as np
+
+from alfk import distributed
+from alfk.annotation import Annotations, read_annotations, write_request
+from alfk.cli import scripts
+from alfk.cli.progress import Progress
+from alfk.config import Experiment
+from alfk.data import Split
+from alfk.errors import UserError
+from alfk.plotting import answers
+from alfk.queries import Query, write_csv
+from alfk.runs import Trial, open_array
+from alfk.selection import Selection
+from alfk.stages.annotate import LabelsMissing, annotated
+from alfk.stages.loop import active_learning
+from alfk.stages.pretrain import make_initial_models
+from alfk.stages.round import Round
+
+
+def annotate(experiment: Experiment, options: argparse.Namespace, trials: Sequence[Trial]) -> int:
+    """Initial models, and AL iterations until labels are missing; returns the exit status."""
+    if not options.descr_length:
+        trials = [trial for trial in trials if trial.length in (0, experiment.default_length)]
+    if len(trials) != 1:
+        names = ", ".join(trial.short() for trial in trials)
+        raise UserError(f"people label for one method at a time, not for {names}: name one with --methods")
+    (trial,), table = trials, options.annotate
+    if trial.method == "Rzg_true":
+        raise UserError("Rzg_true needs the labels of the whole pool: it is for pools whose labels are known")
+    if trial.ir != 1 or trial.nr:
+        raise UserError("-ir and -nr distort a pool whose labels are known: leave them out")
+    if distributed.world_size() > 1:
+        raise UserError("--annotate works in one process: start it without torchrun")
+    with Progress(total=2 * trial.ensemble + experiment.iterations) as progress:
+        work = scripts.open_workspace(experiment, options, options.run_start, progress, [trial], 1)
+        files = file_names(work.train, "pool")
+
+        def read() -> Annotations:
+            return read_annotations(table, files, work.train.classes)
+
+        read()  # before anything is computed
+        make_initial_models(work, trial.ir, trial.nr, trial.ensemble, trial.select)
+        try:
+            active_learning(work, [trial], annotated(read), options.keep_descr)
+        except LabelsMissing as waiting:
+            progress.print_line(request(waiting, table, files))
+            return 0
+        progress.print_line(f"all {experiment.iterations} AL iterations are finished; --iterations adds more")
+    return 0
+
+
+def file_names(split: Split, part: str) -> list[str]:
+    """The names of a split's files below the folder `part` of its root, as they are written in CSV files."""
+    paths = split.store.paths if split.rows is None else split.store.paths[split.rows.numpy()]
+    return [os.fsdecode(path).removeprefix(f"{part}/") for path in paths]
+
+
+def request(waiting: LabelsMissing, table: Path, files: Sequence[str]) -> str:
+    """Write what people need to label a query, beside their CSV file; returns a line about it."""
+    current = waiting.current
+    query, validation = query_of(current), current.validation
+    request, sheet = table.with_name(f"ask_b{current.b}.csv"), table.with_name(f"ask_b{current.b}.png")
+    if not table.exists():
+        write_csv(table, [], ("file", "label"))
+    if not request.exists():
+        write_request(request, query, files, file_names(validation, "val"))
+    if not sheet.exists():
+        title = f"{current.experiment.name}, b={current.b}: {len(query)} images to label, chosen by {query.method}"
+        answers(query, current.pool, validation, sheet, title=title, most=len(query))
+    missing = len(waiting.missing)
+    what = f"{len(query)} images to label" if missing == len(query) else f"{missing} of {len(query)} labels are missing"
+    example = "" if missing == len(query) else f" (the first: {files[int(waiting.missing[0])]})"
+    return (
+        f"b={current.b}: {what}{example}: they are in {request}, with pictures in {sheet.name}; "
+        f"enter file,label into {table} (skip takes a file out) and give the same command again"
+    )
+
+
+def query_of(current: Round) -> Query:
+    """The query of an AL iteration, from its file."""
+    array, header = open_array(current.query, {"kind": "query", **current.identity()})
+    selection = Selection.of_array(np.array(array))
+    return Query.of(selection, header["method"], current.validation.labels, current.pool.classes)

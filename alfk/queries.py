@@ -1,0 +1,199 @@
+"""One acquisition step for an active-learning loop of your own: which images to label next, and why."""
+
+import csv
+import dataclasses
+import io
+from collections.abc import Callable, Sequence
+from pathlib import Path
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+
+from alfk.acquisition import VALIDATION, Sampling, Situation, check_query_size, choose, get_method, measure
+from alfk.data import Split
+from alfk.descriptors import logits_of
+from alfk.errors import UserError
+from alfk.inputs import check_labels, positions
+from alfk.network import computing, prepare
+from alfk.perturbation import RotationAndNoise, Strategy
+from alfk.runs import atomic
+from alfk.selection import Selection
+
+CLASS_COLUMNS = ("pseudo_label", "prediction", "error_label", "error_prediction")
+
+
+@dataclasses.dataclass(frozen=True)
+class Query(Selection):
+    """The pool images to label next and, for each of them, why (attributes: see `Selection`).
+
+    Attributes:
+        method: key of the acquisition method.
+        error_label: (n,) int64, the true class of the validation image that the chosen image answers.
+        classes: names of the classes, None if they are numbers.
+    """
+
+    method: str = ""
+    error_label: Tensor | None = None
+    classes: tuple[str, ...] | None = None
+
+    def __len__(self) -> int:
+        return len(self.indices)
+
+    @classmethod
+    def of(
+        cls, selection: Selection, method: str, labels: Tensor | None = None, classes: Sequence[str] | None = None
+    ) -> "Query":
+        """A query from a selection.
+
+        Args:
+            labels: (V,) int64, of the validation set.
+        """
+        values = {field.name: getattr(selection, field.name) for field in dataclasses.fields(Selection)}
+        answers = selection.answers_to
+        error_label = None if answers is None or labels is None else labels.cpu()[answers]
+        return cls(**values, method=method, error_label=error_label, classes=tuple(classes) if classes else None)
+
+    def rows(
+        self, names: Sequence[object] | None = None, validation_names: Sequence[object] | None = None
+    ) -> list[dict[str, object]]:
+        """One dictionary per chosen image, for example for `pandas.DataFrame(query.rows())`.
+
+        Args:
+            names: of the pool images, e.g. files; a column `file` is added to `index`.
+            validation_names: likewise for `answers_to`, in the column `answers_to_file`.
+        """
+        columns: dict[str, list[object]] = {}
+        for name, values in {"index": self.indices, **self.reasons}.items():
+            columns[name] = values.tolist()
+            if name == "index" and names is not None:
+                columns["file"] = [str(names[i]) for i in columns["index"]]
+            if name == "answers_to" and validation_names is not None:
+                columns["answers_to_file"] = [str(validation_names[i]) for i in columns["answers_to"]]
+            if name in CLASS_COLUMNS:
+                columns[name] = [self.class_name(label) for label in columns[name]]
+            if name == "similarity":
+                columns[name] = [round(value, 4) for value in columns[name]]
+        return [dict(zip(columns, row, strict=True)) for row in zip(*columns.values(), strict=True)]
+
+    def class_name(self, label: int) -> object:
+        """The name of a class, or its number."""
+        return self.classes[label] if self.classes and 0 <= label < len(self.classes) else label
+
+    def to_csv(
+        self,
+        path: str | Path,
+        names: Sequence[object] | None = None,
+        validation_names: Sequence[object] | None = None,
+    ) -> None:
+        """Write `rows` as a CSV file. Raises UserError if it cannot be written."""
+        write_csv(path, self.rows(names, validation_names), ["index"])
+
+
+def write_csv(path: str | Path, rows: Sequence[dict[str, object]], heads: Sequence[str] = ()) -> None:
+    """Write rows with the same keys as a CSV file in UTF-8. Raises UserError if it cannot be written.
+
+    Args:
+        heads: names of the columns if there is no row.
+    """
+    text = io.StringIO()
+    writer = csv.DictWriter(text, list(rows[0]) if rows else list(heads), lineterminator="\n")
+    writer.writeheader()
+    writer.writerows(rows)
+    with atomic(Path(path)) as file:
+        file.write(text.getvalue().encode())
+
+
+def query(
+    method: str,
+    model: nn.Module | Sequence[nn.Module],
+    pool: Split,
+    validation: Split | None,
+    n: int,
+    *,
+    labelled: Tensor | np.ndarray | Sequence[int] | None = None,
+    taps: Sequence[int] | None = None,
+    batch_size: int = 1000,
+    generator: torch.Generator | None = None,
+    samples: int = 128,
+    strategy: Strategy | None = None,
+    annotate: Callable[[Tensor], Tensor] | None = None,
+) -> Query:
+    """The n pool images to label next and why: one acquisition step for your own active-learning loop.
+
+    In a process group of torch.distributed all processes must call it with equal arguments, and share the computation.
+    To call it in one process alone, use `alfk.distributed.single_process()`.
+
+    Args:
+        method: a key of METHODS; "Rzg_pz" is the paper's.
+        model: any module that returns (logits (B, C), list of taps), each tap (B, c, h, w) or (B, c), c at least 2;
+            `alfk.tapped` makes one of any network. For the uncertainty methods one with dropout layers, or a list of
+            such.
+        pool: its labels may be None (except for the oracle Rzg_true).
+        validation: labelled, distributed as the test data are; may be None for methods that do not match.
+        labelled: positions of pool images that are labelled already (k,), or a boolean mask (N,). Uncertainty methods
+            draw at random while there are none.
+        taps: indices into the list of taps that make the descriptor; all if None.
+        batch_size: images per forward pass; affects rounding and dropout masks.
+        generator: source of the random draws (start of k-centre, dropout masks, ...); one with seed 0 if None.
+        samples: K of the uncertainty methods and of the estimators from perturbed copies.
+        strategy: how copies are perturbed; rotation and noise if None.
+        annotate: pool positions (k,) -> their labels (k,), for methods with the input "annotation".
+    Raises:
+        UserError: unknown method, fewer than n unlabelled images, or arguments that do not fit together.
+    """
+    definition = get_method(method)
+    validation = matching_validation(pool, validation, required=definition.needs_descriptors)
+    available = torch.ones(len(pool), dtype=torch.bool)
+    if labelled is not None:
+        available[positions(labelled, len(pool), "labelled")] = False
+    situation = Situation(available, n, generator or torch.Generator().manual_seed(0), annotate=annotate)
+    situation.validation_labels = None if validation is None else validation.labels
+    check_query_size(situation)  # before anything is computed
+    if definition.needs_passes and not (definition.from_first_label and available.all()):
+        models = [model] if isinstance(model, nn.Module) else list(model)
+        sampling = Sampling(situation.generator, samples, strategy or RotationAndNoise())
+        with computing():
+            networks = [prepare(each) for each in models]
+            if definition.needs_descriptors:
+                classes = logits_of(networks[0], validation.subset([0])).shape[1]
+                check_labels(validation.labels, classes, VALIDATION)
+            situation.measurement = measure(definition, networks, pool, validation, sampling, taps, batch_size)
+    selection = choose(definition, situation)
+    classes = (validation and validation.classes) or pool.classes
+    return Query.of(selection, method, situation.validation_labels, classes)
+
+
+def select(method: str, model: nn.Module | Sequence[nn.Module], *arguments: object, **options: object) -> Tensor:
+    """`query(...).indices`: (n,) int64 on the CPU, positions in the pool, in the order they were chosen."""
+    return query(method, model, *arguments, **options).indices
+
+
+def matching_validation(pool: Split, validation: Split | None, required: bool) -> Split | None:
+    """The validation set, with the mean and std of the pool where its own were not given.
+
+    Raises:
+        UserError: pool and validation set do not go together, or are no splits.
+    """
+    for split, what in ((pool, "pool"), (validation, "validation set")):
+        if not isinstance(split, Split) and (split is not None or what == "pool" or required):
+            given = type(split).__name__
+            raise UserError(f"the {what} has to be an alfk.Split, not {given}: alfk.Split.of(images, labels) makes one")
+    if validation is None or not required:
+        return validation
+    if validation.labels is None:
+        raise UserError("the validation set has no labels: alfk.Split.of(images, labels)")
+    if not len(validation):
+        raise UserError("the validation set is empty")
+    if pool.device != validation.device:
+        raise UserError(
+            f"the pool is on {pool.device}, the validation set on {validation.device}: use split.to(device)"
+        )
+    if validation.computed and len(pool.mean) == len(validation.mean):
+        return validation.normalised_like(pool)
+    if (pool.mean, pool.std) != (validation.mean, validation.std):
+        raise UserError(
+            "pool and validation set have different mean and std: alfk.Split.of(images, labels, like=pool) takes the "
+            "pool's"
+        )
+    return validation

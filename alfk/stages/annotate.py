@@ -1,0 +1,58 @@
+"""AL iterations whose labels people enter into a CSV file: stages for a pool without labels.
+
+The file is the only state besides the run's: it is read again at every step, and an iteration is trained once each
+image of its query has a label or is skipped.
+"""
+
+import dataclasses
+from collections.abc import Callable
+
+import torch
+
+from alfk.annotation import Annotations
+from alfk.errors import UserError
+from alfk.runs import Record
+from alfk.stages.acquire import acquire
+from alfk.stages.describe import describe
+from alfk.stages.loop import Stages
+from alfk.stages.retrain import train_and_record
+from alfk.stages.round import Round
+
+
+@dataclasses.dataclass
+class LabelsMissing(Exception):
+    """An AL iteration waits for people.
+
+    Attributes:
+        current: the iteration.
+        missing: (k,) int64, positions in the pool of the images of its query without a label.
+    """
+
+    current: Round
+    missing: torch.Tensor
+
+
+def annotated(read: Callable[[], Annotations]) -> Stages:
+    """The stages of the loop for labels that `read` reads.
+
+    Raises, in the loop:
+        LabelsMissing: images of the query have no label yet.
+        UserError: no image is labelled.
+    """
+
+    def choose(current: Round) -> None:
+        acquire(current, unavailable=read().settled)
+
+    def retrain(current: Round) -> Record:
+        queried, header = current.labelled()
+        annotations = read()
+        missing = annotations.missing(queried[-current.experiment.query_size :])
+        if len(missing):
+            raise LabelsMissing(current, missing)
+        if not len(annotations.positions):
+            raise UserError("every image so far was skipped: there is nothing to train on; label at least one")
+        data = current.pool.subset(annotations.positions, annotations.labels)
+        newest = torch.isin(annotations.positions, queried[-current.experiment.query_size :])
+        return train_and_record(current, data, data.labels[newest.to(data.labels.device)], header)
+
+    return Stages(describe, choose, retrain)
