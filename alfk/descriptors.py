@@ -164,7 +164,7 @@ def derivative_errors() -> Iterator[None]:
     try:
         yield
     except RuntimeError as problem:
-        if not re.search(r"derivative for|differentiate twice|once_differentiable|used in the graph|vmap", str(problem)):
+        if not re.search(r"derivative for|differentiate twice|used in the graph|vmap", str(problem)):
             raise
         raise UserError(
             f"a layer behind the taps has no derivative of the kind that the method needs ({one_line(problem)}): use "
