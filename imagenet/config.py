@@ -17,9 +17,9 @@ from alfk.image_files import LOADERS, default_workers, has_dali
 from alfk.network import kaiming_fan_out
 from alfk.runs import read_json
 from imagenet.custom_datasets import image_folder
-from imagenet.custom_models.resnet import resnet18, resnet34, resnet50
+from imagenet.custom_models.resnet import resnet10, resnet18, resnet34, resnet50
 
-ARCHITECTURES = {"resnet18": resnet18, "resnet34": resnet34, "resnet50": resnet50}
+ARCHITECTURES = {"resnet10": resnet10, "resnet18": resnet18, "resnet34": resnet34, "resnet50": resnet50}
 HOLDOUT = 0.5  # share of val that is kept for test, for folders without test/ that are not ImageNet
 PICTURE = 128  # pixels of the images in contact sheets
 HOLDOUT = 0.5  # share of val that is kept for test, for folders without test/ that are not ImageNet

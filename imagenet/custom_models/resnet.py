@@ -1,8 +1,13 @@
-"""torchvision's ResNet-18, 34 and 50 with taps (docs/method.md, section 3)."""
+"""torchvision's ResNet-18, 34 and 50 with taps (docs/method.md, section 3), and a smaller one."""
 
 from torchvision.models.resnet import BasicBlock, Bottleneck
 
 from alfk.resnet import TappedResNet
+
+
+def resnet10(classes: int) -> TappedResNet:
+    """Half as many blocks as `resnet18`, with its taps: for small folders of small images."""
+    return TappedResNet(BasicBlock, [1, 1, 1, 1], classes)
 
 
 def resnet18(classes: int) -> TappedResNet:
