@@ -10,7 +10,7 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from alfk.acquisition import VALIDATION, Sampling, Situation, check_query_size, choose, get_method, measure
+from alfk.acquisition import POOL, VALIDATION, Sampling, Situation, check_query_size, choose, get_method, measure
 from alfk.data import Split
 from alfk.descriptors import logits_of
 from alfk.errors import UserError
@@ -60,16 +60,18 @@ class Query(Selection):
         """One dictionary per chosen image, for example for `pandas.DataFrame(query.rows())`.
 
         Args:
-            names: of the pool images, e.g. files; a column `file` is added to `index`.
+            names: of all pool images, e.g. files; a column `file` is added to `index`.
             validation_names: likewise for `answers_to`, in the column `answers_to_file`.
+        Raises:
+            UserError: fewer names than images.
         """
         columns: dict[str, list[object]] = {}
         for name, values in {"index": self.indices, **self.reasons}.items():
             columns[name] = values.tolist()
             if name == "index" and names is not None:
-                columns["file"] = [str(names[i]) for i in columns["index"]]
+                columns["file"] = _named(columns["index"], names, "pool")
             if name == "answers_to" and validation_names is not None:
-                columns["answers_to_file"] = [str(validation_names[i]) for i in columns["answers_to"]]
+                columns["answers_to_file"] = _named(columns["answers_to"], validation_names, "validation")
             if name in CLASS_COLUMNS:
                 columns[name] = [self.class_name(label) for label in columns[name]]
             if name == "similarity":
@@ -88,6 +90,15 @@ class Query(Selection):
     ) -> None:
         """Write `rows` as a CSV file. Raises UserError if it cannot be written."""
         write_csv(path, self.rows(names, validation_names), ["index"])
+
+
+def _named(positions: Sequence[int], names: Sequence[object], what: str) -> list[str]:
+    if max(positions, default=-1) >= len(names):
+        raise UserError(
+            f"there are {len(names)} names, but the query has {what} image {max(positions)}: give the names of all "
+            f"{what} images"
+        )
+    return [str(names[i]) for i in positions]
 
 
 def write_csv(path: str | Path, rows: Sequence[dict[str, object]], heads: Sequence[str] = ()) -> None:
@@ -158,6 +169,8 @@ def query(
             if definition.needs_descriptors:
                 classes = logits_of(networks[0], validation.subset([0])).shape[1]
                 check_labels(validation.labels, classes, VALIDATION)
+                if definition.pool_label == "true" and pool.labels is not None:
+                    check_labels(pool.labels, classes, POOL)
             situation.measurement = measure(definition, networks, pool, validation, sampling, taps, batch_size)
     selection = choose(definition, situation)
     classes = (validation and validation.classes) or pool.classes

@@ -42,7 +42,7 @@ class Block:
 def answers(
     query: Query,
     pool: Split,
-    validation: Split,
+    validation: Split | None,
     path: str | Path | None = None,
     *,
     title: str | None = None,
@@ -53,14 +53,17 @@ def answers(
     Images of methods that do not match are drawn alone, with their score.
 
     Args:
-        pool, validation: the splits of the query; images (N, C, H, W), C 1 or 3.
+        pool, validation: the splits of the query; images (N, C, H, W), C 1 or 3. Without matching validation may be
+            None.
         path: .png, .pdf or .svg file to write; None writes nothing.
         most: number of images drawn, in the order they were chosen.
     Returns:
         the figure, which `matplotlib.pyplot` does not hold.
     Raises:
-        UserError: the splits do not hold pictures, or the file cannot be written.
+        UserError: the splits do not hold pictures, `most` is not positive, or the file cannot be written.
     """
+    if most < 1:
+        raise UserError(f"most is {most}: draw at least one image")
     shown = min(most, len(query))
     heading = title or f"{query.method}: {len(query)} images to label"
     heading += f", the first {shown}" if shown < len(query) else ""
@@ -70,8 +73,10 @@ def answers(
     return figure
 
 
-def pairs(query: Query, pool: Split, validation: Split, count: int) -> list[Pair]:
-    """The first `count` images of a query with their captions."""
+def pairs(query: Query, pool: Split, validation: Split | None, count: int) -> list[Pair]:
+    """The first `count` images of a query with their captions. Raises UserError."""
+    if validation is None and query.answers_to is not None:
+        raise UserError("the query answers images of the validation set: give the validation set too")
     chosen = pictures(pool, query.indices[:count])
     others = [None] * count if query.answers_to is None else pictures(validation, query.answers_to[:count])
     rows = query.rows()[:count]

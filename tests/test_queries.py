@@ -1,0 +1,612 @@
+"""A query and its reasons: against plain references, in CSV files, in a run's files, and what `alfk.query` refuses."""
+
+import csv
+import dataclasses
+import json
+import subprocess
+import sys
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+import torch.nn.functional as F
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from torch import nn
+
+import alfk
+from alfk.acquisition import METHODS, Measurement, Situation, choose
+from alfk.data import Split
+from alfk.descriptors import Descriptors
+from alfk.errors import UserError
+from alfk.plotting import answers
+from alfk.queries import Query, query, select
+from alfk.runs import Trial, open_array
+from alfk.stages.loop import active_learning
+from alfk.stages.pretrain import make_initial_models
+from alfk.stages.round import Round
+from mnist.config import DIGITS
+from tests.helpers import ROOT, Killed, workspace
+
+CLASSES, NAMES = 4, ("ant", "bee", "cat", "dog")
+MATCHING = [key for key, method in METHODS.items() if method.needs_descriptors]
+UNCERTAIN = [key for key, method in METHODS.items() if method.needs_uncertainty]
+LABELLED = [3, 17, 40]
+N = 9
+
+
+class Net(nn.Module):
+    """Two taps of 6 and 4 channels, and dropout."""
+
+    def __init__(self):
+        super().__init__()
+        self.conv, self.fc, self.drop = nn.Conv2d(1, 6, 3), nn.Linear(6 * 36, CLASSES), nn.Dropout(0.5)
+
+    def forward(self, images):
+        x = torch.relu(self.conv(images))
+        logits = self.fc(self.drop(x.flatten(1)))
+        return logits, [x, logits]
+
+
+def images(count, seed):
+    return torch.randint(0, 256, (count, 1, 8, 8), dtype=torch.uint8, generator=torch.Generator().manual_seed(seed))
+
+
+@pytest.fixture(scope="module")
+def problem():
+    """(model, pool, validation) of random images."""
+    torch.manual_seed(0)
+    pool, validation = (
+        Split(images(count, seed), torch.arange(count) * 7 % CLASSES, (0.5,), (0.3,), classes=NAMES)
+        for count, seed in ((60, 1), (30, 2))
+    )
+    return Net(), pool, validation
+
+
+# The reasons
+
+
+def plain(model, split, labels_of=None):
+    """(standardised features, scores or None, predictions) of all images, each alone, in float64."""
+    model, features, scores, predictions = model.double().eval(), [], [], []
+    try:
+        for i, pixels in enumerate(split.images.double()):
+            logits, taps = model(((pixels / 255 - 0.5) / 0.3)[None])
+            predictions.append(int(logits.argmax()))
+            features.append(np.concatenate([standard(tap.detach()) for tap in taps]))
+            if labels_of is not None:
+                label = labels_of(i, features[-1], predictions[-1])
+                gradients = torch.autograd.grad(F.cross_entropy(logits, torch.tensor([label])), taps)
+                scores.append(np.concatenate([standard(gradient) for gradient in gradients]))
+    finally:
+        model.float()
+    return np.array(features), np.array(scores) if scores else None, predictions
+
+
+def standard(tap):
+    values = tap[0].flatten(1).mean(1).numpy() if tap.ndim == 4 else tap[0].numpy()
+    return (values - values.mean()) / values.std(ddof=1)
+
+
+def plain_measurement(key, model, pool, validation):
+    """Descriptors and predictions of both sides and the pool's labels of g, by the words of docs/method.md."""
+    truth, validation_truth = pool.labels.tolist(), validation.labels.tolist()
+    z, _, predictions = plain(model, validation)
+    labels = []
+
+    def nearest(i, feature, prediction):
+        labels.append(validation_truth[int(np.argmax(z @ feature))])
+        return labels[-1]
+
+    rules = {
+        "Rz": (None, None),
+        "Rzg_true": (lambda i, f, p: truth[i], lambda i, f, p: validation_truth[i]),
+        "Rzg_pred": (lambda i, f, p: p, lambda i, f, p: p),
+        "Rzg_pz": (nearest, lambda i, f, p: validation_truth[i]),
+    }
+    pool_rule, rule = rules[key]
+    x, gx, pool_predictions = plain(model, pool, pool_rule)
+    if pool_rule is None:
+        return x, z, pool_predictions, predictions, None
+    _, gz, _ = plain(model, validation, rule)
+    labels = {"Rzg_true": truth, "Rzg_pred": pool_predictions, "Rzg_pz": labels}[key]
+    return np.hstack([x, gx]), np.hstack([z, gz]), pool_predictions, predictions, labels
+
+
+@pytest.mark.parametrize("key", ["Rz", "Rzg_true", "Rzg_pred", "Rzg_pz"])
+def test_every_field_against_a_plain_reference(problem, key):
+    model, pool, validation = problem
+    found = query(key, model, pool, validation, N, labelled=LABELLED, batch_size=16)
+    x, v, pool_predictions, predictions, labels = plain_measurement(key, *problem)
+    truth = validation.labels.tolist()
+    wrong = [i for i in range(30) if predictions[i] != truth[i]]
+    assert found.misclassified == len(wrong) > N
+    assert (found.centres, found.at_random, found.score) == (N, 0, None)
+    # A standardised vector of c values has the squared length c - 1.
+    largest = (6 - 1 + CLASSES - 1) * (1 if labels is None else 2)
+    available = [i for i in range(60) if i not in LABELLED]
+    for k, i in enumerate(found.indices.tolist()):
+        error = int(found.answers_to[k])
+        assert error in wrong
+        similarities = x @ v[error]
+        assert float(found.similarity[k]) == pytest.approx(similarities[i] / largest, abs=1e-5)
+        assert int(found.rank[k]) == 1 + sum(similarities[j] > similarities[i] for j in available)
+        assert int(found.error_label[k]) == truth[error]
+        assert int(found.error_prediction[k]) == predictions[error]
+        assert int(found.prediction[k]) == pool_predictions[i]
+        if labels is not None:
+            assert int(found.pseudo_label[k]) == labels[i]
+    assert (found.pseudo_label is None) == (labels is None)
+
+
+@pytest.mark.parametrize("key", METHODS)
+def test_the_indices_are_those_of_select(problem, key):
+    options = {"labelled": LABELLED, "samples": 8, "batch_size": 16}
+    found = query(key, *problem, N, **options)
+    assert found.method == key
+    assert len(found) == N
+    assert found.indices.tolist() == select(key, *problem, N, **options).tolist()
+    assert not set(found.indices.tolist()) & set(LABELLED)
+    matches = {"similarity", "answers_to", "error_label", "error_prediction", "rank", "prediction"}
+    scored = METHODS[key].pool_label is not None
+    wanted = matches if key in MATCHING else {"score"} if key in UNCERTAIN else set()
+    assert set(found.reasons) == wanted | ({"pseudo_label"} if scored else set())
+    assert all(len(values) == N for values in found.reasons.values())
+    assert [list(row) for row in found.rows()] == [["index", *found.reasons]] * N
+
+
+@pytest.mark.parametrize("key", UNCERTAIN)
+def test_the_largest_scores_are_taken(problem, key):
+    model, pool, _ = problem
+    found = query(key, model, pool, None, N, labelled=LABELLED, samples=8)
+    every = query(key, model, pool, None, 57, labelled=LABELLED, samples=8)
+    assert found.score.tolist() == sorted(every.score.tolist(), reverse=True)[:N]
+    assert len(every.score.unique()) > N / 2
+    assert every.score.tolist() == sorted(every.score.tolist(), reverse=True)
+    measured = dict(zip(every.indices.tolist(), every.score.tolist(), strict=True))
+    assert [measured[i] for i in found.indices.tolist()] == found.score.tolist()
+
+
+def test_the_first_query_of_an_uncertainty_method_has_no_reasons(problem):
+    found = query("BALD", *problem, N)
+    assert (found.reasons, found.at_random, found.misclassified) == ({}, 0, None)
+
+
+@pytest.mark.parametrize("key", ["Rz", "Rzg_pz"])
+def test_without_errors_images_are_drawn_at_random(problem, key):
+    model, pool, validation = problem
+    _, _, predictions = plain(model, validation)
+    sure = Split(validation.images, predictions, validation.mean, validation.std)
+    found = query(key, model, pool, sure, N, labelled=LABELLED)
+    assert (found.misclassified, found.centres, found.at_random) == (0, 0, N)
+    assert found.reasons == {}
+    assert [list(row) for row in found.rows()] == [["index"]] * N
+    assert len({*found.indices.tolist(), *LABELLED}) == N + len(LABELLED)
+
+
+@settings(deadline=None, max_examples=60)
+@given(st.integers(2, 30), st.integers(1, 12), st.integers(0, 10**6), st.data())
+def test_each_image_is_the_ranked_match_of_its_error(count, errors, seed, data):
+    """Small whole numbers: inner products are exact, with many equal ones."""
+    rng = np.random.default_rng(seed)
+    x, v = rng.integers(-3, 4, (count, 3)), rng.integers(-3, 4, (errors, 3))
+    truth, predictions = rng.integers(0, 3, (2, errors))
+    available = rng.random(count) < 0.8
+    available[rng.integers(count)] = True
+    n = data.draw(st.integers(1, int(available.sum())))
+    measurement = Measurement(
+        *(
+            Descriptors(torch.tensor(vectors).float(), torch.full((len(vectors),), -1), torch.tensor(said))
+            for vectors, said in ((v, predictions), (x, np.arange(count)))
+        )
+    )
+    labels, generator = torch.tensor(truth), torch.Generator().manual_seed(seed)
+    found = choose(METHODS["Rz"], Situation(torch.tensor(available), n, generator, measurement, labels))
+    assert len(found.indices.unique()) == n
+    assert available[found.indices.numpy()].all()
+    wrong = np.flatnonzero(truth != predictions)
+    assert found.misclassified == len(wrong)
+    if not len(wrong):
+        assert found.at_random == n
+        return
+    assert set(found.answers_to.tolist()) <= set(wrong.tolist())
+    assert len(set(found.answers_to.tolist())) <= found.centres == min(n, len(wrong))
+    assert found.prediction.tolist() == found.indices.tolist()
+    assert found.error_prediction.tolist() == predictions[found.answers_to.numpy()].tolist()
+    for i, error, rank in zip(*(t.tolist() for t in (found.indices, found.answers_to, found.rank)), strict=True):
+        similarities = (x @ v[error])[available]
+        mine = x[i] @ v[error]
+        assert (similarities > mine).sum() < rank <= (similarities >= mine).sum()
+    ranks = found.rank.tolist()
+    assert ranks == sorted(ranks)
+
+
+def test_the_values_that_labelled_takes(problem):
+    mask = torch.zeros(60, dtype=torch.bool)
+    mask[LABELLED] = True
+    forms = [LABELLED, np.array(LABELLED), torch.tensor(LABELLED), mask, mask.numpy(), mask.tolist(), tuple(LABELLED)]
+    wanted = query("Rzg_pz", *problem, N, labelled=LABELLED).to_array()
+    for form in forms:
+        assert np.array_equal(query("Rzg_pz", *problem, N, labelled=form).to_array(), wanted), form
+    nothing = query("Rz", *problem, N).to_array()
+    for form in ([], np.array([]), torch.zeros(60, dtype=torch.bool)):
+        assert np.array_equal(query("Rz", *problem, N, labelled=form).to_array(), nothing), form
+
+
+def test_a_frozen_backbone_chooses_the_same_for_the_same_reasons(problem):
+    model, pool, validation = problem
+    wanted = query("Rzg_pz", model, pool, validation, N).to_array()
+    for part in (model.conv, model):
+        part.requires_grad_(False)
+        assert np.array_equal(query("Rzg_pz", model, pool, validation, N).to_array(), wanted)
+    model.requires_grad_(True)
+    tapped = alfk.tapped(model, ["conv"])
+    wanted = query("Rzg_pz", tapped, pool, validation, N).to_array()
+    model.conv.requires_grad_(False)
+    assert np.array_equal(query("Rzg_pz", tapped, pool, validation, N).to_array(), wanted)
+    model.requires_grad_(True)
+
+
+def test_a_validation_set_takes_the_pools_mean_and_std(problem):
+    model, pool, validation = problem
+    x, xv = pool.images.numpy(), validation.images.numpy() // 3  # darker: its own mean and std are others
+    mine, like = Split.of(x), Split.of(xv, validation.labels, like=Split.of(x))
+    own = Split.of(xv, validation.labels)
+    assert own.computed
+    assert own.mean != mine.mean
+    wanted = query("Rz", model, mine, like, N).to_array()
+    assert np.array_equal(query("Rz", model, mine, own, N).to_array(), wanted)
+    assert own.mean != mine.mean  # it is not changed
+    refused(lambda: query("Rz", model, mine, validation, N), "different mean and std")
+
+
+# Rows and CSV
+
+
+def read(path):
+    with open(path, newline="", encoding="utf-8") as file:
+        return list(csv.DictReader(file))
+
+
+def test_a_csv_file_has_the_reasons_with_names(problem, tmp_path):
+    names = [Path(f"pool/é, {i}.png") for i in range(60)]
+    others = [f'val/"{i}".png' for i in range(30)]
+    found = query("Rzg_pz", *problem, N)
+    found.to_csv(tmp_path / "query.csv", names=names, validation_names=others)
+    rows = read(tmp_path / "query.csv")
+    head = ["index", "file", "similarity", "answers_to", "answers_to_file", "error_prediction", "rank", "prediction"]
+    assert list(rows[0]) == [*head, "pseudo_label", "error_label"]
+    for k, row in enumerate(rows):
+        i, error = int(found.indices[k]), int(found.answers_to[k])
+        assert (row["index"], row["file"]) == (str(i), str(names[i]))
+        assert (row["answers_to"], row["answers_to_file"]) == (str(error), others[error])
+        assert float(row["similarity"]) == pytest.approx(float(found.similarity[k]), abs=5.1e-5)
+        for column in ("error_label", "error_prediction", "prediction", "pseudo_label"):
+            assert row[column] == NAMES[getattr(found, column)[k]], column
+    assert [{key: str(value) for key, value in row.items()} for row in found.rows(names, others)] == rows
+
+
+def test_a_csv_file_without_names_has_class_numbers_of_a_split_without_names(problem, tmp_path):
+    model, pool, validation = problem
+    pool, validation = (Split(s.images, s.labels, s.mean, s.std) for s in (pool, validation))
+    found = query("Rz", model, pool, validation, N)
+    found.to_csv(tmp_path / "query.csv")
+    rows = read(tmp_path / "query.csv")
+    assert [int(row["error_label"]) for row in rows] == found.error_label.tolist()
+    assert "file" not in rows[0]
+    assert "answers_to_file" not in rows[0]
+    scored = query("entropy", model, pool, None, N, labelled=[0], samples=4)
+    scored.to_csv(tmp_path / "scores.csv", names=range(60))
+    assert [float(row["score"]) for row in read(tmp_path / "scores.csv")] == scored.score.tolist()
+    refused(lambda: found.to_csv(tmp_path / "no" / "folder.csv"), "cannot write")
+
+
+def test_a_query_without_images_has_a_heading(tmp_path):
+    Query(torch.empty(0, dtype=torch.int64)).to_csv(tmp_path / "none.csv")
+    assert (tmp_path / "none.csv").read_text() == "index\n"
+
+
+@pytest.mark.parametrize("key", ["Rzg_pz", "random"])
+def test_names_have_to_be_those_of_all_images(problem, key):
+    """And not of the chosen ones alone."""
+    found = query(key, *problem, N)
+    refused(lambda: found.rows([f"{i}.png" for i in range(N)]), "give the names of all pool images")
+
+
+def test_the_array_of_a_query_gives_it_back(problem):
+    found = query("Rzg_pz", *problem, N)
+    again = Query.of_array(found.to_array())
+    assert again.indices.tolist() == found.indices.tolist()
+    assert {name: v.tolist() for name, v in again.reasons.items()} == {n: v.tolist() for n, v in found.reasons.items()}
+
+
+# What is refused
+
+
+def refused(call, words):
+    """The call raises UserError, with one line that has these words."""
+    with pytest.raises(UserError) as caught:
+        call()
+    text = str(caught.value)
+    assert "\n" not in text, text
+    assert words in text, text
+
+
+class Changed(Net):
+    """The network with another forward pass."""
+
+    def __init__(self, change):
+        super().__init__()
+        self.change = change
+
+    def forward(self, images):
+        return self.change(*super().forward(images))
+
+
+def aside(logits, taps):
+    return logits, [taps[0] * 2]
+
+
+def wide(logits, taps):
+    return torch.cat([logits, logits], 1), taps
+
+
+def tokens(logits, taps):
+    return logits, [taps[0].flatten(2).transpose(1, 2)]
+
+
+def no_dropout():
+    return nn.Sequential(nn.Flatten(), nn.Linear(64, CLASSES))
+
+
+FIVE = list(range(5))
+REFUSED = {
+    "0/1 mask of integers": (lambda m, p, v: query("Rz", m, p, v, 3, labelled=[0, 1] * 30), "convert it to bool"),
+    "duplicates": (lambda m, p, v: query("Rz", m, p, v, 3, labelled=[4, 7, 4]), "the position 4 twice"),
+    "outside": (lambda m, p, v: query("Rz", m, p, v, 3, labelled=[60]), "the position 60"),
+    "a mask of another length": (lambda m, p, v: query("random", m, p, v, 3, labelled=[True] * 59), "length 59"),
+    "floats to 255": (lambda m, p, v: query("Rz", m, Split.of(p.images.float()), v, 3), "divide them by 255"),
+    "normalised floats": (
+        lambda m, p, v: query("Rz", m, p, Split(v.images / 127.5 - 1, v.labels, (0.5,), (0.3,)), 3),
+        "mean=0, std=1",
+    ),
+    "no dropout": (
+        lambda m, p, v: query("varR", alfk.tapped(no_dropout(), ["0"]), p, None, 3, labelled=[0]),
+        "no dropout is active",
+    ),
+    "validation labels": (
+        lambda m, p, v: query("Rz", m, p, v.subset(FIVE, [0, 1, 2, 3, 4]), 3),
+        "labels of the validation set go from 0 to 4, but the model has 4 outputs",
+    ),
+    "labels from 1": (lambda m, p, v: query("Rzg_pz", m, p, v.subset(FIVE, [1, 2, 3, 4, 1]), 3), "labels are 0 to 3"),
+    "pool labels": (
+        lambda m, p, v: query("Rzg_true", m, p.subset(FIVE, [0, 1, 2, 3, 4]), v, 3),
+        "labels of the pool go from 0 to 4, but the model has 4 outputs",
+    ),
+    "unknown pool labels": (
+        lambda m, p, v: query("Rzg_true", m, Split.of(p.images, [0, -1] * 30, like=p, unknown_labels=True), v, 3),
+        "labels of the pool go from -1 to 0",
+    ),
+    "a tap aside": (
+        lambda m, p, v: query("Rzg_pz", Changed(aside), p, v, 3),
+        "logits must be computed from the tap",
+    ),
+    "tokens": (
+        lambda m, p, v: query("Rz", Changed(tokens), p, v, 3),
+        "where tokens and channels cannot be told apart",
+    ),
+    "no validation": (lambda m, p, v: query("Rz", m, p, None, 3), "the validation set has to be an alfk.Split"),
+    "no labels": (lambda m, p, v: query("Rz", m, p, Split.of(v.images, like=p), 3), "has no labels"),
+    "an array": (lambda m, p, v: query("Rz", m, p.images.numpy(), v, 3), "alfk.Split.of(images, labels) makes one"),
+    "too many": (lambda m, p, v: query("Rz", m, p, v, 58, labelled=LABELLED), "57 pool images are unlabelled"),
+    "a method": (lambda m, p, v: query("Rzg", m, p, v, 3), "there is no method 'Rzg'"),
+    "two models": (lambda m, p, v: query("Rz", [m, m], p, v, 3), "not an ensemble of 2"),
+}
+
+
+@pytest.mark.parametrize("case", REFUSED)
+def test_what_would_be_silently_wrong_is_refused_in_a_line(problem, case):
+    model, pool, validation = problem
+    plain_pool, plain_validation = (Split(s.images, s.labels, s.mean, s.std) for s in (pool, validation))
+    call, words = REFUSED[case]
+    refused(lambda: call(model, plain_pool, plain_validation), words)
+
+
+def test_methods_that_do_not_match_need_no_validation_set(problem):
+    model, pool, validation = problem
+    for key in ("random", *UNCERTAIN):
+        options = {"labelled": LABELLED, "samples": 4}
+        alone = query(key, model, pool, None, N, **options)
+        assert alone.indices.tolist() == query(key, model, pool, validation, N, **options).indices.tolist()
+        assert alone.classes == NAMES
+
+
+def test_a_network_with_more_outputs_than_classes(problem):
+    """Not an error: ImageNet's head on a problem of four classes."""
+    found = query("Rzg_pz", Changed(wide), *problem[1:], N)
+    assert max(found.prediction.tolist()) < 2 * CLASSES
+    assert all(row["prediction"] in (*NAMES, 4, 5, 6, 7) for row in found.rows())
+
+
+# A run's files
+
+
+def short_run(root, **changes):
+    short = {name: dataclasses.replace(getattr(DIGITS, name), epochs=1) for name in ("retraining", "pretraining")}
+    train, test = DIGITS.load(None)
+    work = workspace(dataclasses.replace(DIGITS, iterations=2, samples=4, **short, **changes), root, train, test)
+    for trial in TRIALS:
+        make_initial_models(work, trial.ir, trial.nr)
+    return work
+
+
+TRIALS = [Trial(20, "Rzg_pz", 20), Trial(20, "entropy", 0)]
+
+
+@pytest.fixture(scope="module")
+def finished(tmp_path_factory):
+    root = tmp_path_factory.mktemp("queries")
+    work = short_run(root)
+    active_learning(work, TRIALS)
+    return work
+
+
+def test_a_run_keeps_its_queries(finished):
+    run = finished.folder.path
+    lines = {(r["method"], r["b"]): r for r in finished.folder.results()}
+    for trial in TRIALS:
+        for b in (0, 1):
+            current = Round(finished, trial, b)
+            table, header = open_array(current.query, {"kind": "query", **current.identity()})
+            assert json.loads(current.query.with_suffix(".json").read_text()) == header
+            assert current.query.name == current.index_list.name.replace("index_list", "query")
+            listed = np.load(current.index_list)
+            assert listed[15 * b :].tolist() == table["index"].tolist()
+            line, fields = lines[trial.method, b], set(table.dtype.names)
+            assert all(name in header["meaning"] for name in fields)
+            if trial.method == "entropy":
+                assert fields == ({"index", "score"} if b else {"index"})
+                assert (line["answered"], line["similarity"]) == (None, None)
+                continue
+            assert {"similarity", "answers_to", "error_prediction", "rank", "prediction", "pseudo_label"} < fields
+            assert line["answered"] == len(set(table["answers_to"].tolist()))
+            assert line["similarity"] == pytest.approx(table["similarity"].mean(), abs=5.1e-5)
+            truth = current.validation.labels.numpy()[table["answers_to"]]
+            assert (table["error_prediction"] != truth).all()
+    assert len(list(run.glob("query_*.npy"))) == 4
+
+
+def test_a_runs_query_is_that_of_alfk_query(finished):
+    """From the same weights, with the run's own random draws."""
+    current = Round(finished, TRIALS[0], 1)
+    (model,), _ = current.starting_models()
+    labelled = current.labelled_before()
+    found = query(
+        "Rzg_pz",
+        model,
+        current.pool,
+        current.validation,
+        15,
+        labelled=labelled,
+        taps=finished.experiment.taps(20),
+        batch_size=finished.experiment.descriptor_batch,
+        generator=current.generator("acquire"),
+    )
+    table, _ = open_array(current.query, {})
+    assert table["index"].tolist() == found.indices.tolist()
+    for name, values in found.reasons.items():
+        if name in table.dtype.names:
+            assert np.allclose(table[name], values.numpy(), atol=1e-5), name
+
+
+@pytest.mark.parametrize("victim", ["query_", "index_list_"])
+def test_an_interrupted_iteration_writes_the_same_query(finished, tmp_path, monkeypatch, victim):
+    """Killed just before the second query or its index list is there."""
+    rename = Path.replace
+
+    def dying(path, target):
+        if Path(target).name.startswith(f"{victim}unsup_batch_1") and Path(target).suffix == ".npy":
+            raise Killed
+        return rename(path, target)
+
+    work = short_run(tmp_path)
+    with monkeypatch.context() as patch, pytest.raises(Killed):  # noqa: PT012
+        patch.setattr(Path, "replace", dying)
+        active_learning(work, TRIALS[:1])
+    active_learning(short_run(tmp_path), TRIALS[:1])
+    mine, wanted = (folder / "run0" for folder in (tmp_path, finished.folder.path.parent))
+    found = sorted(path.name for path in mine.glob("query_*"))
+    assert len(found) == 4
+    for name in found:
+        assert (mine / name).read_bytes() == (wanted / name).read_bytes()
+
+
+# Pictures of reasons
+
+
+def captions(figure):
+    return [text.get_text() for axes in figure.axes for text in axes.texts]
+
+
+def drawn(figure):
+    return [np.asarray(picture.get_array()) for axes in figure.axes for picture in axes.images]
+
+
+def test_each_image_is_drawn_beside_its_error(problem, tmp_path):
+    _, pool, validation = problem
+    found = query("Rzg_pz", *problem, N)
+    figure = answers(found, pool, validation, tmp_path / "new" / "answers.png", title="A title")
+    assert (tmp_path / "new" / "answers.png").read_bytes()[:4] == b"\x89PNG"
+    texts, pictures = captions(figure), drawn(figure)
+    assert texts[0] == "A title"
+    assert len(pictures) == 2 * N
+    for k, row in enumerate(found.rows()):
+        chosen, error = pictures[2 * k], pictures[2 * k + 1]
+        assert np.allclose(chosen, pool.images[row["index"], 0].numpy() / 255, atol=1e-3)
+        assert np.allclose(error, validation.images[row["answers_to"], 0].numpy() / 255, atol=1e-3)
+        assert texts[1 + 2 * k] == f"chosen: {row['pseudo_label']}?\nsimilarity {row['similarity']:.2f}"
+        assert texts[2 + 2 * k] == f"error: {row['error_label']},\ntaken for {row['error_prediction']}"
+        assert row["pseudo_label"] in NAMES
+
+
+@pytest.mark.parametrize("key", ["random", "BALD"])
+def test_images_of_methods_without_matching_are_drawn_alone(problem, key):
+    pool = problem[1]
+    found = query(key, *problem, N, labelled=[0], samples=4)
+    figure = answers(found, pool, None, most=4)
+    assert len(drawn(figure)) == 4
+    texts = captions(figure)
+    assert texts[0] == f"{key}: 9 images to label, the first 4"
+    wanted = ["chosen"] * 4 if key == "random" else [f"chosen\nscore {s:.3g}" for s in found.score[:4].tolist()]
+    assert texts[1:] == wanted
+
+
+@pytest.mark.parametrize("scale", [255, 1, "normalised"])
+def test_colour_images_of_every_scale(scale, tmp_path):
+    pixels = torch.rand(12, 3, 8, 8, generator=torch.Generator().manual_seed(0))
+    if scale == 255:
+        pool = Split.of((pixels * 255).to(torch.uint8))
+    elif scale == 1:
+        pool = Split.of(pixels)
+    else:
+        pool = Split.of((pixels - 0.5) / 0.25, mean=0, std=1)
+    found = query("random", nn.Identity(), pool, None, 5)
+    figure = answers(found, pool, pool, tmp_path / "answers.pdf")
+    assert (tmp_path / "answers.pdf").read_bytes()[:4] == b"%PDF"
+    for picture, i in zip(drawn(figure), found.indices.tolist(), strict=True):
+        assert picture.shape == (8, 8, 3)
+        assert 0 <= picture.min() <= picture.max() <= 1
+        assert np.corrcoef(picture.ravel(), pixels[i].permute(1, 2, 0).numpy().ravel())[0, 1] > 0.99
+
+
+def test_what_has_no_picture_is_refused(problem, tmp_path):
+    _, pool, validation = problem
+    features = Split.of(torch.randn(20, 5))
+    found = query("random", nn.Identity(), features, None, 3)
+    refused(lambda: answers(found, features, features), "features have no picture")
+    many = Split.of(torch.rand(20, 5, 8, 8))
+    refused(lambda: answers(found, many, many), "images of 5 channels cannot be drawn")
+    refused(lambda: answers(query("Rz", *problem, 3), pool, None), "give the validation set")
+    found = query("random", *problem, 3)
+    (tmp_path / "file").touch()
+    refused(lambda: answers(found, pool, validation, tmp_path / "file" / "a.png"), "cannot write")
+    refused(lambda: answers(found, pool, validation, tmp_path / "a.docx"), "cannot write")
+    refused(lambda: answers(found, pool, validation, most=0), "most is 0")
+
+
+BACKEND = """
+import matplotlib
+matplotlib.use("svg")
+import matplotlib.pyplot as plt
+plt.figure()
+import alfk
+from alfk.plotting import answers
+import alfk.cli.annotate, alfk.plotting.reasons
+assert matplotlib.get_backend() == "svg", matplotlib.get_backend()
+assert plt.get_fignums() == [1]
+"""
+
+
+def test_matplotlib_is_left_as_it_is():
+    subprocess.run([sys.executable, "-c", BACKEND], check=True, cwd=ROOT)
