@@ -22,8 +22,6 @@ from imagenet.custom_models.resnet import resnet10, resnet18, resnet34, resnet50
 ARCHITECTURES = {"resnet10": resnet10, "resnet18": resnet18, "resnet34": resnet34, "resnet50": resnet50}
 HOLDOUT = 0.5  # share of val that is kept for test, for folders without test/ that are not ImageNet
 PICTURE = 128  # pixels of the images in contact sheets
-HOLDOUT = 0.5  # share of val that is kept for test, for folders without test/ that are not ImageNet
-PICTURE = 128  # pixels of the images in contact sheets
 LAYER1, LAYER2, LAYER3, LAYER4 = range(4)  # the taps: 64, 128, 256 and, pooled, 512 channels
 
 
