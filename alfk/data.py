@@ -183,6 +183,11 @@ class Split:
         return self.store.device
 
     @property
+    def random_access(self) -> bool:
+        """Whether images may be read in any order, and a pass stopped early, at no cost: they are in memory."""
+        return not self.in_files or getattr(self.store, "keeps", False)
+
+    @property
     def images(self) -> Tensor:
         """(n, C, H, W) or (n, D) in the stored format; a copy if this is a subset or in files."""
         if self.in_files:

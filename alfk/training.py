@@ -141,8 +141,8 @@ class Evaluator:
     """Evaluates a network on the same images after every epoch, stopping once the epoch cannot be the best.
 
     An epoch with as many errors as the best one cannot replace it. Images misclassified lately are evaluated first, so
-    that this is often known after a fraction of the images. Images in files are all evaluated, in order, because their
-    decoders prefetch.
+    that this is often known after a fraction of the images. Images that are decoded again in every pass are all
+    evaluated, in order, because their decoders prefetch.
 
     Args:
         task: `classify` or `rotate`.
@@ -158,7 +158,7 @@ class Evaluator:
         """The evaluation, or None as soon as there are as many errors as in `best`."""
         split, task, k = self.split, self.task, self.k
         order = torch.arange(len(split), device=split.device)
-        if not split.in_files:
+        if split.random_access:
             order = self.difficulty.argsort(descending=True, stable=True)
         predictions = torch.empty(len(split), k, dtype=torch.int64, device=split.device)
         labels, errors, answers = split.labels[order], 0, 0
@@ -176,7 +176,7 @@ class Evaluator:
                 errors, answers = errors + int(wrong.sum()), answers + len(top)
                 if task is classify:
                     predictions[rows, : top.shape[1]] = top
-                if best is not None and errors >= best.errors and not split.in_files:
+                if best is not None and errors >= best.errors and split.random_access:
                     return None
         return Evaluation(errors, answers, predictions[:, : top.shape[1]] if task is classify else None)
 

@@ -42,7 +42,7 @@ class ImageNetFlags:
         add("--imagenetdir", type=Path, metavar="DIR", help="the same folder, as a flag")
         add("-a", "--arch", choices=ARCHITECTURES, default="resnet18", help="network (resnet18)")
         add("--loader", choices=LOADERS, help="library that decodes (dali if it is installed, else torchvision)")
-        add("--workers", type=positive, metavar="N", help="threads or processes that decode (the number of CPUs)")
+        add("--workers", type=positive, metavar="N", help="threads that decode (the number of CPUs)")
         add("--image-size", type=positive, metavar="PIXELS", help="side of the crops (224)")
         text = "share of val reserved for test; 0: all of val is both validation and test, as in the paper (0 for "
         text += f"ImageNet, or if there is test/; {HOLDOUT:g} for other folders)"
