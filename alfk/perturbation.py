@@ -13,6 +13,8 @@ from typing import Protocol
 import torch
 from torch import Tensor
 
+from alfk.errors import UserError
+
 Transformation = Callable[[Tensor], Tensor]  # (B, C, H, W) normalised images -> the same shape
 
 
@@ -64,7 +66,12 @@ def _draw(
     shape: Sequence[int],
     generator: torch.Generator,
 ) -> tuple[Tensor, Tensor]:
-    """Angles (K,) in the strategy's unit and noise images (K, C, H, W)."""
+    """Angles (K,) in the strategy's unit and noise images (K, C, H, W). Raises UserError for features."""
+    if len(shape) != 3:
+        raise UserError(
+            "perturbed copies are rotated images, which features (N, D) are not: choose another method, or give "
+            "alfk.query a strategy=... of your own"
+        )
     angles = strategy.angle_std * torch.randn(samples, generator=generator)
     return angles, strategy.noise_std * torch.randn(samples, *shape, generator=generator)
 

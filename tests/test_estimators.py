@@ -14,6 +14,7 @@ from alfk import pseudo_labels
 from alfk.acquisition import METHODS, Sampling, measure
 from alfk.data import Split
 from alfk.descriptors import ForwardPass, pool_spatially
+from alfk.errors import UserError
 from alfk.network import kaiming_fan_out
 from alfk.perturbation import STRATEGIES, ReleasedRotationAndNoise, Rotated, RotatedToNearest, RotationAndNoise
 from mnist.config import DIGITS, MNIST
@@ -226,3 +227,9 @@ def test_a_strategy_of_ones_own(model):
     split = digits(10)
     sampling = Sampling(torch.Generator().manual_seed(0), 3, Brightness())
     assert len(measure(METHODS["Rzg_trace"], [model], split, split, sampling, (1,)).pool) == 10
+
+
+@pytest.mark.parametrize("strategy", STRATEGIES.values())
+def test_features_have_no_rotated_copies(strategy):
+    with pytest.raises(UserError, match="rotated images"):
+        strategy.draw(4, (20,), torch.Generator())
