@@ -201,7 +201,7 @@ def select_suffix(select: str) -> str:
 
 def name_of(trial: Trial) -> str:
     """A trial in a line of text or a table, e.g. "Rzg_pz L80, random init"."""
-    return f"{trial.short()}{init_suffix(trial.init)}{select_suffix(trial.select)}"
+    return f"{trial.short()}{init_suffix(trial.init)}"  # the figure's title has --select
 
 
 def _reference(folder: Path, stem: str, runs: int) -> Reference:
