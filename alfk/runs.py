@@ -189,8 +189,8 @@ class RunFolder:
             was = manifest["settings"].get(key, now)
             if was != now and key == "data":
                 raise UserError(
-                    f"{self.path} was made with other image files: bring those back, or delete it, or give another "
-                    f"--save-folder (made with {was}, now {now})"
+                    f"{self.path} was made with other image files; since then some were added, removed or changed: "
+                    f"bring those back, or delete it, or give another --save-folder (made with {was}, now {now})"
                 )
             if was != now:
                 raise UserError(

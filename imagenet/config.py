@@ -58,6 +58,8 @@ class ImageNetFlags:
         if options.annotate:
             if root is None:
                 raise UserError("--annotate needs the folder that holds pool/ and val/")
+            if options.nr or options.ir not in (None, 1, [1]):
+                raise UserError("-ir and -nr distort a pool whose labels are known: leave them out with --annotate")
             options.methods = getattr(options, "methods", None) or ["Rzg_pz"]
         if root is not None and not image_folder.is_imagenet(root):
             experiment = of_folder(root, experiment)

@@ -3,6 +3,7 @@
 import argparse
 import os
 from collections.abc import Sequence
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -27,15 +28,19 @@ from alfk.stages.round import Round
 def annotate(experiment: Experiment, options: argparse.Namespace, trials: Sequence[Trial]) -> int:
     """Initial models, and AL iterations until labels are missing; returns the exit status."""
     if not options.descr_length:
-        trials = [trial for trial in trials if trial.length in (0, experiment.default_length)]
+        lengths = [trial.length and experiment.default_length for trial in trials]
+        trials = [replace(trial, length=length) for trial, length in zip(trials, lengths, strict=True)]
+        trials = list(dict.fromkeys(trials))
     if len(trials) != 1:
         names = ", ".join(trial.short() for trial in trials)
         raise UserError(f"people label for one method at a time, not for {names}: name one with --methods")
     (trial,), table = trials, options.annotate
     if trial.method == "Rzg_true":
         raise UserError("Rzg_true needs the labels of the whole pool: it is for pools whose labels are known")
-    if trial.ir != 1 or trial.nr:
-        raise UserError("-ir and -nr distort a pool whose labels are known: leave them out")
+    if options.baseline:
+        raise UserError("--baseline trains on the labels of the whole pool: it does not go with --annotate")
+    if len(scripts.runs_of(options, options.run_start + 1)) > 1:
+        raise UserError("people label for one run at a time: leave out --run-stop, --run-start names the run")
     if distributed.world_size() > 1:
         raise UserError("--annotate works in one process: start it without torchrun")
     with Progress(total=2 * trial.ensemble + experiment.iterations) as progress:
@@ -69,11 +74,12 @@ def request(waiting: LabelsMissing, table: Path, files: Sequence[str]) -> str:
     request, sheet = table.with_name(f"ask_b{current.b}.csv"), table.with_name(f"ask_b{current.b}.png")
     if not table.exists():
         write_csv(table, [], ("file", "label"))
-    if not request.exists():
-        write_request(request, query, files, file_names(validation, "val"))
-    if not sheet.exists():
+    same = asks_for(request, [files[i] for i in query.indices.tolist()])
+    if not (same and sheet.exists()):
         title = f"{current.experiment.name}, b={current.b}: {len(query)} images to label, chosen by {query.method}"
         answers(query, current.pool, validation, sheet, title=title, most=len(query))
+    if not same:
+        write_request(request, query, files, file_names(validation, "val"))
     missing = len(waiting.missing)
     what = f"{len(query)} images to label" if missing == len(query) else f"{missing} of {len(query)} labels are missing"
     example = "" if missing == len(query) else f" (the first: {files[int(waiting.missing[0])]})"
@@ -81,6 +87,15 @@ def request(waiting: LabelsMissing, table: Path, files: Sequence[str]) -> str:
         f"b={current.b}: {what}{example}: they are in {request}, with pictures in {sheet.name}; "
         f"enter file,label into {table} (skip takes a file out) and give the same command again"
     )
+
+
+def asks_for(request: Path, files: Sequence[str]) -> bool:
+    """Whether a request is there and names these files: one with notes by people is kept, one of another run is not."""
+    try:
+        text = request.read_text(encoding="utf-8-sig")
+    except (OSError, UnicodeDecodeError):
+        return False
+    return all(name in text for name in files)
 
 
 def query_of(current: Round) -> Query:

@@ -38,6 +38,8 @@ def load_folder(
     """
     root = (root or _default_root(folder)).absolute()
     first = "val" if unlabelled else "train"
+    if unlabelled and not (root / "pool").is_dir():
+        raise UserError(f"there is no folder {root / 'pool'}: put the images to choose from into it, at any depth")
     names, parts = _classes(root, first, unlabelled), [] if unlabelled else ["train"]
     parts += ["val", "test"] if (root / "test").is_dir() else ["val"]
     for part in parts:
