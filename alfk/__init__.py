@@ -7,7 +7,6 @@ The method, written once. Nothing in here knows a data set. For a loop of your o
 """
 
 import importlib
-from importlib import metadata
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
@@ -16,6 +15,8 @@ if TYPE_CHECKING:
     from alfk.errors import UserError
     from alfk.queries import Query, query, select
     from alfk.taps import suggest_taps, tapped
+
+__version__ = "0.2.0"
 
 # Imported when first used: a script that needs one module does not pay for all.
 _MODULES = {
@@ -47,6 +48,4 @@ __all__ = [
 def __getattr__(name: str) -> Any:
     if name in _MODULES:
         return getattr(importlib.import_module(f"alfk.{_MODULES[name]}"), name)
-    if name == "__version__":
-        return metadata.version("alfk")
     raise AttributeError(f"module 'alfk' has no attribute {name!r}")

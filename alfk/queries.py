@@ -3,6 +3,7 @@
 import csv
 import dataclasses
 import io
+import operator
 from collections.abc import Callable, Sequence
 from pathlib import Path
 
@@ -125,7 +126,7 @@ def query(
     labelled: Tensor | np.ndarray | Sequence[int] | None = None,
     taps: Sequence[int] | None = None,
     batch_size: int = 1000,
-    generator: torch.Generator | None = None,
+    generator: torch.Generator | int | None = None,
     samples: int = 128,
     strategy: Strategy | None = None,
     annotate: Callable[[Tensor], Tensor] | None = None,
@@ -146,7 +147,7 @@ def query(
             draw at random while there are none.
         taps: indices into the list of taps that make the descriptor; all if None.
         batch_size: images per forward pass; affects rounding and dropout masks.
-        generator: source of the random draws (start of k-centre, dropout masks, ...); one with seed 0 if None.
+        generator: source of the random draws (start of k-centre, dropout masks, ...), or a seed; seed 0 if None.
         samples: K of the uncertainty methods and of the estimators from perturbed copies.
         strategy: how copies are perturbed; rotation and noise if None.
         annotate: pool positions (k,) -> their labels (k,), for methods with the input "annotation".
@@ -158,11 +159,13 @@ def query(
     available = torch.ones(len(pool), dtype=torch.bool)
     if labelled is not None:
         available[positions(labelled, len(pool), "labelled")] = False
-    situation = Situation(available, n, generator or torch.Generator().manual_seed(0), annotate=annotate)
+    situation = Situation(available, _whole_number(n, "the query size"), _generator(generator), annotate=annotate)
     situation.validation_labels = None if validation is None else validation.labels
     check_query_size(situation)  # before anything is computed
     if definition.needs_passes and not (definition.from_first_label and available.all()):
-        models = [model] if isinstance(model, nn.Module) else list(model)
+        models = list(model) if isinstance(model, list | tuple | nn.ModuleList) else [model]
+        if definition.needs_uncertainty and (not models or samples % len(models)):
+            raise UserError(f"{samples} samples cannot be shared equally by {len(models)} models: change samples")
         sampling = Sampling(situation.generator, samples, strategy or RotationAndNoise())
         with computing():
             networks = [prepare(each) for each in models]
@@ -175,6 +178,19 @@ def query(
     selection = choose(definition, situation)
     classes = (validation and validation.classes) or pool.classes
     return Query.of(selection, method, situation.validation_labels, classes)
+
+
+def _whole_number(n: object, what: str) -> int:
+    try:
+        return operator.index(n)
+    except TypeError:
+        raise UserError(f"{what} is a whole number, not {n!r}") from None
+
+
+def _generator(given: torch.Generator | int | None) -> torch.Generator:
+    if isinstance(given, torch.Generator):
+        return given
+    return torch.Generator().manual_seed(0 if given is None else _whole_number(given, "a seed"))
 
 
 def select(method: str, model: nn.Module | Sequence[nn.Module], *arguments: object, **options: object) -> Tensor:
