@@ -56,6 +56,8 @@ def fit(
     min_batch = (2 if has_batch_norm(model) else 1) * world  # batch norm needs the variance of at least two images
     if recipe.batch_size < min_batch and world > 1:
         raise UserError(f"a batch of {recipe.batch_size} images is too small for {world} processes: start fewer")
+    if recipe.batch_size < min_batch:
+        raise UserError("a network with batch norm cannot be trained on batches of a single image: raise --batch-size")
     network = _data_parallel(model, data.device)
     optimiser = torch.optim.SGD(model.parameters(), recipe.lr, recipe.momentum, weight_decay=recipe.weight_decay)
     forward = torch.compile(network) if recipe.compiled else network

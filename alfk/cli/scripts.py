@@ -258,14 +258,21 @@ def open_workspace(
     if experiment.holdout:
         work.hold_out(experiment.holdout)
     work.check_sizes(trials, iterations)
-    for text in doubts(experiment, initial):
-        report("warning", text=text)
+    if settings_of is None:
+        sized = experiment.own_images or options.query_size or options.training_batch
+        for text in doubts(experiment, initial, bool(sized)):
+            report("warning", text=text)
     folder.record_session(settings, _session(train.device))
     return work
 
 
-def doubts(experiment: Experiment, initial: bool) -> list[str]:
-    """Warnings about a training that will learn little."""
+def doubts(experiment: Experiment, initial: bool, sized: bool) -> list[str]:
+    """Warnings about a training that will learn little.
+
+    Args:
+        initial: whether it is that of the initial models.
+        sized: whether the sizes of query and batch are a user's, not the paper's.
+    """
     found, recipe = [], experiment.pretraining if initial else experiment.retraining
     epochs, batch = ("--unsup-epochs" if initial else "-e"), recipe.batch_size
     warm = getattr(recipe.schedule, "warm", 0)
@@ -275,10 +282,10 @@ def doubts(experiment: Experiment, initial: bool) -> list[str]:
             f"{recipe.epochs} epochs lie within the warm-up of {warm}: the learning rate ends at {factor:.0%} of --lr; "
             f"{epochs} {4 * warm} is beyond it"
         )
-    if not initial and experiment.query_size < batch:
+    if sized and not initial and experiment.query_size < batch:
         found.append(
             f"{experiment.query_size} labels are fewer than a batch of {batch}: an epoch is a single step; "
-            f"--batch-size {max(1, experiment.query_size // 4)} makes more of them, with a lower --lr"
+            f"--batch-size {max(2, experiment.query_size // 4)} makes more of them, with a lower --lr"
         )
     return found
 
