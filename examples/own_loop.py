@@ -13,8 +13,7 @@ import torch.nn.functional as F
 from sklearn.datasets import load_digits
 from torch import nn
 
-from alfk.acquisition import select
-from alfk.data import Split
+import alfk
 
 QUERIES, QUERY_SIZE, RARE, RATIO = 5, 15, 5, 20  # digits from RARE on are rare in the pool
 
@@ -36,18 +35,17 @@ class Net(nn.Module):
 
 def main():
     images, labels, parts = digits()
-    mean, std = (images[parts["pool"]].mean().item(),), (images[parts["pool"]].std().item(),)
-    pool_labels = labels[parts["pool"]]
-    pool = Split(images[parts["pool"]], None, mean, std)  # your annotators know the labels, the method does not
-    validation = Split(images[parts["validation"]], labels[parts["validation"]], mean, std)
-    test = Split(images[parts["test"]], labels[parts["test"]], mean, std)
+    pool_labels = labels[parts["pool"]]  # your annotators know them, the method does not
+    pool = alfk.Split.of(images[parts["pool"]])
+    validation = alfk.Split.of(images[parts["validation"]], labels[parts["validation"]], like=pool)
+    test = alfk.Split.of(images[parts["test"]], labels[parts["test"]], like=pool)
     print(f"{len(pool)} pool images, {int((pool_labels >= RARE).sum())} of them of rare classes")
     for method in ("random", "Rzg_pz"):
         torch.manual_seed(0)
-        model, labelled = Net(), torch.empty(0, dtype=torch.int64)
+        model, labelled = Net(), []
         for _ in range(QUERIES):
-            chosen = select(method, model, pool, validation, QUERY_SIZE, labelled=labelled)
-            labelled = torch.cat([labelled, chosen])
+            query = alfk.query(method, model, pool, validation, QUERY_SIZE, labelled=labelled)
+            labelled += query.indices.tolist()
             train(model, pool.subset(labelled, labels=pool_labels[labelled]))
             rare = int((pool_labels[labelled] >= RARE).sum())
             print(f"{method:<8}{len(labelled):>4} labels, {rare:>2} rare{accuracy(model, test):>7.1f} % right")
