@@ -3,7 +3,6 @@
 import argparse
 import os
 from collections.abc import Sequence
-from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -27,10 +26,6 @@ from alfk.stages.round import Round
 
 def annotate(experiment: Experiment, options: argparse.Namespace, trials: Sequence[Trial]) -> int:
     """Initial models, and AL iterations until labels are missing; returns the exit status."""
-    if not options.descr_length:
-        lengths = [trial.length and experiment.default_length for trial in trials]
-        trials = [replace(trial, length=length) for trial, length in zip(trials, lengths, strict=True)]
-        trials = list(dict.fromkeys(trials))
     if len(trials) != 1:
         names = ", ".join(trial.short() for trial in trials)
         raise UserError(f"people label for one method at a time, not for {names}: name one with --methods")

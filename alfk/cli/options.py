@@ -311,6 +311,8 @@ def trials_of(cfg: Cfg, experiment: Experiment, options: argparse.Namespace) -> 
     configured_irs = [experiment.default_ir] if experiment.own_images else dict.fromkeys(row[0] for row in cfg)
     for ir in options.ir or configured_irs:
         rows = [row[1:] for row in cfg if row[0] == ir] or list(dict.fromkeys(row[1:] for row in cfg))
+        if experiment.own_images and not lengths:  # each method once
+            rows = list(dict.fromkeys((row[0], row[1] and experiment.default_length, row[2]) for row in rows))
         if lengths:
             rows = [row for row in rows if row[1] in lengths or (row[1] == 0 and methods)]
         if sizes:  # only uncertainty methods have ensembles; trial_of refuses another method of --methods with one

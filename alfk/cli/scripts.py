@@ -199,7 +199,9 @@ def check_initial_models(
             for member in range(trial.ensemble):
                 path = folder.initial(trial.distortion, trial.unsupervised, member, trial.select)
                 if not path.exists():
-                    raise UserError(f"there is no initial model {path}: {trial.initial_command()}{place} makes it")
+                    command, images = trial.initial_command(), getattr(options, "folder", None)
+                    command = command.replace("run.py", f"run.py {images}", 1) if images else command
+                    raise UserError(f"there is no initial model {path}: {command}{place} makes it")
 
 
 class ExperimentRun:
