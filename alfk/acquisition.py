@@ -148,19 +148,21 @@ def match_errors(situation: Situation) -> Selection:
     if found.answers_to is None:
         return found
     answers_to = wrong.cpu()[found.answers_to]
-    pseudo_label = as_tensor(pool.pseudo_labels)[found.indices]
+    pseudo_label = as_tensor(pool.pseudo_labels, found.indices)
     return dataclasses.replace(
         found,
         answers_to=answers_to,
         error_prediction=predictions[answers_to],
-        prediction=as_tensor(pool.predictions)[found.indices],
+        prediction=as_tensor(pool.predictions, found.indices),
         pseudo_label=None if (pseudo_label < 0).any() else pseudo_label,  # -1 without Fisher scores
     )
 
 
-def as_tensor(values: Tensor | np.ndarray) -> Tensor:
-    """Labels in memory or mapped from a file, as a tensor on the CPU."""
-    return values.cpu() if isinstance(values, Tensor) else torch.from_numpy(np.array(values))
+def as_tensor(values: Tensor | np.ndarray, rows: Tensor | None = None) -> Tensor:
+    """Labels in memory or mapped from a file, all or some, as a tensor on the CPU."""
+    if isinstance(values, Tensor):
+        return (values if rows is None else values[rows.to(values.device)]).cpu()
+    return torch.from_numpy(np.array(values if rows is None else values[rows.numpy()]))
 
 
 def take_most_uncertain(situation: Situation) -> Selection:
@@ -361,7 +363,7 @@ def check_query_size(situation: Situation) -> None:
 
 
 def select(*arguments: object, **options: object) -> Tensor:
-    """`alfk.select`, under the name that it had before."""
+    """`alfk.select`, which was in this module before."""
     from alfk import queries  # builds on this module
 
     return queries.select(*arguments, **options)

@@ -51,6 +51,8 @@ def read_annotations(path: str | Path, files: Sequence[str], classes: Sequence[s
         UserError: the file cannot be read, names a file that is not in the pool, a label that is no class, or two
             labels for a file.
     """
+    if SKIP in classes:
+        raise UserError(f"a class cannot be called {SKIP!r}, which takes a file out: rename it")
     path, position = Path(path), {name: i for i, name in enumerate(files)}
     number = {name: i for i, name in enumerate(classes)}
     entered: dict[int, str] = {}
@@ -88,6 +90,13 @@ def _read(path: Path) -> list[tuple[int, str, str]]:
     if not {"file", "label"} <= set(names):
         raise UserError(f"{path}: its first line has to be file,label")
     reader.fieldnames = names
+    try:
+        return _rows(reader)
+    except csv.Error as problem:
+        raise UserError(f"{path}, line {reader.line_num}: {problem}; save it as CSV in UTF-8") from None
+
+
+def _rows(reader: csv.DictReader) -> list[tuple[int, str, str]]:
     rows = ((reader.line_num, (row["file"] or "").strip(), (row["label"] or "").strip()) for row in reader)
     return [row for row in rows if row[1]]
 

@@ -1,10 +1,11 @@
 """One acquisition step for an active-learning loop of your own: which images to label next, and why."""
 
+import contextlib
 import csv
 import dataclasses
 import io
 import operator
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 
 import numpy as np
@@ -112,8 +113,9 @@ def write_csv(path: str | Path, rows: Sequence[dict[str, object]], heads: Sequen
     writer = csv.DictWriter(text, list(rows[0]) if rows else list(heads), lineterminator="\n")
     writer.writeheader()
     writer.writerows(rows)
+    content = text.getvalue().encode("utf-8", "surrogateescape")  # names of files that are not UTF-8
     with atomic(Path(path)) as file:
-        file.write(text.getvalue().encode())
+        file.write(content)
 
 
 def query(
@@ -125,7 +127,7 @@ def query(
     *,
     labelled: Tensor | np.ndarray | Sequence[int] | None = None,
     taps: Sequence[int] | None = None,
-    batch_size: int = 1000,
+    batch_size: int | None = None,
     generator: torch.Generator | int | None = None,
     samples: int = 128,
     strategy: Strategy | None = None,
@@ -146,7 +148,8 @@ def query(
         labelled: positions of pool images that are labelled already (k,), or a boolean mask (N,). Uncertainty methods
             draw at random while there are none.
         taps: indices into the list of taps that make the descriptor; all if None.
-        batch_size: images per forward pass; affects rounding and dropout masks.
+        batch_size: images per forward pass; affects rounding and dropout masks. If None, 1,000 of up to 32 x 32 pixels,
+            and of larger ones so many that a batch has as many pixels, at least 16.
         generator: source of the random draws (start of k-centre, dropout masks, ...), or a seed; seed 0 if None.
         samples: K of the uncertainty methods and of the estimators from perturbed copies.
         strategy: how copies are perturbed; rotation and noise if None.
@@ -167,7 +170,8 @@ def query(
         if definition.needs_uncertainty and (not models or samples % len(models)):
             raise UserError(f"{samples} samples cannot be shared equally by {len(models)} models: change samples")
         sampling = Sampling(situation.generator, samples, strategy or RotationAndNoise())
-        with computing():
+        batch_size = batch_size or default_batch(pool)
+        with computing(), out_of_memory(batch_size):
             networks = [prepare(each) for each in models]
             if definition.needs_descriptors:
                 classes = logits_of(networks[0], validation.subset([0])).shape[1]
@@ -176,6 +180,8 @@ def query(
                     check_labels(pool.labels, classes, POOL)
             situation.measurement = measure(definition, networks, pool, validation, sampling, taps, batch_size)
     selection = choose(definition, situation)
+    if definition.needs_passes and situation.measurement is None:
+        selection = dataclasses.replace(selection, at_random=len(selection.indices))
     classes = (validation and validation.classes) or pool.classes
     return Query.of(selection, method, situation.validation_labels, classes)
 
@@ -191,6 +197,29 @@ def _generator(given: torch.Generator | int | None) -> torch.Generator:
     if isinstance(given, torch.Generator):
         return given
     return torch.Generator().manual_seed(0 if given is None else _whole_number(given, "a seed"))
+
+
+def default_batch(split: Split) -> int:
+    """Images per forward pass whose activations fit into memory, by the number of their pixels."""
+    shape = _image_shape(split) or (3, 224, 224)
+    pixels = shape[1] * shape[2] if len(shape) == 3 else 1
+    return max(16, min(1000, 1000 * 32 * 32 // pixels))
+
+
+@contextlib.contextmanager
+def out_of_memory(batch_size: int) -> Iterator[None]:
+    """Raises UserError if a GPU's memory does not suffice."""
+    try:
+        yield
+    except torch.OutOfMemoryError:
+        raise UserError(f"the GPU's memory does not suffice for batches of {batch_size}: lower batch_size") from None
+
+
+def _image_shape(split: Split) -> tuple[int, ...] | None:
+    """(C, H, W) or (D,) of a split's images; None if their size may differ from batch to batch."""
+    if hasattr(split.store, "size") and isinstance(split.store.size, int):
+        return 3, split.store.size, split.store.size
+    return tuple(split.store.shape[1:]) if isinstance(split.store, Tensor) else None
 
 
 def select(method: str, model: nn.Module | Sequence[nn.Module], *arguments: object, **options: object) -> Tensor:
@@ -218,6 +247,14 @@ def matching_validation(pool: Split, validation: Split | None, required: bool) -
         raise UserError(
             f"the pool is on {pool.device}, the validation set on {validation.device}: use split.to(device)"
         )
+    if None not in (pool.classes, validation.classes) and pool.classes != validation.classes:
+        raise UserError(
+            f"pool and validation set number their classes differently, {list(pool.classes)[:5]} and "
+            f"{list(validation.classes)[:5]}: make the validation set with like=pool, or both with the same classes"
+        )
+    shapes = [_image_shape(split) for split in (pool, validation)]
+    if None not in shapes and shapes[0] != shapes[1]:
+        raise UserError(f"pool images are {shapes[0]}, validation images {shapes[1]}: give both the same size")
     if validation.computed and len(pool.mean) == len(validation.mean):
         return validation.normalised_like(pool)
     if (pool.mean, pool.std) != (validation.mean, validation.std):

@@ -108,11 +108,13 @@ def test_three_rounds_with_a_late_and_a_skipped_label(flowers, finished):
     (people, printed), truth = finished, flowers[1]
     last = [text.strip().splitlines()[-1] for text in printed]
     asks = [people.files(b) for b in range(3)]
-    where = f"they are in {people.datadir}/ask_b"
-    assert last[0].startswith(f"b=0: 4 images to label: {where}0.csv, with pictures in ask_b0.png; enter file,label")
-    assert last[1].startswith(f"b=0: 1 of 4 labels are missing (the first: {asks[0][2]}): {where}0.csv")
-    assert last[2].startswith(f"b=1: 4 images to label: {where}1.csv")
-    assert last[3].startswith(f"b=2: 4 images to label: {where}2.csv")
+    where = f"{people.datadir}/ask_b"
+    assert last[0].startswith(
+        f"b=0: 4 images to label are in {where}0.csv, with pictures in ask_b0.png; enter file,label"
+    )
+    assert last[1].startswith(f"b=0: 1 label is missing, that of {asks[0][2]} (see {where}0.csv)")
+    assert last[2].startswith(f"b=1: 4 images to label are in {where}1.csv")
+    assert last[3].startswith(f"b=2: 4 images to label are in {where}2.csv")
     assert last[4] == "all 3 AL iterations are finished; --iterations adds more"
     assert str(people.labels) in last[0]
     assert "skip" in last[0]
@@ -454,3 +456,24 @@ def test_no_labels_yet(tmp_path):
 def test_labels_that_cannot_be_read(tmp_path):
     with pytest.raises(UserError, match="cannot read"):
         read_annotations(tmp_path, FILES, KINDS)
+
+
+def test_labels_of_an_earlier_query_that_vanish_are_asked_for_again(finished, flowers, tmp_path):
+    """People answer b=1 in a new file, in place of the answers to b=0."""
+    people, truth = Annotators(flowers[0], tmp_path), flowers[1]
+    people.run()
+    people.enter(truth, people.files(0))
+    people.run()
+    people.labels.unlink()
+    people.enter(truth, people.files(1))
+    printed = people.run().stdout.strip().splitlines()[-1]
+    assert f"4 labels are missing, the first that of {people.files(0)[0]}" in printed
+    assert [r["b"] for r in records(people.folder)] == [0]
+
+
+def test_the_table_may_not_lie_among_the_images(flowers, tmp_path):
+    where = [flowers[0], "--annotate", flowers[0] / "pool" / "labels.csv", "--datadir", tmp_path, *SMALL]
+    refused("imagenet/run.py", *where, words="lies among the images")
+    where[2] = tmp_path / "no_folder" / "labels.csv"
+    refused("imagenet/run.py", *where, words="cannot write")
+    assert not list(tmp_path.rglob("*.pt"))

@@ -16,6 +16,7 @@ from hypothesis import strategies as st
 from torch import nn
 
 import alfk
+from alfk import queries
 from alfk.acquisition import METHODS, Measurement, Situation, choose
 from alfk.data import Split
 from alfk.descriptors import Descriptors
@@ -170,7 +171,7 @@ def test_the_largest_scores_are_taken(problem, key):
 
 def test_the_first_query_of_an_uncertainty_method_has_no_reasons(problem):
     found = query("BALD", *problem, N)
-    assert (found.reasons, found.at_random, found.misclassified) == ({}, 0, None)
+    assert (found.reasons, found.at_random, found.misclassified) == ({}, N, None)
 
 
 @pytest.mark.parametrize("key", ["Rz", "Rzg_pz"])
@@ -610,3 +611,21 @@ assert plt.get_fignums() == [1]
 
 def test_matplotlib_is_left_as_it_is():
     subprocess.run([sys.executable, "-c", BACKEND], check=True, cwd=ROOT)
+
+
+def test_pool_and_validation_set_have_to_go_together(problem):
+    model, pool, validation = problem
+    images, others = pool.images, validation.images
+    names = ["bird", "cat", "dog", "emu"]
+    animals = Split.of(images, classes=names)
+    fewer = Split.of(others, [names[1 + i % 3] for i in range(len(others))])
+    with pytest.raises(UserError, match="number their classes differently"):
+        query("Rz", model, animals, fewer, 3)
+    with pytest.raises(UserError, match="give both the same size"):
+        query("Rz", model, Split.of(images), Split.of(others[:, :, 2:], validation.labels), 3)
+
+
+def test_batches_of_larger_images_are_smaller():
+    sizes = {side: queries.default_batch(Split.of(torch.zeros(2, 3, side, side))) for side in (8, 32, 64, 224, 512)}
+    assert sizes == {8: 1000, 32: 1000, 64: 250, 224: 20, 512: 16}
+    assert queries.default_batch(Split.of(torch.rand(5, 7))) == 1000

@@ -1,11 +1,13 @@
 """run.py --annotate: active learning on a pool without labels; people enter them into a CSV file."""
 
 import argparse
+import csv
 import os
 from collections.abc import Sequence
 from pathlib import Path
 
 import numpy as np
+import torch
 
 from alfk import distributed
 from alfk.annotation import Annotations, read_annotations, write_request
@@ -23,6 +25,8 @@ from alfk.stages.loop import active_learning
 from alfk.stages.pretrain import make_initial_models
 from alfk.stages.round import Round
 
+MOST = 200  # images drawn in the picture of a request
+
 
 def annotate(experiment: Experiment, options: argparse.Namespace, trials: Sequence[Trial]) -> int:
     """Initial models, and AL iterations until labels are missing; returns the exit status."""
@@ -38,6 +42,7 @@ def annotate(experiment: Experiment, options: argparse.Namespace, trials: Sequen
         raise UserError("people label for one run at a time: leave out --run-stop, --run-start names the run")
     if distributed.world_size() > 1:
         raise UserError("--annotate works in one process: start it without torchrun")
+    check_table(table, options.imagenetdir or options.folder)
     with Progress(total=2 * trial.ensemble + experiment.iterations) as progress:
         work = scripts.open_workspace(experiment, options, options.run_start, progress, [trial], 1)
         files = file_names(work.train, "pool")
@@ -56,6 +61,19 @@ def annotate(experiment: Experiment, options: argparse.Namespace, trials: Sequen
     return 0
 
 
+def check_table(table: Path, images: Path) -> None:
+    """Make the CSV file if there is none yet.
+
+    Raises:
+        UserError: it cannot be written, or lies among the images, where the pictures of a request would be new ones.
+    """
+    for part in ("pool", "val", "test"):
+        if table.absolute().is_relative_to((images / part).absolute()):
+            raise UserError(f"{table} lies among the images, and pictures are written beside it: name a file elsewhere")
+    if not table.exists():
+        write_csv(table, [], ("file", "label"))
+
+
 def file_names(split: Split, part: str) -> list[str]:
     """The names of a split's files below the folder `part` of its root, as they are written in CSV files."""
     paths = split.store.paths if split.rows is None else split.store.paths[split.rows.numpy()]
@@ -67,30 +85,28 @@ def request(waiting: LabelsMissing, table: Path, files: Sequence[str]) -> str:
     current = waiting.current
     query, validation = query_of(current), current.validation
     request, sheet = table.with_name(f"ask_b{current.b}.csv"), table.with_name(f"ask_b{current.b}.png")
-    if not table.exists():
-        write_csv(table, [], ("file", "label"))
     same = asks_for(request, [files[i] for i in query.indices.tolist()])
-    if not (same and sheet.exists()):
-        title = f"{current.experiment.name}, b={current.b}: {len(query)} images to label, chosen by {query.method}"
-        answers(query, current.pool, validation, sheet, title=title, most=len(query))
     if not same:
         write_request(request, query, files, file_names(validation, "val"))
-    missing = len(waiting.missing)
-    what = f"{len(query)} images to label" if missing == len(query) else f"{missing} of {len(query)} labels are missing"
-    example = "" if missing == len(query) else f" (the first: {files[int(waiting.missing[0])]})"
-    return (
-        f"b={current.b}: {what}{example}: they are in {request}, with pictures in {sheet.name}; "
-        f"enter file,label into {table} (skip takes a file out) and give the same command again"
-    )
+    if not (same and sheet.exists()):
+        title = f"{current.experiment.name}, b={current.b}: {len(query)} images to label, chosen by {query.method}"
+        answers(query, current.pool, validation, sheet, title=title, most=MOST)
+    missing, first = len(waiting.missing), files[int(waiting.missing[0])]
+    how = f"enter file,label into {table} (skip takes a file out) and give the same command again"
+    if torch.equal(waiting.missing, query.indices):
+        return f"b={current.b}: {len(query)} images to label are in {request}, with pictures in {sheet.name}; {how}"
+    what = "1 label is missing," if missing == 1 else f"{missing} labels are missing, the first"
+    return f"b={current.b}: {what} that of {first} (see {request}); {how}"
 
 
 def asks_for(request: Path, files: Sequence[str]) -> bool:
     """Whether a request is there and names these files: one with notes by people is kept, one of another run is not."""
     try:
-        text = request.read_text(encoding="utf-8-sig")
-    except (OSError, UnicodeDecodeError):
+        with open(request, encoding="utf-8-sig", newline="") as file:
+            named = [row.get("file") for row in csv.DictReader(file)]
+    except (OSError, UnicodeDecodeError, csv.Error):
         return False
-    return all(name in text for name in files)
+    return set(files) <= set(named)
 
 
 def query_of(current: Round) -> Query:

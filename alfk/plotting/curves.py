@@ -36,11 +36,14 @@ class Curve:
     @classmethod
     def of(cls, records: Iterable[Record]) -> "Curve":
         """The curve of one trial's records, one per run and iteration."""
-        values: dict[float, list[float]] = {}
+        values: dict[float, list[Record]] = {}
         for record in records:
-            values.setdefault(round(record["labelled_share"], 6), []).append(record["accuracy"])
+            same = values.setdefault(round(record["labelled_share"], 6), [])
+            # After a query of which every image was skipped, a run has a share twice.
+            same[:] = [r for r in same if r.get("run") != record.get("run") or r.get("b") == record.get("b")]
+            same.append(record)
         shares = sorted(values)
-        columns = [np.array(values[share]) for share in shares]
+        columns = [np.array([record["accuracy"] for record in values[share]]) for share in shares]
         return cls(
             np.array(shares),
             np.array([column.mean() for column in columns]),

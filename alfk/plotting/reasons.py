@@ -18,6 +18,7 @@ from alfk.queries import Query
 
 PER_LINE = 4  # pairs beside each other
 SIDE, GAP, CAPTION, HEADING = 0.95, 0.12, 0.42, 0.3  # inches: side of an image, gaps, height of captions and headings
+LONGEST = 11  # characters of a class name in a caption, which is as wide as an image
 CHOSEN, ERROR = "#D55E00", "#555555"
 
 
@@ -88,7 +89,7 @@ def pairs(query: Query, pool: Split, validation: Split | None, count: int) -> li
 
 def _caption(row: dict[str, object]) -> str:
     guess = row.get("pseudo_label", row.get("prediction"))
-    lines = [f"chosen: {guess}?" if guess is not None else "chosen"]
+    lines = [f"chosen: {_short(guess)}?" if guess is not None else "chosen"]
     if "similarity" in row:
         lines.append(f"similarity {row['similarity']:.2f}")
     if "score" in row:
@@ -97,7 +98,13 @@ def _caption(row: dict[str, object]) -> str:
 
 
 def _error_caption(row: dict[str, object]) -> str:
-    return f"error: {row['error_label']},\ntaken for {row['error_prediction']}"
+    return f"error: {_short(row['error_label'])},\ntaken for {_short(row['error_prediction'])}"
+
+
+def _short(name: object) -> str:
+    """At most LONGEST characters of the name of a class."""
+    text = str(name)
+    return text if len(text) <= LONGEST else f"{text[: LONGEST - 1]}…"
 
 
 def pictures(split: Split, positions: Tensor) -> np.ndarray:
@@ -131,11 +138,11 @@ def draw(title: str, blocks: Sequence[Block]) -> Figure:
     figure = Figure(figsize=(width, height))
     axes = figure.add_axes((0, 0, 1, 1), xlim=(0, width), ylim=(height, 0))
     axes.axis("off")
-    axes.text(GAP, GAP, title, va="top", fontsize=10.5)
+    axes.text(GAP, GAP, title, va="top", fontsize=10.5, parse_math=False)
     top = HEADING + GAP
     for block in blocks:
         if block.heading:
-            axes.text(GAP, top + HEADING - 0.07, block.heading, va="bottom", fontsize=8.5)
+            axes.text(GAP, top + HEADING - 0.07, block.heading, va="bottom", fontsize=8.5, parse_math=False)
             top += HEADING
         for i, pair in enumerate(block.pairs):
             line, column = divmod(i, per_line)
@@ -153,7 +160,7 @@ def _picture(axes: Axes, image: np.ndarray, left: float, top: float, caption: st
     extent = (left, left + SIDE, top + SIDE, top)
     axes.imshow(picture, cmap="gray", vmin=0, vmax=1, extent=extent, interpolation="nearest", aspect="auto")
     axes.add_patch(Rectangle((left, top), SIDE, SIDE, fill=False, color=colour, linewidth=1.6))
-    axes.text(left, top + SIDE + 0.05, caption, fontsize=6.5, va="top", color=colour, clip_on=False)
+    axes.text(left, top + SIDE + 0.05, caption, fontsize=6, va="top", color=colour, clip_on=False, parse_math=False)
 
 
 def save(figure: Figure, path: Path) -> None:

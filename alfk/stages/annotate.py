@@ -14,7 +14,7 @@ from alfk.errors import UserError
 from alfk.runs import Record
 from alfk.stages.acquire import acquire
 from alfk.stages.describe import describe
-from alfk.stages.loop import Stages
+from alfk.stages.loop import Stages, warn_at_chance
 from alfk.stages.retrain import train_and_record
 from alfk.stages.round import Round
 
@@ -25,7 +25,7 @@ class LabelsMissing(Exception):
 
     Attributes:
         current: the iteration.
-        missing: (k,) int64, positions in the pool of the images of its query without a label.
+        missing: (k,) int64, positions in the pool of the images without a label, of its query and of earlier ones.
     """
 
     current: Round
@@ -36,7 +36,7 @@ def annotated(read: Callable[[], Annotations]) -> Stages:
     """The stages of the loop for labels that `read` reads.
 
     Raises, in the loop:
-        LabelsMissing: images of the query have no label yet.
+        LabelsMissing: images of a query have no label yet.
         UserError: no image is labelled.
     """
 
@@ -46,8 +46,12 @@ def annotated(read: Callable[[], Annotations]) -> Stages:
     def retrain(current: Round) -> Record:
         queried, header = current.labelled()
         annotations = read()
-        missing = annotations.missing(queried[-current.experiment.query_size :])
+        missing = annotations.missing(
+            queried
+        )  # of earlier iterations too: a label that is taken back is asked for again
         if len(missing):
+            if current.b:
+                warn_at_chance(current, current.previous.finished())
             raise LabelsMissing(current, missing)
         if not len(annotations.positions):
             raise UserError("every image so far was skipped: there is nothing to train on; label at least one")

@@ -42,9 +42,16 @@ def active_learning(
                     record = stages.retrain(current)
                 current.delete_temporary_files(keep_descriptors)
                 work.report("iteration", record=record, skipped=skipped)
-            if not skipped and at_chance(record["accuracy"], work.experiment.classes, len(work.test)):
-                text = f"the test accuracy of {trial.short()} ended at chance: more epochs (-e), another --lr, "
-                work.report("warning", text=f"{text}a smaller --batch-size, or more labels (-as)")
+            if not skipped:
+                warn_at_chance(current, record)
+
+
+def warn_at_chance(current: Round, record: Record) -> None:
+    """Report a warning if the test accuracy of an iteration, the last one for now, is that of guessing."""
+    work = current.work
+    if at_chance(record["accuracy"], work.experiment.classes, len(work.test)):
+        text = f"the test accuracy of {current.trial.short()} ended at chance: more epochs (-e), another --lr, "
+        work.report("warning", text=f"{text}a smaller --batch-size, or more labels (-as)")
 
 
 def baselines(work: Workspace, trials: Sequence[Trial]) -> None:
