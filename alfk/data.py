@@ -116,7 +116,7 @@ class Split:
         Raises:
             UserError: anything that would be misread, in one line with the way to mend it.
         """
-        classes = _default(classes, like, "classes")
+        classes = _classes(classes, like)
         if isinstance(x, torch.utils.data.Dataset):
             classes = getattr(x, "classes", None) if classes is None else classes  # as of torchvision's data sets
             store = DatasetItems(x, workers)
@@ -136,7 +136,7 @@ class Split:
         paths: Iterable[str | Path],
         labels: object = None,
         *,
-        size: int = 224,
+        size: int | None = None,
         mean: Numbers | None = None,
         std: Numbers | None = None,
         like: "Split | None" = None,
@@ -150,13 +150,15 @@ class Split:
         Args:
             paths: N files; their folders say nothing about labels.
             labels: (N,) as `y` of `Split.of`; None if unknown.
-            size: pixels.
+            size: pixels; if None, that of `like`, else 224.
             mean, std, like, classes, unknown_labels: as in `Split.of`; computed from up to 1,000 files.
             loader: "dali" or "torchvision"; if None, DALI if it is installed.
             workers: threads or processes that decode, at least 1; if None, the CPUs of this process.
         Raises:
             UserError: no files, a missing one, or what does not fit.
         """
+        same = like is not None and isinstance(like.store, ImageFiles)
+        size = size or (like.store.size if same else 224)
         absolute = [] if isinstance(paths, str | Path) else [os.path.abspath(path) for path in paths]
         if not absolute:
             raise UserError(f"paths is {paths!r}: give a list of image files")
@@ -170,7 +172,7 @@ class Split:
         below = np.array([os.fsencode(path[len(root) :].lstrip("/")) for path in absolute])
         store = ImageFiles(Path(root), below, size, loader, default_workers() if workers is None else max(1, workers))
         given, (mean, std) = (mean, std), _normalisation(store, mean, std, like)
-        classes = _default(classes, like, "classes")
+        classes = _classes(classes, like)
         made = cls(store, labels, mean, std, classes=classes, unknown_labels=unknown_labels)
         made.computed = like is None and any(value is None for value in given)
         return made
@@ -204,7 +206,8 @@ class Split:
         return moved
 
     def normalised_like(self, other: "Split") -> "Split":
-        """A view of the same images with the mean and std of another split."""
+        """A view of the same images with the mean and std of another split. Raises UserError if these do not fit."""
+        _check_scale(self.store, other)
         view = self._view(mean=other.mean, std=other.std, computed=False)
         view._set_scale()
         return view
@@ -222,7 +225,10 @@ class Split:
         if labels is not None:
             labels, classes = self._labels(labels, len(rows))
             if classes != self.classes:  # names would be numbered differently in every subset
-                raise UserError("labels are names, but the split has no classes: give it their names, classes=...")
+                raise UserError(
+                    "labels are names, but the split does not know them: make it by alfk.Split.of(images, "
+                    "classes=[...]) with the names of all classes"
+                )
         elif self.labels is not None:
             labels = self.labels[rows.to(self.device)]
         rows = rows.to(self._row_device)
@@ -293,6 +299,24 @@ class Dataset(NamedTuple):
     validation: Split | None = None
 
 
+def _check_scale(store: Tensor | ImageFiles | DatasetItems, like: Split) -> None:
+    """Raises UserError if `like` is normalised by a transform of its own, and pixels that are not would be left so."""
+    as_they_are = not any(like.mean) and set(like.std) == {1.0}
+    if as_they_are and _dtype(like.store) != torch.uint8 and _dtype(store) == torch.uint8:
+        raise UserError(
+            "the other images are normalised already, so that they have mean 0 and std 1: pass these through the same "
+            "transform, or give their mean and std"
+        )
+
+
+def _classes(given: Sequence[str] | None, like: Split | None) -> Sequence[str] | None:
+    """The names given, or those of `like`. Raises UserError if both are there and differ."""
+    known = None if like is None else like.classes
+    if given is not None and known is not None and inputs.class_names(given) != known:
+        raise UserError(f"classes differ from those of like, {', '.join(known[:10])}: leave one of them out")
+    return known if given is None else given
+
+
 def _default(given: object, like: Split | None, name: str) -> object:
     return given if given is not None or like is None else getattr(like, name)
 
@@ -305,6 +329,8 @@ def _normalisation(
     store: Tensor | ImageFiles | DatasetItems, mean: Numbers | None, std: Numbers | None, like: Split | None
 ) -> tuple[Numbers, Numbers]:
     """Mean and std as given, or those of `like`, or computed."""
+    if like is not None and mean is None and std is None:
+        _check_scale(store, like)
     mean, std = _default(mean, like, "mean"), _default(std, like, "std")
     if mean is not None and std is not None:
         return mean, std

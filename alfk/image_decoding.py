@@ -7,6 +7,7 @@ import functools
 import itertools
 import math
 import os
+import threading
 from collections import deque
 from collections.abc import Iterable, Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
@@ -61,6 +62,7 @@ class PillowDecoder:
     def __init__(self, size: int, workers: int, device: torch.device, memory: int):
         self.size, self.workers, self.device, self.memory = size, workers, device, memory
         self.files: dict[str, Image.Image] = {}  # by path
+        self.lock = threading.Lock()  # of files and memory
 
     def __call__(self, requests: Iterable[Request], largest: int, augmented: bool) -> Iterator[Tensor]:
         requests, pending = iter(requests), deque()
@@ -70,9 +72,7 @@ class PillowDecoder:
                 pending.extend(map(self._submit, itertools.islice(requests, 1)))
                 pixels, parts = pending[0]
                 for part in parts:
-                    opened = part.result()
-                    if augmented:  # those for evaluation are kept as they are after scaling, by `ImageFiles`
-                        self._keep(opened)
+                    part.result()
                 del pending[0]
                 yield pixels.to(self.device, non_blocking=True)
         finally:  # abandoned or failed
@@ -88,21 +88,19 @@ class PillowDecoder:
         parts = [slice(start, start + PART) for start in range(0, len(paths), PART)]
         return pixels, [submit(self._decode, array[part], paths[part], crops[part]) for part in parts]
 
-    def _decode(
-        self, out: np.ndarray, paths: Sequence[str], crops: Sequence[np.ndarray | None]
-    ) -> dict[str, Image.Image]:
-        """Writes (B, size, size, 3) pixels into `out`; returns the files that were opened."""
-        opened = {}
+    def _decode(self, out: np.ndarray, paths: Sequence[str], crops: Sequence[np.ndarray | None]) -> None:
+        """Writes (B, size, size, 3) pixels into `out`."""
         for row, path, crop in zip(out, paths, crops, strict=True):
             image = self.files.get(path)
             if image is None:
-                image = opened[path] = open_image(path)
+                image = open_image(path)
+                if crop is not None:  # for evaluation `ImageFiles` keeps what it is after scaling
+                    self._keep(path, image)
             row[:] = scaled(image, self.size, crop)
-        return opened
 
-    def _keep(self, opened: dict[str, Image.Image]) -> None:
-        for path, image in opened.items():
-            size = 4 * image.width * image.height  # Pillow stores RGB in 4 bytes
+    def _keep(self, path: str, image: Image.Image) -> None:
+        size = 4 * image.width * image.height  # Pillow stores RGB in 4 bytes
+        with self.lock:
             if size <= self.memory and path not in self.files:
                 self.files[path] = image
                 self.memory -= size
@@ -143,13 +141,18 @@ def window(height: int, width: int, crop: np.ndarray) -> tuple[int, int, int, in
 
 
 def open_image(path: str) -> Image.Image:
-    """The image in RGB, in the stored orientation (the EXIF orientation tag is ignored).
+    """The image in RGB, in the stored orientation (the EXIF orientation tag is ignored); 16 bits are scaled to 8.
 
     Raises:
-        UserError: it cannot be read or decoded.
+        UserError: it cannot be read or decoded, or its values have no fixed range.
     """
     try:
         with Image.open(path) as image:
+            if image.mode.startswith("I;16") or (image.mode == "I" and image.format == "PNG"):
+                values = np.asarray(image).astype(np.uint32)  # convert("RGB") would clip them at 255
+                return Image.fromarray(((values * 255 + 32767) // 65535).astype(np.uint8)).convert("RGB")
+            if image.mode in ("I", "F"):
+                raise ValueError(f"its values (mode {image.mode}) have no fixed range, so save it with 8 bits")
             return image.convert("RGB")
-    except (OSError, SyntaxError, ValueError) as problem:  # what Pillow raises for damaged files
+    except (OSError, SyntaxError, ValueError, Image.DecompressionBombError) as problem:  # Pillow's, for damaged files
         raise UserError(f"{path} cannot be decoded: {problem}; replace or remove it") from None

@@ -158,6 +158,10 @@ def query(
         UserError: unknown method, fewer than n unlabelled images, or arguments that do not fit together.
     """
     definition = get_method(method)
+    if isinstance(taps, str | int) or any(isinstance(tap, str) for tap in taps or ()):
+        raise UserError(f"taps are positions in the model's list of taps, as (0, 1), not {taps!r}: names go to tapped")
+    if batch_size is not None and _whole_number(batch_size, "batch_size") < 1:
+        raise UserError(f"batch_size is at least 1, not {batch_size}")
     validation = matching_validation(pool, validation, required=definition.needs_descriptors)
     available = torch.ones(len(pool), dtype=torch.bool)
     if labelled is not None:
@@ -176,6 +180,12 @@ def query(
             if definition.needs_descriptors:
                 classes = logits_of(networks[0], validation.subset([0])).shape[1]
                 check_labels(validation.labels, classes, VALIDATION)
+                names = validation.classes or ()
+                if names and len(names) != classes:
+                    raise UserError(
+                        f"the model has {classes} outputs, but there are {len(names)} classes: change its last layer, "
+                        "or name all of its classes, classes=[...], when the pool is made"
+                    )
                 if definition.pool_label == "true" and pool.labels is not None:
                     check_labels(pool.labels, classes, POOL)
             situation.measurement = measure(definition, networks, pool, validation, sampling, taps, batch_size)

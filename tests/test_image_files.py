@@ -17,7 +17,7 @@ from PIL import Image
 
 from alfk.data import Split
 from alfk.errors import UserError
-from alfk.image_decoding import draw_crops, open_image, scaled, window
+from alfk.image_decoding import PillowDecoder, draw_crops, open_image, scaled, window
 from alfk.image_files import MEMORY, ImageFiles, has_dali
 from imagenet.custom_datasets.image_folder import MEAN, STD, load_folder
 from tests.helpers import ONE_THREAD, ROOT, picture, write_tree
@@ -299,3 +299,31 @@ def test_images_of_a_subset_are_those_of_its_rows(tree, tmp_path):
     assert torch.equal(part, whole[[4, 3]])
     plain = Split(whole, train.labels, MEAN, STD)
     assert torch.equal(next(plain.batches(20))[0], next(train.batches(20))[0])
+
+
+def test_images_of_sixteen_bits_are_scaled_not_clipped(tmp_path):
+    ramp = np.linspace(0, 65535, 256 * 64).astype(np.uint16).reshape(64, 256)
+    Image.fromarray(ramp).save(tmp_path / "deep.png")
+    pixels = np.asarray(open_image(str(tmp_path / "deep.png")))
+    assert np.abs(pixels[..., 0].astype(int) - ramp / 257).max() <= 0.5 + 1e-6
+    Image.fromarray(np.linspace(0, 9, 64, dtype=np.float32).reshape(8, 8)).save(tmp_path / "float.tiff")
+    with pytest.raises(UserError, match=r"float\.tiff cannot be decoded: its values \(mode F\) have no fixed range"):
+        open_image(str(tmp_path / "float.tiff"))
+
+
+def test_large_files_are_kept_for_random_crops_alone_and_within_the_budget(tmp_path):
+    for i in range(3):
+        picture(i, 50, 50).save(tmp_path / f"{i}.png")
+    decoder = PillowDecoder(32, 1, torch.device("cpu"), memory=2 * 4 * 50 * 50)
+    paths = [str(tmp_path / f"{i}.png") for i in range(3)]
+    list(decoder([(paths, None)], 3, False))
+    assert decoder.files == {}
+    list(decoder([(paths, draw_crops(3, torch.Generator()).numpy())], 3, True))
+    assert (len(decoder.files), decoder.memory) == (2, 0)
+
+
+def test_from_files_takes_the_size_of_the_split_it_is_like(tmp_path):
+    picture(0).save(tmp_path / "a.png")
+    pool = Split.from_files([tmp_path / "a.png"], size=48)
+    assert Split.from_files([tmp_path / "a.png"], like=pool).store.size == 48
+    assert Split.from_files([tmp_path / "a.png"], mean=0.5, std=0.5).store.size == 224

@@ -124,7 +124,14 @@ def test_names_follow_the_classes_that_are_given_or_those_of_another_split():
     assert Split.of(COLOURS, LABELS, like=pool).classes == pool.classes
     assert pool.subset([4, 2], ["owl", "cat"]).labels.tolist() == [2, 1]
     refused(r"no class 'emu': the classes are dog, cat, owl", Split.of, COLOURS[:1], ["emu"], like=pool)
-    refused(r"labels are names, but the split has no classes", Split.of(COLOURS).subset, [0], ["cat"])
+    refused(r"labels are names, but the split does not know them", Split.of(COLOURS).subset, [0], ["cat"])
+
+
+def test_what_contradicts_the_split_it_is_like():
+    pool = Split.of(COLOURS, classes=["dog", "cat", "owl"])
+    refused(r"classes differ from those of like, dog, cat, owl", Split.of, COLOURS, like=pool, classes=["cat", "dog"])
+    normalised = Split.of(torch.utils.data.TensorDataset(torch.randn(6, 3, 8, 10)))
+    refused(r"pass these through the same transform", Split.of, COLOURS, like=normalised)
 
 
 def test_unknown_labels_are_minus_one_where_they_are_allowed():

@@ -165,7 +165,7 @@ def test_sheets_count_minority_images_and_name_classes(finished, monkeypatch):
             f"b={b}: {lines[b]['misclassified']} validation images misclassified, {answered}"
         )
         for pair in block.pairs:
-            guess, error = re.match(r"chosen: (\w+)\?", pair.caption), re.match(r"error: (\w+),", pair.error_caption)
+            guess, error = re.match(r"\d+\. (\w+)\?", pair.caption), re.match(r"error: (\w+),", pair.error_caption)
             assert {guess[1], error[1], pair.error_caption.split()[-1]} <= set(CLASSES)
 
 

@@ -16,6 +16,7 @@ from alfk.cli.progress import Progress
 from alfk.config import Experiment
 from alfk.data import Split
 from alfk.errors import UserError
+from alfk.image_files import ImageFiles
 from alfk.plotting import answers
 from alfk.queries import Query, write_csv
 from alfk.runs import Trial, open_array
@@ -25,7 +26,7 @@ from alfk.stages.loop import active_learning
 from alfk.stages.pretrain import make_initial_models
 from alfk.stages.round import Round
 
-MOST = 200  # images drawn in the picture of a request
+MOST, PICTURE = 200, 160  # images drawn in the picture of a request, and their pixels
 
 
 def annotate(experiment: Experiment, options: argparse.Namespace, trials: Sequence[Trial]) -> int:
@@ -57,7 +58,9 @@ def annotate(experiment: Experiment, options: argparse.Namespace, trials: Sequen
         except LabelsMissing as waiting:
             progress.print_line(request(waiting, table, files))
             return 0
-        progress.print_line(f"all {experiment.iterations} AL iterations are finished; --iterations adds more")
+        last = Round(work, trial, experiment.iterations - 1).checkpoint
+        done = f"all {experiment.iterations} AL iterations are finished; --iterations adds more"
+        progress.print_line(f"{done}; the last model is {last}")
     return 0
 
 
@@ -90,13 +93,22 @@ def request(waiting: LabelsMissing, table: Path, files: Sequence[str]) -> str:
         write_request(request, query, files, file_names(validation, "val"))
     if not (same and sheet.exists()):
         title = f"{current.experiment.name}, b={current.b}: {len(query)} images to label, chosen by {query.method}"
-        answers(query, current.pool, validation, sheet, title=title, most=MOST)
+        answers(query, sharper(current.pool), sharper(validation), sheet, title=title, most=MOST)
     missing, first = len(waiting.missing), files[int(waiting.missing[0])]
     how = f"enter file,label into {table} (skip takes a file out) and give the same command again"
     if torch.equal(waiting.missing, query.indices):
         return f"b={current.b}: {len(query)} images to label are in {request}, with pictures in {sheet.name}; {how}"
     what = "1 label is missing," if missing == 1 else f"{missing} labels are missing, the first"
     return f"b={current.b}: {what} that of {first} (see {request}); {how}"
+
+
+def sharper(split: Split) -> Split:
+    """The same images in at least PICTURE pixels, for people."""
+    store = split.store
+    if store.size >= PICTURE:
+        return split
+    larger = ImageFiles(store.root, store.paths, PICTURE, store.loader, store.workers)
+    return Split(larger, None, split.mean, split.std, split.rows)
 
 
 def asks_for(request: Path, files: Sequence[str]) -> bool:

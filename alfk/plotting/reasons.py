@@ -82,14 +82,14 @@ def pairs(query: Query, pool: Split, validation: Split | None, count: int) -> li
     others = [None] * count if query.answers_to is None else pictures(validation, query.answers_to[:count])
     rows = query.rows()[:count]
     return [
-        Pair(chosen[i], others[i], _caption(row), "" if others[i] is None else _error_caption(row))
+        Pair(chosen[i], others[i], _caption(i + 1, row), "" if others[i] is None else _error_caption(row))
         for i, row in enumerate(rows)
     ]
 
 
-def _caption(row: dict[str, object]) -> str:
+def _caption(number: int, row: dict[str, object]) -> str:
     guess = row.get("pseudo_label", row.get("prediction"))
-    lines = [f"chosen: {_short(guess)}?" if guess is not None else "chosen"]
+    lines = [f"{number}. {_short(guess)}?" if guess is not None else f"{number}."]
     if "similarity" in row:
         lines.append(f"similarity {row['similarity']:.2f}")
     if "score" in row:

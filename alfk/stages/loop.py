@@ -50,7 +50,8 @@ def warn_at_chance(current: Round, record: Record) -> None:
     """Report a warning if the test accuracy of an iteration, the last one for now, is that of guessing."""
     work = current.work
     if at_chance(record["accuracy"], work.experiment.classes, len(work.test)):
-        text = f"the test accuracy of {current.trial.short()} ended at chance: more epochs (-e), another --lr, "
+        text = f"the test accuracy of {current.trial.short()} ended at chance, as far as {len(work.test)} test images "
+        text += "can tell: more epochs (-e), another --lr, "
         work.report("warning", text=f"{text}a smaller --batch-size, or more labels (-as)")
 
 

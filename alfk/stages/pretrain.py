@@ -58,6 +58,10 @@ def _rotation(work: Workspace, ir: float, nr: float, distortion: str, member: in
     fit(model, pool, experiment.pretraining, shuffles, rotate, after_epoch, experiment.training_threads)
     evaluation = best.evaluation or evaluator(model)
     if at_chance(evaluation.accuracy, 4, len(split)):
-        text = "the rotation task ended at chance, 25 %: the initial model has learnt nothing; more --unsup-epochs, "
-        work.report("warning", text=f"{text}another --lr, or a smaller --batch-size")
+        text = (
+            f"the rotation task ended at chance, 25 %, as far as {len(split)} images can tell: the initial model has "
+        )
+        work.report(
+            "warning", text=f"{text}learnt nothing; more --unsup-epochs, another --lr, or a smaller --batch-size"
+        )
     return best.weights, {"rotation_accuracy": evaluation.accuracy, "select": select, "epoch": best.epoch}

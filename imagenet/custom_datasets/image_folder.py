@@ -148,6 +148,12 @@ def _below(folder: Path) -> Iterator[tuple[str, list[str]]]:
     def fail(problem: OSError) -> None:
         raise problem
 
-    for path, folders, files in os.walk(folder, onerror=fail):
+    seen = set()  # a link may lead back
+    for path, folders, files in os.walk(folder, onerror=fail, followlinks=True):
+        here = os.stat(path)
+        if (here.st_dev, here.st_ino) in seen:
+            folders.clear()
+            continue
+        seen.add((here.st_dev, here.st_ino))
         folders[:] = sorted(name for name in folders if name[0] != ".")
         yield os.path.relpath(path, folder), files
