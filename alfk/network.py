@@ -119,11 +119,17 @@ def prepare(model: nn.Module) -> nn.Module:
     and large features infinite; and if they were made under `torch.inference_mode()`, which allows no gradients.
 
     Raises:
-        UserError: `model` is no module, or cannot be copied.
+        UserError: `model` is no module, cannot be copied, or has batch norm without running statistics.
     """
     if not isinstance(model, nn.Module):
         raise UserError(f"the model must be a torch.nn.Module, not {type(model).__name__}")
     model = unwrap(model)
+    for name, module in model.named_modules():
+        if isinstance(module, nn.modules.batchnorm._BatchNorm) and module.running_mean is None:
+            raise UserError(
+                f"{name or 'the model'} normalises by the batch in evaluation mode too (track_running_stats=False), so "
+                "the choice would depend on the batch size: train the model with track_running_stats=True"
+            )
     parameters = [parameter for parameter in model.parameters() if parameter.is_floating_point()]
     if all(p.dtype == torch.float32 and not p.is_inference() for p in parameters):
         return model

@@ -339,6 +339,13 @@ def test_a_network_that_casts_its_input_is_refused():
     refused(lambda: rz(tapped(made(Own).half(), ["conv1"])), "pass model.float()")
 
 
+@pytest.mark.parametrize("call", [rz, lambda model: logits_of(model, POOL)])
+def test_batch_norm_that_mixes_the_images_of_a_batch_is_refused(call):
+    model = with_taps()
+    model.model.relu1 = nn.Sequential(nn.BatchNorm2d(6, track_running_stats=False), nn.ReLU())
+    refused(lambda: call(model), "the choice would depend on the batch size")
+
+
 def test_no_module_is_refused():
     refused(lambda: rz(lambda images: images), "must be a torch.nn.Module")
 
