@@ -329,7 +329,7 @@ def _normalisation(
     store: Tensor | ImageFiles | DatasetItems, mean: Numbers | None, std: Numbers | None, like: Split | None
 ) -> tuple[Numbers, Numbers]:
     """Mean and std as given, or those of `like`, or computed."""
-    if like is not None and mean is None and std is None:
+    if like is not None and (mean is None or std is None):
         _check_scale(store, like)
     mean, std = _default(mean, like, "mean"), _default(std, like, "std")
     if mean is not None and std is not None:

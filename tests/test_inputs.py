@@ -131,7 +131,11 @@ def test_what_contradicts_the_split_it_is_like():
     pool = Split.of(COLOURS, classes=["dog", "cat", "owl"])
     refused(r"classes differ from those of like, dog, cat, owl", Split.of, COLOURS, like=pool, classes=["cat", "dog"])
     normalised = Split.of(torch.utils.data.TensorDataset(torch.randn(6, 3, 8, 10)))
-    refused(r"pass these through the same transform", Split.of, COLOURS, like=normalised)
+    words = r"pass these through the same transform"
+    refused(words, Split.of, COLOURS, like=normalised)
+    refused(words, Split.of, COLOURS, mean=0.5, like=normalised)
+    refused(words, Split.of(COLOURS).normalised_like, normalised)
+    assert Split.of(torch.randn(3, 3, 8, 10), like=normalised).std == normalised.std
 
 
 def test_unknown_labels_are_minus_one_where_they_are_allowed():
@@ -545,6 +549,8 @@ def test_files_are_images_with_the_labels_that_are_given(photos, monkeypatch):
     some = Split.from_files(["2.png", str(photos[1])], names, like=pool, **more)
     assert (some.labels.tolist(), some.classes) == ([1, 0], ("a", "b"))
     assert torch.equal(batch(some), batch(pool)[[4, 1]])
+    normalised = Split.of(TensorDataset(torch.randn(4, 3, 32, 32)))
+    refused(r"pass these through the same transform", Split.from_files, photos, like=normalised, **more)
 
 
 def test_files_that_are_not_there_are_refused(photos, tmp_path):
