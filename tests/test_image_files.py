@@ -311,6 +311,13 @@ def test_images_of_sixteen_bits_are_scaled_not_clipped(tmp_path):
         open_image(str(tmp_path / "float.tiff"))
 
 
+def test_an_image_that_pillow_takes_for_a_bomb_is_named(tmp_path, monkeypatch):
+    picture(0, 50, 50).save(tmp_path / "huge.png")
+    monkeypatch.setattr(Image, "MAX_IMAGE_PIXELS", 1000)
+    with pytest.raises(UserError, match=r"huge\.png cannot be decoded: Image size \(2500 pixels\) exceeds limit"):
+        open_image(str(tmp_path / "huge.png"))
+
+
 def test_large_files_are_kept_for_random_crops_alone_and_within_the_budget(tmp_path):
     for i in range(3):
         picture(i, 50, 50).save(tmp_path / f"{i}.png")
