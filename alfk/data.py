@@ -42,6 +42,7 @@ class Split:
     Attributes:
         in_files: whether images are read batch by batch, from files or a data set, and not stored in memory.
         computed: whether mean or std were computed from the split's own images.
+        left_out: files of other types that lie beside the images of a folder, and are not in the split.
     Raises:
         UserError: what does not fit, in one line. Float images are read once for that; uint8 images are not.
     """
@@ -65,7 +66,8 @@ class Split:
             raise UserError(f"images must be (N, C, H, W), or features (N, D){shape}")
         self.in_files = not isinstance(images, Tensor)
         channels = getattr(images, "shape", (0, 3))[1]  # image files are decoded as RGB
-        self.store, self.source, self.unknown_labels, self.computed = images, source, unknown_labels, False
+        self.store, self.source, self.unknown_labels = images, source, unknown_labels
+        self.computed, self.left_out = False, 0
         self.mean, self.std = (inputs.per_channel(v, k, channels) for k, v in (("mean", mean), ("std", std)))
         as_they_are = not any(self.mean) and set(self.std) == {1.0}
         self._any_range = images.ndim == 2 or as_they_are

@@ -290,6 +290,52 @@ def test_what_is_wrong_with_a_folder_is_said(tmp_path):
         load(tree, tmp_path)
 
 
+@pytest.fixture
+def pool(tmp_path):
+    """A folder with val/<class>/ and one image in pool/, without labels."""
+    tree = write_tree(tmp_path / "tree")
+    (tree / "pool").mkdir()
+    (tree / "train" / "n00" / "0.JPEG").rename(tree / "pool" / "a.JPEG")
+    return tree
+
+
+def load_pool(tree, folder):
+    return load_folder(folder / "ImageNet", tree, SIZE, "torchvision", workers=2, unlabelled=True)
+
+
+def test_linked_folders_are_followed_and_circles_end(pool, tmp_path):
+    (pool / "pool" / "linked").symlink_to(pool / "train" / "n01")
+    (pool / "pool" / "linked" / "back").symlink_to(pool / "pool")
+    assert list(load_pool(pool, tmp_path).train.store.paths) == [
+        b"pool/a.JPEG",
+        *(b"pool/linked/%d.JPEG" % i for i in range(5)),
+    ]
+
+
+def test_what_a_csv_file_could_not_name_is_refused(pool, tmp_path):
+    for folder in (pool / "pool", pool / "val" / "n01"):
+        bad = folder / os.fsdecode(b"b\xff.JPEG")
+        picture(1).save(bad, format="JPEG")
+        with pytest.raises(UserError, match=rf"{folder}/b\\xff\.JPEG: a name that is not UTF-8"):
+            load_pool(pool, tmp_path)
+        bad.unlink()
+    picture(1).save(pool / "pool" / "grün.JPEG", format="JPEG")
+    assert len(load_pool(pool, tmp_path).train) == 2
+    (pool / "val" / "n01").rename(pool / "val" / "skip")
+    with pytest.raises(UserError, match=r"val/skip: a class cannot be called skip"):
+        load_pool(pool, tmp_path)
+
+
+def test_files_that_are_no_images_are_counted(pool, tmp_path):
+    for name in ("a.heic", "b.txt", ".hidden"):
+        (pool / "pool" / name).touch()
+    (pool / "pool" / "folder.png").mkdir()
+    for _ in range(2):  # listed, and read from the list
+        data = load_pool(pool, tmp_path)
+        assert (len(data.train), data.train.left_out, data.validation.left_out) == (1, 2, 0)
+    assert data.train.subset([0]).left_out == 2
+
+
 def test_images_of_a_subset_are_those_of_its_rows(tree, tmp_path):
     train = load(tree, tmp_path).train
     some = train.subset(torch.tensor([3, 17, 4])).subset(torch.tensor([2, 0]))

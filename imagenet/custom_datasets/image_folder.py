@@ -11,6 +11,7 @@ from pathlib import Path
 import numpy as np
 import torch
 
+from alfk.annotation import SKIP
 from alfk.data import UNOFFICIAL, Dataset, Split
 from alfk.errors import UserError
 from alfk.image_files import ImageFiles
@@ -32,9 +33,11 @@ def load_folder(
         root: the folder with train/ and val/; if None, ILSVRC2012_pytorch beside `folder` if it exists, else the folder
             listed last.
         size, loader, workers: see `ImageFiles`.
-        unlabelled: the pool is not train/<class>/ but pool/, at any depth, and its labels are unknown.
+        unlabelled: the pool is not train/<class>/ but pool/, at any depth, and its labels are unknown. People's CSV
+            files name its images, those of val/ and the classes.
     Raises:
-        UserError: a folder is missing or empty, or train/, val/ and test/ have different classes.
+        UserError: a folder is missing or empty, train/, val/ and test/ have different classes, or a CSV file could not
+            name an image or a class.
     """
     root = (root or _default_root(folder)).absolute()
     first = "val" if unlabelled else "train"
@@ -45,9 +48,14 @@ def load_folder(
     for part in parts:
         for name in sorted(set(names) ^ set(_classes(root, part, unlabelled))):
             raise UserError(f"{root} has the class {name} in one of {first}/ and {part}/ alone")
+    if unlabelled and SKIP in names:
+        raise UserError(f"{root / first / SKIP}: a class cannot be called {SKIP}, which takes a file out: rename it")
     options = (size, loader, workers)
     found = {part: _split(folder, root, part, names, *options) for part in parts}
     train = _split(folder, root, "pool", names, *options) if unlabelled else found["train"]
+    if unlabelled:
+        for split in (train, found["val"]):
+            _check_utf8(root, split.store.paths)
     return Dataset(train, found.get("test", found["val"]), found["val"])
 
 
@@ -68,11 +76,11 @@ def _split(folder: Path, root: Path, part: str, names: list[str], size: int, loa
         processed.mkdir(parents=True, exist_ok=True)
         with locked(processed / ".lock"):
             if not (has_array(labels_file) and has_array(paths_file) and _listed(labels_file, about)):
-                paths, labels, sizes = _scan(root, part, names)
+                paths, labels, sizes, others = _scan(root, part, names)
                 digest = hashlib.md5(paths.tobytes() + labels.tobytes() + sizes.tobytes()).hexdigest()
                 labels_file.with_suffix(".json").unlink(missing_ok=True)  # written last, it marks both complete
                 save_array(paths_file, paths, {"kind": "paths", "md5": digest})
-                save_array(labels_file, labels, {"kind": "labels", "md5": digest, **about})
+                save_array(labels_file, labels, {"kind": "labels", "md5": digest, "left_out": others, **about})
             labels, header = open_array(labels_file, {"kind": "labels"})
             paths, _ = open_array(paths_file, {"kind": "paths", "md5": header["md5"]})
     except OSError as problem:
@@ -83,7 +91,18 @@ def _split(folder: Path, root: Path, part: str, names: list[str], size: int, loa
     prefix = f"{UNOFFICIAL} " if changed else ""
     files = ImageFiles(root, paths, size, loader, workers)
     known = None if part == "pool" else torch.from_numpy(np.array(labels))
-    return Split(files, known, MEAN, STD, source=prefix + header["md5"], classes=names)
+    split = Split(files, known, MEAN, STD, source=prefix + header["md5"], classes=names)
+    split.left_out = header.get("left_out", 0)  # lists made before have no such entry
+    return split
+
+
+def _check_utf8(root: Path, paths: np.ndarray) -> None:
+    """Raises UserError for the first of the paths (N,) bytes that cannot be written into a CSV file in UTF-8."""
+    try:
+        paths.tobytes().decode()
+    except UnicodeDecodeError as problem:
+        name = paths[problem.start // paths.itemsize].decode(errors="backslashreplace")
+        raise UserError(f"{root}/{name}: a name that is not UTF-8 cannot stand in a CSV file: rename it") from None
 
 
 def _default_root(folder: Path) -> Path:
@@ -121,13 +140,17 @@ def _stamps(root: Path, part: str) -> dict[str, int]:
     return {name: os.stat(root / part / name).st_mtime_ns for name in _classes(root, part)}
 
 
-def _scan(root: Path, part: str, names: list[str]) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-    """Paths below `root` (N,) bytes, labels (-1 in pool/) and sizes in bytes (N,) int64, sorted. Raises UserError."""
-    paths, labels, sizes = [], [], []
+def _scan(root: Path, part: str, names: list[str]) -> tuple[np.ndarray, np.ndarray, np.ndarray, int]:
+    """Paths below `root` (N,) bytes, labels (-1 in pool/) and sizes in bytes (N,) int64, sorted, and the number of
+    other files beside them. Raises UserError.
+    """
+    paths, labels, sizes, others = [], [], [], 0
     folders = [(f, -1) for f, _ in _below(root / part)] if part == "pool" else [(n, i) for i, n in enumerate(names)]
     for name, label in folders:
         folder = root / part / name
-        files = sorted((entry.name, entry.stat().st_size) for entry in os.scandir(folder) if _is_image(entry))
+        entries = [entry for entry in os.scandir(folder) if entry.name[0] != "." and not entry.is_dir()]
+        files = sorted((entry.name, entry.stat().st_size) for entry in entries if _is_image(entry.name))
+        others += len(entries) - len(files)
         if not files and part != "pool":
             raise UserError(f"{folder} has no image ({', '.join(SUFFIXES)}); remove it, or put images into it")
         paths += [os.fsencode(os.path.normpath(f"{part}/{name}/{file}")) for file, _ in files]
@@ -135,11 +158,11 @@ def _scan(root: Path, part: str, names: list[str]) -> tuple[np.ndarray, np.ndarr
         labels += [label] * len(files)
     if not paths:
         raise UserError(f"{root / part} has no image ({', '.join(SUFFIXES)}): put the images to choose from into it")
-    return np.array(paths), np.array(labels, np.int64), np.array(sizes, np.int64)
+    return np.array(paths), np.array(labels, np.int64), np.array(sizes, np.int64), others
 
 
-def _is_image(entry: os.DirEntry) -> bool:
-    return entry.name.lower().endswith(SUFFIXES) and entry.name[0] != "."
+def _is_image(name: str) -> bool:
+    return name.lower().endswith(SUFFIXES)
 
 
 def _below(folder: Path) -> Iterator[tuple[str, list[str]]]:
