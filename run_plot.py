@@ -23,9 +23,10 @@ from pathlib import Path
 from alfk.cli.datasets import all_experiments, get_experiment
 from alfk.cli.options import Parser, count, imbalance_ratio, positive
 from alfk.errors import UserError
+from alfk.files import atomic
 from alfk.plotting import contact_sheets, results, tables
 from alfk.plotting.curves import ranges
-from alfk.runs import INITS, Record, atomic
+from alfk.runs import INITS, Record
 
 ROOT = Path(__file__).resolve().parent
 REFERENCE = ROOT / "reference"

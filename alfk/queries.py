@@ -16,10 +16,10 @@ from alfk.acquisition import POOL, VALIDATION, Sampling, Situation, check_query_
 from alfk.data import Split
 from alfk.descriptors import logits_of
 from alfk.errors import UserError
+from alfk.files import atomic
 from alfk.inputs import check_labels, positions
 from alfk.network import computing, prepare
 from alfk.perturbation import RotationAndNoise, Strategy
-from alfk.runs import atomic
 from alfk.selection import Selection
 
 CLASS_COLUMNS = ("pseudo_label", "prediction", "error_label", "error_prediction")

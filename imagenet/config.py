@@ -13,9 +13,9 @@ from pathlib import Path
 from alfk.cli.options import positive
 from alfk.config import Experiment, Recipe, WarmUpAndDecay
 from alfk.errors import UserError
+from alfk.files import read_json
 from alfk.image_files import LOADERS, default_workers, has_dali
 from alfk.network import kaiming_fan_out
-from alfk.runs import read_json
 from imagenet.custom_datasets import image_folder
 from imagenet.custom_models.resnet import resnet10, resnet18, resnet34, resnet50
 

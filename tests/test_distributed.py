@@ -23,10 +23,11 @@ from alfk.config import Recipe, StepDecay
 from alfk.data import Split
 from alfk.descriptors import Descriptors, describe
 from alfk.errors import UserError
+from alfk.files import complete_array, create_array, open_array, save_array
 from alfk.matching import match, top_matches
 from alfk.network import MCDropout
 from alfk.pseudo_labels import nearest_by_feature
-from alfk.runs import RunFolder, complete_array, create_array, open_array, save_array
+from alfk.runs import RunFolder
 from alfk.training import Evaluation, Evaluator, classify, fit, rotate
 from alfk.uncertainty import MEASURES, uncertainty
 from tests.helpers import SMALL, call_process, children, command, outcome, records, start, wait_for, wait_until

@@ -21,9 +21,10 @@ from alfk.acquisition import METHODS, Measurement, Situation, choose
 from alfk.data import Split
 from alfk.descriptors import Descriptors
 from alfk.errors import UserError
+from alfk.files import open_array
 from alfk.plotting import answers
 from alfk.queries import Query, query, select
-from alfk.runs import Trial, open_array
+from alfk.runs import Trial
 from alfk.stages.loop import active_learning
 from alfk.stages.pretrain import make_initial_models
 from alfk.stages.round import Round

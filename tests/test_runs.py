@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 import torch
 
-from alfk import runs
+from alfk import files
 from alfk.errors import UserError
 from alfk.runs import RunFolder, Trial
 
@@ -51,7 +51,7 @@ def test_names_are_those_of_the_release(folder):
 def test_a_failed_write_leaves_the_old_file(folder):
     path = folder.path / "x"
     path.write_bytes(b"old")
-    with contextlib.suppress(RuntimeError), runs.atomic(path) as file:
+    with contextlib.suppress(RuntimeError), files.atomic(path) as file:
         file.write(b"new")
         raise RuntimeError
     assert path.read_bytes() == b"old"
@@ -99,12 +99,12 @@ def test_the_manifest_names_the_setting_that_differs(folder):
 def test_checkpoints_round_trip(folder):
     path = folder.checkpoint(TRIAL, 0, 125)
     state = {"w": torch.arange(6.0).view(2, 3)}
-    runs.save_checkpoint(path, state, {"kind": "best", "record": record(0)})
-    loaded, about = runs.load_checkpoint(path, {"kind": "best"})
+    files.save_checkpoint(path, state, {"kind": "best", "record": record(0)})
+    loaded, about = files.load_checkpoint(path, {"kind": "best"})
     assert torch.equal(loaded["w"], state["w"])
     assert about["record"] == record(0)
     with pytest.raises(UserError, match="its kind is best, not initial"):
-        runs.load_checkpoint(path, {"kind": "initial"})
+        files.load_checkpoint(path, {"kind": "initial"})
 
 
 @pytest.mark.parametrize(
@@ -112,10 +112,10 @@ def test_checkpoints_round_trip(folder):
 )
 def test_damaged_checkpoints_are_named(folder, spoil):
     path = folder.checkpoint(TRIAL, 0, 125)
-    runs.save_checkpoint(path, {"w": torch.zeros(100)}, {"kind": "best"})
+    files.save_checkpoint(path, {"w": torch.zeros(100)}, {"kind": "best"})
     path.write_bytes(spoil(path.read_bytes()))
     with pytest.raises(UserError, match="truncated or not a checkpoint"):
-        runs.load_checkpoint(path, {})
+        files.load_checkpoint(path, {})
 
 
 def test_a_checkpoint_cannot_run_code(folder):
@@ -126,7 +126,7 @@ def test_a_checkpoint_cannot_run_code(folder):
     path = folder.checkpoint(TRIAL, 0, 125)
     torch.save({"state": {}, "about": Evil()}, path)
     with pytest.raises(UserError, match="not a checkpoint"):
-        runs.load_checkpoint(path, {})
+        files.load_checkpoint(path, {})
     assert not (folder.path / "ran").exists()
 
 
@@ -134,61 +134,61 @@ def test_a_foreign_checkpoint_of_another_layout(folder):
     path = folder.checkpoint(TRIAL, 0, 125)
     torch.save([1, 2], path)
     with pytest.raises(UserError, match="not a checkpoint"):
-        runs.load_checkpoint(path, {})
+        files.load_checkpoint(path, {})
 
 
 def test_arrays_round_trip_mapped(folder):
     path = folder.index_list(TRIAL, 0, 125)
-    runs.save_array(path, np.arange(5), {"kind": "labelled set"})
-    array, header = runs.open_array(path, {"kind": "labelled set"})
+    files.save_array(path, np.arange(5), {"kind": "labelled set"})
+    array, header = files.open_array(path, {"kind": "labelled set"})
     assert array.tolist() == [0, 1, 2, 3, 4]
     assert isinstance(array, np.memmap)
     assert header == {"kind": "labelled set", "shape": [5], "dtype": "int64"}
     with pytest.raises(UserError, match="its kind is labelled set, not pool"):
-        runs.open_array(path, {"kind": "pool"})
+        files.open_array(path, {"kind": "pool"})
     whole = path.read_bytes()
     path.write_bytes(whole[:-8])
     with pytest.raises(UserError, match="truncated"):
-        runs.open_array(path, {})
+        files.open_array(path, {})
     np.save(path, np.arange(4.0))
     with pytest.raises(UserError, match=r"its shape is \[5\], not \[4\]"):
-        runs.open_array(path, {})
+        files.open_array(path, {})
     path.with_suffix(".json").write_text("[1]")
     with pytest.raises(UserError, match="damaged"):
-        runs.open_array(path, {})
-    runs.delete_array(path)
-    assert not runs.has_array(path)
+        files.open_array(path, {})
+    files.delete_array(path)
+    assert not files.has_array(path)
 
 
 def test_an_array_is_there_only_when_complete(folder):
     path = folder.descriptors("pool", TRIAL, 0, 0)
-    array = runs.create_array(path, (3,), np.dtype([("descriptor", "<f4", (2,)), ("prediction", "<i8")]))
-    assert not runs.has_array(path)
+    array = files.create_array(path, (3,), np.dtype([("descriptor", "<f4", (2,)), ("prediction", "<i8")]))
+    assert not files.has_array(path)
     array["descriptor"][1] = 7
     array["prediction"] = 4
-    runs.complete_array(path, array, {"kind": "pool descriptors"})
-    back, _ = runs.open_array(path, {})
+    files.complete_array(path, array, {"kind": "pool descriptors"})
+    back, _ = files.open_array(path, {})
     assert back["descriptor"].tolist() == [[0, 0], [7, 7], [0, 0]]
     assert back["prediction"].tolist() == [4, 4, 4]
 
 
 def test_no_room_is_an_error_before_anything_is_lost(folder):
     with pytest.raises(UserError, match="cannot write"):
-        runs.create_array(folder.descriptors("pool", TRIAL, 0, 0), (2**55,), np.dtype("<f4"))
+        files.create_array(folder.descriptors("pool", TRIAL, 0, 0), (2**55,), np.dtype("<f4"))
     assert not list((folder.path / "descr").glob("*.json"))
 
 
 def test_a_full_disk_leaves_the_old_checkpoint(folder, monkeypatch):
     path = folder.checkpoint(TRIAL, 0, 125)
-    runs.save_checkpoint(path, {"w": torch.zeros(3)}, {"kind": "old"})
+    files.save_checkpoint(path, {"w": torch.zeros(3)}, {"kind": "old"})
 
     def full(_):
         raise OSError(28, "No space left on device")
 
     monkeypatch.setattr(os, "fsync", full)
     with pytest.raises(UserError, match="No space left"):
-        runs.save_checkpoint(path, {"w": torch.ones(3)}, {"kind": "new"})
-    assert runs.load_checkpoint(path, {})[1] == {"kind": "old"}
+        files.save_checkpoint(path, {"w": torch.ones(3)}, {"kind": "new"})
+    assert files.load_checkpoint(path, {})[1] == {"kind": "old"}
     assert not list(path.parent.glob("*.tmp"))
 
 

@@ -9,8 +9,9 @@ import pytest
 import torch
 
 from alfk.errors import UserError
+from alfk.files import save_checkpoint, write_json
 from alfk.network import snapshot
-from alfk.runs import Trial, save_checkpoint, write_json
+from alfk.runs import Trial
 from alfk.stages.acquire import acquire
 from alfk.stages.loop import active_learning
 from alfk.stages.pretrain import make_initial_models

@@ -29,7 +29,8 @@ from alfk.cli.progress import Progress
 from alfk.config import Experiment
 from alfk.data import Split
 from alfk.errors import UserError
-from alfk.runs import Record, Trial, has_array, has_file, load_checkpoint, open_array, save_array, save_checkpoint
+from alfk.files import has_array, has_file, load_checkpoint, open_array, save_array, save_checkpoint
+from alfk.runs import Record, Trial
 from alfk.selection import Selection
 from alfk.stages.acquire import situation_of, write_labelled
 from alfk.stages.loop import Stages, active_learning

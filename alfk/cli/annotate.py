@@ -16,10 +16,11 @@ from alfk.cli.progress import Progress
 from alfk.config import Experiment
 from alfk.data import Split
 from alfk.errors import UserError
+from alfk.files import open_array
 from alfk.image_files import ImageFiles
 from alfk.plotting import answers
 from alfk.queries import Query, write_csv
-from alfk.runs import Trial, open_array
+from alfk.runs import Trial
 from alfk.selection import Selection
 from alfk.stages.annotate import LabelsMissing, annotated
 from alfk.stages.loop import active_learning

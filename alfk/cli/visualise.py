@@ -9,11 +9,12 @@ from alfk.cli import options as flags
 from alfk.cli import scripts
 from alfk.config import Experiment
 from alfk.errors import UserError
+from alfk.files import read_json
 from alfk.plotting import plots
 from alfk.plotting.curves import parse_series
 from alfk.plotting.results import init_suffix, select_suffix
 from alfk.plotting.tsne import panel
-from alfk.runs import RunFolder, Trial, read_json, selection_suffix
+from alfk.runs import RunFolder, Trial, selection_suffix
 from alfk.stages.round import Round
 from alfk.stages.workspace import Workspace
 

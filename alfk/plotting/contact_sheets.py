@@ -9,10 +9,11 @@ import torch
 from alfk.config import Experiment
 from alfk.data import Dataset, Split
 from alfk.errors import UserError
+from alfk.files import open_array
 from alfk.plotting import plots, reasons
 from alfk.plotting.results import Results, name_of
 from alfk.queries import Query
-from alfk.runs import BASELINE, Record, RunFolder, Trial, open_array
+from alfk.runs import BASELINE, Record, RunFolder, Trial
 from alfk.selection import Selection
 
 MAX_IMAGES = 125  # images shown per AL iteration

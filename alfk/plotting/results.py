@@ -8,6 +8,7 @@ import numpy as np
 
 from alfk.data import UNOFFICIAL
 from alfk.errors import UserError
+from alfk.files import read_json
 from alfk.plotting import plots
 from alfk.plotting.curves import (
     Curve,
@@ -20,7 +21,7 @@ from alfk.plotting.curves import (
     series,
 )
 from alfk.plotting.plots import PlottedCurve
-from alfk.runs import BASELINE, Record, Trial, read_json, read_results, selection_suffix
+from alfk.runs import BASELINE, Record, Trial, read_results, selection_suffix
 
 Print = Callable[[str], None]
 

@@ -7,9 +7,9 @@ import numpy as np
 import torch
 
 from alfk.descriptors import describe
+from alfk.files import has_array, open_array, save_array
 from alfk.plotting import plots
 from alfk.plotting.curves import rare_groups
-from alfk.runs import has_array, open_array, save_array
 from alfk.stages.round import Round
 from alfk.training import accuracy, accuracy_per_class
 

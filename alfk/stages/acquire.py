@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 
 from alfk.acquisition import Situation, choose
-from alfk.runs import save_array
+from alfk.files import save_array
 from alfk.selection import Selection
 from alfk.stages.describe import read_databases
 from alfk.stages.round import Round

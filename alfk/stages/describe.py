@@ -15,8 +15,8 @@ from alfk.acquisition import DATABASES, Measurement, Method, Sampling, measure
 from alfk.data import Split
 from alfk.descriptors import Descriptors
 from alfk.errors import UserError
+from alfk.files import complete_array, create_array, has_array, open_array, save_array
 from alfk.perturbation import STRATEGIES
-from alfk.runs import complete_array, create_array, has_array, open_array, save_array
 from alfk.stages.round import Round
 from alfk.training import accuracy, accuracy_per_class
 

@@ -4,7 +4,7 @@ import time
 
 from torch import Tensor
 
-from alfk.runs import has_file, save_checkpoint
+from alfk.files import has_file, save_checkpoint
 from alfk.stages.workspace import Workspace
 from alfk.training import BestEpoch, Evaluator, at_chance, fit, rotate
 

@@ -11,7 +11,8 @@ from torch import Tensor, nn
 
 from alfk import distributed
 from alfk.data import Split
-from alfk.runs import Record, save_checkpoint
+from alfk.files import save_checkpoint
+from alfk.runs import Record
 from alfk.seeding import global_randomness
 from alfk.stages.acquire import NOTHING_MEASURED
 from alfk.stages.memory import peak_mib

@@ -15,18 +15,9 @@ from alfk.bias import minority_of
 from alfk.config import Experiment
 from alfk.data import Split
 from alfk.errors import UserError
+from alfk.files import delete_array, delete_file, has_array, load_checkpoint, open_array
 from alfk.network import fingerprint
-from alfk.runs import (
-    BASELINE,
-    Record,
-    RunFolder,
-    Trial,
-    delete_array,
-    delete_file,
-    has_array,
-    load_checkpoint,
-    open_array,
-)
+from alfk.runs import BASELINE, Record, RunFolder, Trial
 from alfk.stages.workspace import Workspace, join_states
 
 TEMPORARY = tuple(dict.fromkeys(name for names in DATABASES.values() for name in names))

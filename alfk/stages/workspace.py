@@ -12,8 +12,9 @@ from alfk import bias, distributed
 from alfk.config import Experiment
 from alfk.data import Split
 from alfk.errors import UserError
+from alfk.files import has_array, has_file, load_checkpoint, locked, open_array, save_array
 from alfk.network import is_in_layers, linear_layers, snapshot
-from alfk.runs import RunFolder, Trial, has_array, has_file, load_checkpoint, locked, open_array, save_array
+from alfk.runs import RunFolder, Trial
 from alfk.seeding import generator
 
 Report = Callable[..., None]  # report(event, **information), for progress displays

@@ -14,8 +14,8 @@ import torch
 from alfk.annotation import SKIP
 from alfk.data import UNOFFICIAL, Dataset, Split
 from alfk.errors import UserError
+from alfk.files import has_array, locked, open_array, read_json, save_array
 from alfk.image_files import ImageFiles
-from alfk.runs import has_array, locked, open_array, read_json, save_array
 
 MEAN, STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
 SUFFIXES = (".jpeg", ".jpg", ".png")

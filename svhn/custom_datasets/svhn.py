@@ -15,7 +15,7 @@ from torchvision.datasets.utils import download_url
 from alfk import distributed
 from alfk.data import UNOFFICIAL, Split
 from alfk.errors import UserError
-from alfk.runs import complete_array, create_array, has_array, locked, open_array, read_json, save_array
+from alfk.files import complete_array, create_array, has_array, locked, open_array, read_json, save_array
 
 MEAN, STD = (0.5, 0.5, 0.5), (0.5, 0.5, 0.5)
 PARTS = {"train": ("train", "extra"), "test": ("test",)}  # split -> its .mat files, in order
