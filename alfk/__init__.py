@@ -14,7 +14,8 @@ if TYPE_CHECKING:
     from alfk.data import Split
     from alfk.errors import UserError
     from alfk.queries import Query, query, select
-    from alfk.taps import suggest_taps, tapped
+    from alfk.tap_suggestions import suggest_taps
+    from alfk.taps import tapped
 
 __version__ = "0.2.0"
 
@@ -27,7 +28,7 @@ _MODULES = {
     "query": "queries",
     "read_annotations": "annotation",
     "select": "queries",
-    "suggest_taps": "taps",
+    "suggest_taps": "tap_suggestions",
     "tapped": "taps",
     "write_request": "annotation",
 }

@@ -16,7 +16,8 @@ from alfk.errors import UserError
 from alfk.network import computing, prepare
 from alfk.perturbation import RotationAndNoise
 from alfk.pseudo_labels import ESTIMATORS, from_copies, nearest_by_feature, predicted
-from alfk.taps import run, suggest_taps, tapped
+from alfk.tap_suggestions import suggest_taps
+from alfk.taps import run, tapped
 from alfk.uncertainty import uncertainty
 
 pytestmark = pytest.mark.filterwarnings("ignore:.torch.jit:DeprecationWarning")
