@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import NamedTuple
 
 import numpy as np
+import pytest
 import scipy.io
 import torch
 import torch.nn.functional as F
@@ -20,6 +21,7 @@ from PIL import Image
 from sklearn.datasets import load_digits
 
 from alfk.cli.scripts import _load
+from alfk.errors import UserError
 from alfk.runs import RunFolder
 from alfk.stages.workspace import Workspace
 
@@ -88,6 +90,15 @@ def refused(script: str, *arguments: object, words: str) -> None:
     errors = call(script, *arguments, status=2).stderr
     assert words in errors, errors
     assert len(errors.strip().splitlines()) == 1, errors
+
+
+def refuses(function: Callable[[], object], words: str) -> None:
+    """The call raises UserError, with one line that has these words."""
+    with pytest.raises(UserError) as caught:
+        function()
+    text = str(caught.value)
+    assert "\n" not in text, text
+    assert words in text, text
 
 
 def wait_until(happened: Callable[[], object], seconds: float = 120) -> None:

@@ -29,7 +29,7 @@ from alfk.stages.loop import active_learning
 from alfk.stages.pretrain import make_initial_models
 from alfk.stages.round import Round
 from mnist.config import DIGITS
-from tests.helpers import ROOT, Killed, workspace
+from tests.helpers import ROOT, Killed, refuses, workspace
 
 CLASSES, NAMES = 4, ("ant", "bee", "cat", "dog")
 MATCHING = [key for key, method in METHODS.items() if method.needs_descriptors]
@@ -260,7 +260,7 @@ def test_a_validation_set_takes_the_pools_mean_and_std(problem):
     wanted = query("Rz", model, mine, like, N).to_array()
     assert np.array_equal(query("Rz", model, mine, own, N).to_array(), wanted)
     assert own.mean != mine.mean  # it is not changed
-    refused(lambda: query("Rz", model, mine, validation, N), "different mean and std")
+    refuses(lambda: query("Rz", model, mine, validation, N), "different mean and std")
 
 
 # Rows and CSV
@@ -301,7 +301,7 @@ def test_a_csv_file_without_names_has_class_numbers_of_a_split_without_names(pro
     scored = query("entropy", model, pool, None, N, labelled=[0], samples=4)
     scored.to_csv(tmp_path / "scores.csv", names=range(60))
     assert [float(row["score"]) for row in read(tmp_path / "scores.csv")] == scored.score.tolist()
-    refused(lambda: found.to_csv(tmp_path / "no" / "folder.csv"), "cannot write")
+    refuses(lambda: found.to_csv(tmp_path / "no" / "folder.csv"), "cannot write")
 
 
 def test_a_query_without_images_has_a_heading(tmp_path):
@@ -313,7 +313,7 @@ def test_a_query_without_images_has_a_heading(tmp_path):
 def test_names_have_to_be_those_of_all_images(problem, key):
     """And not of the chosen ones alone."""
     found = query(key, *problem, N)
-    refused(lambda: found.rows([f"{i}.png" for i in range(N)]), "give the names of all pool images")
+    refuses(lambda: found.rows([f"{i}.png" for i in range(N)]), "give the names of all pool images")
 
 
 def test_the_array_of_a_query_gives_it_back(problem):
@@ -324,15 +324,6 @@ def test_the_array_of_a_query_gives_it_back(problem):
 
 
 # What is refused
-
-
-def refused(call, words):
-    """The call raises UserError, with one line that has these words."""
-    with pytest.raises(UserError) as caught:
-        call()
-    text = str(caught.value)
-    assert "\n" not in text, text
-    assert words in text, text
 
 
 class Changed(Net):
@@ -412,7 +403,7 @@ def test_what_would_be_silently_wrong_is_refused_in_a_line(problem, case):
     model, pool, validation = problem
     plain_pool, plain_validation = (Split(s.images, s.labels, s.mean, s.std) for s in (pool, validation))
     call, words = REFUSED[case]
-    refused(lambda: call(model, plain_pool, plain_validation), words)
+    refuses(lambda: call(model, plain_pool, plain_validation), words)
 
 
 def test_methods_that_do_not_match_need_no_validation_set(problem):
@@ -587,15 +578,15 @@ def test_what_has_no_picture_is_refused(problem, tmp_path):
     _, pool, validation = problem
     features = Split.of(torch.randn(20, 5))
     found = query("random", nn.Identity(), features, None, 3)
-    refused(lambda: answers(found, features, features), "features have no picture")
+    refuses(lambda: answers(found, features, features), "features have no picture")
     many = Split.of(torch.rand(20, 5, 8, 8))
-    refused(lambda: answers(found, many, many), "images of 5 channels cannot be drawn")
-    refused(lambda: answers(query("Rz", *problem, 3), pool, None), "give the validation set")
+    refuses(lambda: answers(found, many, many), "images of 5 channels cannot be drawn")
+    refuses(lambda: answers(query("Rz", *problem, 3), pool, None), "give the validation set")
     found = query("random", *problem, 3)
     (tmp_path / "file").touch()
-    refused(lambda: answers(found, pool, validation, tmp_path / "file" / "a.png"), "cannot write")
-    refused(lambda: answers(found, pool, validation, tmp_path / "a.docx"), "cannot write")
-    refused(lambda: answers(found, pool, validation, most=0), "most is 0")
+    refuses(lambda: answers(found, pool, validation, tmp_path / "file" / "a.png"), "cannot write")
+    refuses(lambda: answers(found, pool, validation, tmp_path / "a.docx"), "cannot write")
+    refuses(lambda: answers(found, pool, validation, most=0), "most is 0")
 
 
 BACKEND = """

@@ -12,13 +12,13 @@ from torch import nn
 from alfk.acquisition import METHODS, select
 from alfk.data import Split
 from alfk.descriptors import ForwardPass, describe, logits_of
-from alfk.errors import UserError
 from alfk.network import computing, prepare
 from alfk.perturbation import RotationAndNoise
 from alfk.pseudo_labels import ESTIMATORS, from_copies, nearest_by_feature, predicted
 from alfk.tap_suggestions import suggest_taps
 from alfk.taps import run, tapped
 from alfk.uncertainty import uncertainty
+from tests.helpers import refuses
 
 pytestmark = pytest.mark.filterwarnings("ignore:.torch.jit:DeprecationWarning")
 
@@ -101,15 +101,6 @@ every_method = pytest.mark.parametrize("method", PASSES)
 def equal(ours, wanted):
     """Whether descriptors are equal to the bit."""
     return all(torch.equal(getattr(ours, key), getattr(wanted, key)) for key in ("vectors", "pseudo_labels"))
-
-
-def refused(call, words):
-    """The call raises UserError, with one line that has these words."""
-    with pytest.raises(UserError) as caught:
-        call()
-    text = str(caught.value)
-    assert "\n" not in text, text
-    assert words in text, text
 
 
 # Equal to the bit
@@ -337,18 +328,18 @@ def test_a_network_that_casts_its_input_is_refused():
         def forward(self, x):
             return super().forward(x.half())
 
-    refused(lambda: rz(tapped(made(Own).half(), ["conv1"])), "pass model.float()")
+    refuses(lambda: rz(tapped(made(Own).half(), ["conv1"])), "pass model.float()")
 
 
 @pytest.mark.parametrize("call", [rz, lambda model: logits_of(model, POOL)])
 def test_batch_norm_that_mixes_the_images_of_a_batch_is_refused(call):
     model = with_taps()
     model.model.relu1 = nn.Sequential(nn.BatchNorm2d(6, track_running_stats=False), nn.ReLU())
-    refused(lambda: call(model), "the choice would depend on the batch size")
+    refuses(lambda: call(model), "the choice would depend on the batch size")
 
 
 def test_no_module_is_refused():
-    refused(lambda: rz(lambda images: images), "must be a torch.nn.Module")
+    refuses(lambda: rz(lambda images: images), "must be a torch.nn.Module")
 
 
 # The contract of a forward
@@ -401,14 +392,14 @@ class Returning(WithTaps):
 @pytest.mark.parametrize("grad", [False, True])
 @pytest.mark.parametrize(("change", "words"), BAD.values(), ids=BAD)
 def test_a_forward_that_breaks_the_contract_gets_one_line(change, words, grad):
-    refused(lambda: ForwardPass(Returning(change).eval(), IMAGES, None, None, grad), words)
+    refuses(lambda: ForwardPass(Returning(change).eval(), IMAGES, None, None, grad), words)
 
 
 @pytest.mark.parametrize("key", ["Rzg_pred", "Rzg_trace", "Rzg_mi"])
 @pytest.mark.parametrize(("change", "words"), NEED_A_GRAPH.values(), ids=NEED_A_GRAPH)
 def test_taps_that_the_logits_do_not_depend_on(change, words, key):
     model = Returning(change).eval()
-    refused(lambda: PASSES[key](model), words)
+    refuses(lambda: PASSES[key](model), words)
     assert rz(model).vectors.isfinite().all()  # features alone need no gradient
 
 
@@ -416,8 +407,8 @@ def test_taps_that_the_logits_do_not_depend_on(change, words, key):
 def test_logits_and_uncertainty_check_the_same_contract(key):
     change, words = BAD[key]
     words = words.replace("(5", "(14")
-    refused(lambda: logits_of(Returning(change), POOL), words)
-    refused(lambda: uncertainty("varR", [Returning(change)], POOL, 4, torch.Generator(), 14), words)
+    refuses(lambda: logits_of(Returning(change), POOL), words)
+    refuses(lambda: uncertainty("varR", [Returning(change)], POOL, 4, torch.Generator(), 14), words)
 
 
 def test_logits_and_uncertainty_do_not_look_at_taps():
@@ -428,7 +419,7 @@ def test_logits_and_uncertainty_do_not_look_at_taps():
 
 @pytest.mark.parametrize("taps", [(2,), (0, -3)])
 def test_a_tap_that_does_not_exist(taps):
-    refused(lambda: ForwardPass(made(WithTaps), IMAGES, None, taps, False), f"no tap {taps[-1]}: the model returned 2")
+    refuses(lambda: ForwardPass(made(WithTaps), IMAGES, None, taps, False), f"no tap {taps[-1]}: the model returned 2")
 
 
 def test_an_own_square_map_is_taken_as_channels_first():
@@ -445,8 +436,8 @@ def test_an_own_square_map_is_taken_as_channels_first():
 def test_weights_that_are_not_finite_are_an_error_that_names_the_image(measure, model):
     broken = copy.deepcopy(model)
     next(broken.parameters()).data[0] = float("nan")
-    refused(lambda: measure(broken), "image 0 of the pool: its ")
-    refused(lambda: measure(broken), "not finite, nor are the model's weights: its training diverged")
+    refuses(lambda: measure(broken), "image 0 of the pool: its ")
+    refuses(lambda: measure(broken), "not finite, nor are the model's weights: its training diverged")
 
 
 class WithBadImage(Split):
@@ -461,11 +452,9 @@ class WithBadImage(Split):
 def test_an_image_that_is_not_finite_is_named():
     pool = WithBadImage(POOL.images, None, (0.5,), (0.3,))
     for rule in (None, predicted):
-        refused(lambda rule=rule: describe(with_taps(), pool, None, rule, 8), "image 11 of the split: its features are")
-    refused(
-        lambda: logits_of(with_taps(), pool, 8), "image 11 of the split: its logits are not finite, nor are its pix"
-    )
-    refused(
+        refuses(lambda rule=rule: describe(with_taps(), pool, None, rule, 8), "image 11 of the split: its features are")
+    refuses(lambda: logits_of(with_taps(), pool, 8), "image 11 of the split: its logits are not finite, nor are its")
+    refuses(
         lambda: uncertainty("std", [with_taps()], pool, 4, torch.Generator(), 8, "the pool"),
         "image 11 of the pool: its",
     )
@@ -475,7 +464,7 @@ def test_an_overflow_is_named():
     model = with_taps()
     model.model.conv2.weight.data *= 1e18
     model.model.fc.weight.data *= 1e25
-    refused(lambda: rz(model), "its logits are not finite, a layer overflows")
+    refuses(lambda: rz(model), "its logits are not finite, a layer overflows")
 
 
 # Whole queries
@@ -537,7 +526,7 @@ def test_an_output_that_is_the_input_and_changed_in_place_is_refused():
             x += 1
             return x + y
 
-    refused(lambda: rz(tapped(made(Own), ["same"])), "'same' is changed in place")
+    refuses(lambda: rz(tapped(made(Own), ["same"])), "'same' is changed in place")
 
 
 def hooks(model):
@@ -588,7 +577,7 @@ def test_a_layer_that_is_replaced_later_is_the_one_that_is_read():
     ],
 )
 def test_names_that_are_no_layers(names, words):
-    refused(lambda: with_taps(names), words)
+    refuses(lambda: with_taps(names), words)
 
 
 def test_one_name_is_a_list_of_one():
@@ -627,7 +616,7 @@ class Odd(nn.Module):
     ],
 )
 def test_layers_that_are_no_taps(name, words):
-    refused(lambda: rz(tapped(made(Odd), [name])), words)
+    refuses(lambda: rz(tapped(made(Odd), [name])), words)
 
 
 class Output(dict):
@@ -672,12 +661,12 @@ def test_logits_that_cannot_be_told(output, words):
         def forward(self, x):
             return output(super().forward(x))
 
-    refused(lambda: rz(tapped(made(Own), ["conv1"])), words)
+    refuses(lambda: rz(tapped(made(Own), ["conv1"])), words)
 
 
 def test_a_scripted_network_cannot_be_tapped():
-    refused(lambda: tapped(torch.jit.script(made(Net)), ["conv1"]), "before torch.jit.script")
-    refused(lambda: suggest_taps(torch.jit.script(made(Net)), IMAGES), "before torch.jit.script")
+    refuses(lambda: tapped(torch.jit.script(made(Net)), ["conv1"]), "before torch.jit.script")
+    refuses(lambda: suggest_taps(torch.jit.script(made(Net)), IMAGES), "before torch.jit.script")
 
 
 # Tokens, and maps with the channels last
@@ -773,7 +762,7 @@ def test_a_layer_without_a_second_derivative_is_refused():
         def features(self, x):
             return Once.apply(super().features(x))
 
-    refused(lambda: PASSES["Rzg_trace"](tapped(made(Own), ["conv1"])), "use Rzg_pz")
+    refuses(lambda: PASSES["Rzg_trace"](tapped(made(Own), ["conv1"])), "use Rzg_pz")
 
 
 class Functional(nn.Module):
@@ -802,7 +791,7 @@ class Sequence(nn.Module):
 def test_an_ambiguous_layer_needs_the_users_answer(transpose, side):
     model = made(Sequence, transpose=transpose, side=side)
     model(IMAGES)
-    refused(lambda: rz(tapped(model, ["layer"])), "channels_last=True) for tokens (B, T, D), False for (B, c, l)")
+    refuses(lambda: rz(tapped(model, ["layer"])), "channels_last=True) for tokens (B, T, D), False for (B, c, l)")
     rows = IMAGES[:, 0, :side].mT if transpose else IMAGES[:, 0, :side]
     for answer in (False, True):
         batch = ForwardPass(tapped(model, ["layer"], answer), IMAGES, None, None, grad=False)
@@ -821,7 +810,7 @@ def test_a_container_that_transposes_squares_is_not_guessed():
         def forward(self, x):
             return self.fc(self.mix(x[:, 0]).mean(1))
 
-    refused(lambda: rz(tapped(made(Own), ["mix"])), "say which dimension")
+    refuses(lambda: rz(tapped(made(Own), ["mix"])), "say which dimension")
     assert rz(tapped(made(Own), ["mix.0"])).vectors.shape == (14, SIZE)
 
 
@@ -834,7 +823,7 @@ def test_tokens_before_images_are_refused():
         def forward(self, x):
             return self.fc(self.rnn(x[:, 0].transpose(0, 1))[0].mean(0))
 
-    refused(lambda: rz(tapped(made(Own), ["rnn"])), "batch_first=True")
+    refuses(lambda: rz(tapped(made(Own), ["rnn"])), "batch_first=True")
 
 
 class ChannelsLast(nn.Module):
@@ -913,4 +902,4 @@ def test_suggestions_for_a_network_as_it_comes():
     for model in (made(Net).half(), nn.DataParallel(made(Net)), with_taps(), made(WithTaps), made(Net).train()):
         assert suggest_taps(model, IMAGES) == wanted
     assert suggest_taps(made(Net), POOL.images[:5]) == wanted  # uint8
-    refused(lambda: suggest_taps(nn.Sequential(nn.Flatten(0, 1), nn.Flatten()), torch.rand(5, 1, 2, 2)), "no layer of")
+    refuses(lambda: suggest_taps(nn.Sequential(nn.Flatten(0, 1), nn.Flatten()), torch.rand(5, 1, 2, 2)), "no layer of")
