@@ -12,11 +12,23 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from alfk.acquisition import POOL, VALIDATION, Sampling, Situation, check_query_size, choose, get_method, measure
+from alfk.acquisition import (
+    POOL,
+    VALIDATION,
+    Measurement,
+    Method,
+    Sampling,
+    Situation,
+    check_query_size,
+    choose,
+    get_method,
+    measure,
+)
 from alfk.data import Split
 from alfk.descriptors import logits_of
 from alfk.errors import UserError
 from alfk.files import atomic
+from alfk.image_files import ImageFiles
 from alfk.inputs import check_labels, positions
 from alfk.network import computing, prepare
 from alfk.perturbation import RotationAndNoise, Strategy
@@ -41,6 +53,16 @@ class Query(Selection):
 
     def __len__(self) -> int:
         return len(self.indices)
+
+    @property
+    def reasons(self) -> dict[str, Tensor]:
+        """As of `Selection`, with `error_label` before `error_prediction`: the order of columns."""
+        columns: dict[str, Tensor] = {}
+        for name, values in super().reasons.items():
+            if name == "error_prediction" and self.error_label is not None:
+                columns["error_label"] = self.error_label
+            columns.setdefault(name, values)
+        return columns
 
     @classmethod
     def of(
@@ -158,42 +180,80 @@ def query(
         UserError: unknown method, fewer than n unlabelled images, or arguments that do not fit together.
     """
     definition = get_method(method)
-    if isinstance(taps, str | int) or any(isinstance(tap, str) for tap in taps or ()):
-        raise UserError(f"taps are positions in the model's list of taps, as (0, 1), not {taps!r}: names go to tapped")
-    if batch_size is not None and _whole_number(batch_size, "batch_size") < 1:
-        raise UserError(f"batch_size is at least 1, not {batch_size}")
+    _check_arguments(taps, batch_size)
     validation = matching_validation(pool, validation, required=definition.needs_descriptors)
-    available = torch.ones(len(pool), dtype=torch.bool)
-    if labelled is not None:
-        available[positions(labelled, len(pool), "labelled")] = False
-    situation = Situation(available, _whole_number(n, "the query size"), _generator(generator), annotate=annotate)
+    situation = _situation(pool, labelled, n, generator, annotate)
     situation.validation_labels = None if validation is None else validation.labels
     check_query_size(situation)  # before anything is computed
-    if definition.needs_passes and not (definition.from_first_label and available.all()):
-        models = list(model) if isinstance(model, list | tuple | nn.ModuleList) else [model]
-        if definition.needs_uncertainty and (not models or samples % len(models)):
-            raise UserError(f"{samples} samples cannot be shared equally by {len(models)} models: change samples")
+    if definition.needs_passes and not (definition.from_first_label and situation.available.all()):
         sampling = Sampling(situation.generator, samples, strategy or RotationAndNoise())
-        batch_size = batch_size or default_batch(pool)
-        with computing(), out_of_memory(batch_size):
-            networks = [prepare(each) for each in models]
-            if definition.needs_descriptors:
-                classes = logits_of(networks[0], validation.subset([0])).shape[1]
-                check_labels(validation.labels, classes, VALIDATION)
-                names = validation.classes or ()
-                if names and len(names) != classes:
-                    raise UserError(
-                        f"the model has {classes} outputs, but there are {len(names)} classes: change its last layer, "
-                        "or name all of its classes, classes=[...], when the pool is made"
-                    )
-                if definition.pool_label == "true" and pool.labels is not None:
-                    check_labels(pool.labels, classes, POOL)
-            situation.measurement = measure(definition, networks, pool, validation, sampling, taps, batch_size)
+        situation.measurement = _measured(definition, model, pool, validation, sampling, taps, batch_size)
     selection = choose(definition, situation)
     if definition.needs_passes and situation.measurement is None:
         selection = dataclasses.replace(selection, at_random=len(selection.indices))
     classes = (validation and validation.classes) or pool.classes
     return Query.of(selection, method, situation.validation_labels, classes)
+
+
+def _check_arguments(taps: Sequence[int] | None, batch_size: int | None) -> None:
+    """Raises UserError for taps by name, and for a batch size that is no positive whole number."""
+    if isinstance(taps, str | int) or any(isinstance(tap, str) for tap in taps or ()):
+        raise UserError(f"taps are positions in the model's list of taps, as (0, 1), not {taps!r}: names go to tapped")
+    if batch_size is not None and _whole_number(batch_size, "batch_size") < 1:
+        raise UserError(f"batch_size is at least 1, not {batch_size}")
+
+
+def _situation(
+    pool: Split,
+    labelled: Tensor | np.ndarray | Sequence[int] | None,
+    n: int,
+    generator: torch.Generator | int | None,
+    annotate: Callable[[Tensor], Tensor] | None,
+) -> Situation:
+    """What a method chooses from, before anything is measured. Raises UserError."""
+    available = torch.ones(len(pool), dtype=torch.bool)
+    if labelled is not None:
+        available[positions(labelled, len(pool), "labelled")] = False
+    return Situation(available, _whole_number(n, "the query size"), _generator(generator), annotate=annotate)
+
+
+def _measured(
+    method: Method,
+    model: nn.Module | Sequence[nn.Module],
+    pool: Split,
+    validation: Split | None,
+    sampling: Sampling,
+    taps: Sequence[int] | None,
+    batch_size: int | None,
+) -> Measurement:
+    """The inputs of the method. Raises UserError for models that do not fit the data or the number of samples."""
+    models = list(model) if isinstance(model, list | tuple | nn.ModuleList) else [model]
+    if method.needs_uncertainty and (not models or sampling.samples % len(models)):
+        raise UserError(f"{sampling.samples} samples cannot be shared equally by {len(models)} models: change samples")
+    batch_size = batch_size or default_batch(pool)
+    with computing(), out_of_memory(batch_size):
+        networks = [prepare(each) for each in models]
+        if method.needs_descriptors:
+            _check_outputs(networks[0], pool, validation, labels_used=method.pool_label == "true")
+        return measure(method, networks, pool, validation, sampling, taps, batch_size)
+
+
+def _check_outputs(network: nn.Module, pool: Split, validation: Split, labels_used: bool) -> None:
+    """Raises UserError if the network has too few outputs for the labels, or not as many as classes are named.
+
+    Args:
+        labels_used: whether the method uses the labels of the pool.
+    """
+    outputs = logits_of(network, validation.subset([0])).shape[1]
+    check_labels(validation.labels, outputs, VALIDATION)
+    names = validation.classes or ()
+    if names and len(names) != outputs:
+        raise UserError(
+            f"the model has {outputs} outputs, but there are {len(names)} classes: change its last layer, or name all "
+            "of its classes, classes=[...], when the pool is made"
+        )
+    if labels_used and pool.labels is not None:
+        check_labels(pool.labels, outputs, POOL)
 
 
 def _whole_number(n: object, what: str) -> int:
@@ -211,7 +271,7 @@ def _generator(given: torch.Generator | int | None) -> torch.Generator:
 
 def default_batch(split: Split) -> int:
     """Images per forward pass whose activations fit into memory, by the number of their pixels."""
-    shape = _image_shape(split) or (3, 224, 224)
+    shape = _image_shape(split)
     pixels = shape[1] * shape[2] if len(shape) == 3 else 1
     return max(16, min(1000, 1000 * 32 * 32 // pixels))
 
@@ -225,11 +285,11 @@ def out_of_memory(batch_size: int) -> Iterator[None]:
         raise UserError(f"the GPU's memory does not suffice for batches of {batch_size}: lower batch_size") from None
 
 
-def _image_shape(split: Split) -> tuple[int, ...] | None:
-    """(C, H, W) or (D,) of a split's images; None if their size may differ from batch to batch."""
-    if hasattr(split.store, "size") and isinstance(split.store.size, int):
+def _image_shape(split: Split) -> tuple[int, ...]:
+    """(C, H, W) or (D,) of a split's images."""
+    if isinstance(split.store, ImageFiles):
         return 3, split.store.size, split.store.size
-    return tuple(split.store.shape[1:]) if isinstance(split.store, Tensor) else None
+    return tuple(split.store.shape[1:])
 
 
 def select(method: str, model: nn.Module | Sequence[nn.Module], *arguments: object, **options: object) -> Tensor:
@@ -263,7 +323,7 @@ def matching_validation(pool: Split, validation: Split | None, required: bool) -
             f"{list(validation.classes)[:5]}: make the validation set with like=pool, or both with the same classes"
         )
     shapes = [_image_shape(split) for split in (pool, validation)]
-    if None not in shapes and shapes[0] != shapes[1]:
+    if shapes[0] != shapes[1]:
         raise UserError(f"pool images are {shapes[0]}, validation images {shapes[1]}: give both the same size")
     if validation.computed and len(pool.mean) == len(validation.mean):
         return validation.normalised_like(pool)

@@ -277,8 +277,8 @@ def test_a_csv_file_has_the_reasons_with_names(problem, tmp_path):
     found = query("Rzg_pz", *problem, N)
     found.to_csv(tmp_path / "query.csv", names=names, validation_names=others)
     rows = read(tmp_path / "query.csv")
-    head = ["index", "file", "similarity", "answers_to", "answers_to_file", "error_prediction", "rank", "prediction"]
-    assert list(rows[0]) == [*head, "pseudo_label", "error_label"]
+    head = ["index", "file", "similarity", "answers_to", "answers_to_file", "error_label", "error_prediction"]
+    assert list(rows[0]) == [*head, "rank", "prediction", "pseudo_label"]
     for k, row in enumerate(rows):
         i, error = int(found.indices[k]), int(found.answers_to[k])
         assert (row["index"], row["file"]) == (str(i), str(names[i]))
@@ -622,3 +622,29 @@ def test_batches_of_larger_images_are_smaller():
     sizes = {side: queries.default_batch(Split.of(torch.zeros(2, 3, side, side))) for side in (8, 32, 64, 224, 512)}
     assert sizes == {8: 1000, 32: 1000, 64: 250, 224: 20, 512: 16}
     assert queries.default_batch(Split.of(torch.rand(5, 7))) == 1000
+
+
+class Pictures(torch.utils.data.Dataset):
+    """Labelled images (3, side, side), each read on its own."""
+
+    def __init__(self, count, side):
+        self.count, self.side = count, side
+
+    def __len__(self):
+        return self.count
+
+    def __getitem__(self, i):
+        if i >= self.count:
+            raise IndexError(i)
+        return torch.rand(3, self.side, self.side), i % 2
+
+
+def test_the_images_of_a_data_set_have_a_shape():
+    """As those in memory and in files have."""
+    sizes = {side: queries.default_batch(Split.of(Pictures(2, side))) for side in (8, 64, 224)}
+    assert sizes == {8: 1000, 64: 250, 224: 20}
+    pool = Split.of(Pictures(4, 8))
+    refuses(
+        lambda: query("Rz", nn.Identity(), pool, Split.of(Pictures(4, 9), like=pool), 2),
+        "pool images are (3, 8, 8), validation images (3, 9, 9): give both the same size",
+    )
