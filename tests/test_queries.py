@@ -589,6 +589,30 @@ def test_what_has_no_picture_is_refused(problem, tmp_path):
     refuses(lambda: answers(found, pool, validation, most=0), "most is 0")
 
 
+@pytest.mark.parametrize("suffix", [".png", ".pdf", ".svg", ""])
+def test_a_picture_is_there_as_a_whole_or_not_at_all(problem, tmp_path, monkeypatch, suffix):
+    """A kill leaves the picture before, or none."""
+    _, pool, validation = problem
+    found, path = query("Rz", *problem, N), tmp_path / f"answers{suffix}"
+
+    def dying(*_):
+        raise Killed
+
+    with monkeypatch.context() as patch:
+        patch.setattr(Path, "replace", dying)
+        with pytest.raises(Killed):
+            answers(found, pool, validation, path)
+    assert not path.exists()
+    answers(found, pool, validation, path)
+    content = path.read_bytes()
+    assert len(content) > 1000
+    with monkeypatch.context() as patch:
+        patch.setattr(Path, "replace", dying)
+        with pytest.raises(Killed):
+            answers(found, pool, validation, path, most=1)
+    assert path.read_bytes() == content
+
+
 BACKEND = """
 import matplotlib
 matplotlib.use("svg")

@@ -12,6 +12,7 @@ from alfk.errors import UserError
 from alfk.files import open_array
 from alfk.plotting import plots, reasons
 from alfk.plotting.results import Results, name_of
+from alfk.plotting.saving import save
 from alfk.queries import Query
 from alfk.runs import BASELINE, Record, RunFolder, Trial
 from alfk.selection import Selection
@@ -49,7 +50,7 @@ def contact_sheets(experiment: Experiment, results: Results, datadir: Path, out:
             path = out / f"{experiment.name}_answers_run{run}_{trial.name}"
             figure = reasons.draw(f"{title}, and the errors that these images answer", [b for b in blocks if b])
             for suffix in (".png", ".pdf"):
-                reasons.save(figure, path.with_name(path.name + suffix))
+                save(figure, path.with_name(path.name + suffix), reasons.DPI)
             yield path
 
 

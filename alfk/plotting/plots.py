@@ -19,6 +19,7 @@ from matplotlib.ticker import AutoMinorLocator
 from alfk.acquisition import METHODS
 from alfk.errors import UserError
 from alfk.plotting.curves import Curve
+from alfk.plotting.saving import save
 from alfk.runs import Trial
 from alfk.uncertainty import MEASURES
 
@@ -181,12 +182,10 @@ def _style(each: PlottedCurve) -> dict[str, object]:
 def _save(figure: Figure, path: Path) -> None:
     """PNG and PDF under `path`'s stem. Raises UserError where they cannot be written."""
     try:
-        path.parent.mkdir(parents=True, exist_ok=True)
         for suffix in (".png", ".pdf"):
-            metadata = {"CreationDate": None} if suffix == ".pdf" else None  # the same figure is the same file
-            figure.savefig(path.with_name(path.name + suffix), dpi=200, metadata=metadata)
-    except OSError as problem:
-        raise UserError(f"cannot write {path}: {problem.strerror or problem}; choose another --out") from None
+            save(figure, path.with_name(path.name + suffix), dpi=200)
+    except UserError as problem:
+        raise UserError(f"{problem}; choose another --out") from None
     finally:
         plt.close(figure)
 

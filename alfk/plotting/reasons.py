@@ -14,11 +14,13 @@ from torch import Tensor
 
 from alfk.data import Split
 from alfk.errors import UserError
+from alfk.plotting.saving import save
 from alfk.queries import Query
 
 PER_LINE = 4  # pairs beside each other
 SIDE, GAP, CAPTION, HEADING = 0.95, 0.12, 0.42, 0.3  # inches: side of an image, gaps, height of captions and headings
 LONGEST = 11  # characters of a class name in a caption, which is as wide as an image
+DPI = 160  # pixels per inch of the files
 CHOSEN, ERROR = "#D55E00", "#555555"
 
 
@@ -70,7 +72,7 @@ def answers(
     heading += f", the first {shown}" if shown < len(query) else ""
     figure = draw(heading, [Block("", pairs(query, pool, validation, shown))])
     if path is not None:
-        save(figure, Path(path))
+        save(figure, Path(path), DPI)
     return figure
 
 
@@ -161,12 +163,3 @@ def _picture(axes: Axes, image: np.ndarray, left: float, top: float, caption: st
     axes.imshow(picture, cmap="gray", vmin=0, vmax=1, extent=extent, interpolation="nearest", aspect="auto")
     axes.add_patch(Rectangle((left, top), SIDE, SIDE, fill=False, color=colour, linewidth=1.6))
     axes.text(left, top + SIDE + 0.05, caption, fontsize=6, va="top", color=colour, clip_on=False, parse_math=False)
-
-
-def save(figure: Figure, path: Path) -> None:
-    """Write the figure in the format of the path's suffix. Raises UserError."""
-    try:
-        path.parent.mkdir(parents=True, exist_ok=True)
-        figure.savefig(path, dpi=160)
-    except (OSError, ValueError) as problem:
-        raise UserError(f"cannot write {path}: {getattr(problem, 'strerror', None) or problem}") from None
