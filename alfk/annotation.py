@@ -2,7 +2,8 @@
 
 import csv
 import dataclasses
-from collections.abc import Sequence
+import io
+from collections.abc import Container, Sequence
 from pathlib import Path
 
 import torch
@@ -41,8 +42,9 @@ class Annotations:
 def read_annotations(path: str | Path, files: Sequence[str], classes: Sequence[str]) -> Annotations:
     """Read a CSV file with the columns `file` and `label`.
 
-    An empty label is a missing one; `skip` takes a file out. Commas or semicolons, as spreadsheets write them. If a
-    file is named twice, its last label that is not empty counts only if all of them agree.
+    An empty label is a missing one; `skip` takes a file out. Commas or semicolons, as spreadsheets write them. Spaces
+    around a name are passed over unless they belong to it. If a file is named twice, its last label that is not empty
+    counts only if all of them agree.
 
     Args:
         files: names of the pool images, as they are written in the column `file`.
@@ -56,9 +58,10 @@ def read_annotations(path: str | Path, files: Sequence[str], classes: Sequence[s
     path, position = Path(path), {name: i for i, name in enumerate(files)}
     number = {name: i for i, name in enumerate(classes)}
     entered: dict[int, str] = {}
-    for line, name, label in _read(path):
+    for line, file, entry in _read(path):
+        name, label = _matched(file, position), _matched(entry, number)
         if name not in position:
-            raise UserError(f"{path}, line {line}: {name} is not among the pool's files")
+            raise UserError(f"{path}, line {line}: {shown(name)} is not among the pool's files")
         if label == "":
             continue
         if label != SKIP and label not in number:
@@ -66,7 +69,8 @@ def read_annotations(path: str | Path, files: Sequence[str], classes: Sequence[s
             remedy = f"not a class of the validation set ({known}), and not {SKIP!r}"
             raise UserError(f"{path}, line {line}: {label!r} is {remedy}")
         if entered.setdefault(position[name], label) != label:
-            raise UserError(f"{path}, line {line}: {name} has the label {entered[position[name]]} above, here {label}")
+            before = entered[position[name]]
+            raise UserError(f"{path}, line {line}: {shown(name)} has the label {before} above, here {label}")
     labelled = sorted(i for i, label in entered.items() if label != SKIP)
     skipped = sorted(i for i, label in entered.items() if label == SKIP)
     return Annotations(
@@ -76,29 +80,39 @@ def read_annotations(path: str | Path, files: Sequence[str], classes: Sequence[s
     )
 
 
+def _matched(entry: str, names: Container[str]) -> str:
+    """An entry as it is if it is one of the names, else without the spaces around it."""
+    return entry if entry in names else entry.strip()
+
+
+def shown(name: str) -> str:
+    """The name of a file for a line of text: as a Python string if it has line breaks or other unprintable characters,
+    or spaces at its ends.
+    """
+    return name if name.isprintable() and name == name.strip() else repr(name)
+
+
 def _read(path: Path) -> list[tuple[int, str, str]]:
     """(line number, file, label) of every row with a file name; empty if there is no such file yet."""
     if not path.exists():
         return []
     try:
-        text = path.read_text(encoding="utf-8-sig")
+        text = path.read_bytes().decode("utf-8-sig")
     except (OSError, UnicodeDecodeError) as problem:
         raise UserError(f"cannot read {path}: {problem}; save it as CSV in UTF-8") from None
-    head = text.split("\n", 1)[0]
-    reader = csv.DictReader(text.splitlines(), delimiter=";" if head.count(";") > head.count(",") else ",")
-    names = [name.strip().lower() for name in reader.fieldnames or ()]
-    if not {"file", "label"} <= set(names):
-        raise UserError(f"{path}: its first line has to be file,label")
-    reader.fieldnames = names
+    lines = io.StringIO(text, newline="")  # a quoted name may have line breaks, which are left as they are
+    head = lines.readline()
+    lines.seek(0)
+    reader = csv.DictReader(lines, delimiter=";" if head.count(";") > head.count(",") else ",")
     try:
-        return _rows(reader)
+        names = [name.strip().lower() for name in reader.fieldnames or ()]
+        if not {"file", "label"} <= set(names):
+            raise UserError(f"{path}: its first line has to be file,label")
+        reader.fieldnames = names
+        rows = [(reader.line_num, row["file"] or "", row["label"] or "") for row in reader]
     except csv.Error as problem:
         raise UserError(f"{path}, line {reader.line_num}: {problem}; save it as CSV in UTF-8") from None
-
-
-def _rows(reader: csv.DictReader) -> list[tuple[int, str, str]]:
-    rows = ((reader.line_num, (row["file"] or "").strip(), (row["label"] or "").strip()) for row in reader)
-    return [row for row in rows if row[1]]
+    return [row for row in rows if row[1].strip()]
 
 
 def write_request(path: str | Path, query: Query, files: Sequence[str], validation_files: Sequence[str]) -> None:

@@ -125,14 +125,21 @@ def _named(positions: Sequence[int], names: Sequence[object], what: str) -> list
     return [str(names[i]) for i in positions]
 
 
+class _Lines(io.StringIO):
+    """A CSV file with line ends LF. csv.writer ends lines in CR LF, without which it would not quote a CR in a name."""
+
+    def write(self, line: str) -> int:
+        return super().write(line.removesuffix("\r\n") + "\n")
+
+
 def write_csv(path: str | Path, rows: Sequence[dict[str, object]], heads: Sequence[str] = ()) -> None:
     """Write rows with the same keys as a CSV file in UTF-8. Raises UserError if it cannot be written.
 
     Args:
         heads: names of the columns if there is no row.
     """
-    text = io.StringIO()
-    writer = csv.DictWriter(text, list(rows[0]) if rows else list(heads), lineterminator="\n")
+    text = _Lines()
+    writer = csv.DictWriter(text, list(rows[0]) if rows else list(heads))
     writer.writeheader()
     writer.writerows(rows)
     content = text.getvalue().encode("utf-8", "surrogateescape")  # names of files that are not UTF-8

@@ -15,7 +15,8 @@ import torch
 
 from alfk.annotation import read_annotations
 from alfk.errors import UserError
-from tests.helpers import ONE_THREAD, ROOT, call, draw, outcome, records, refused, write_tree
+from alfk.queries import write_csv
+from tests.helpers import ONE_THREAD, ROOT, call, draw, outcome, records, refused, refuses, write_tree
 
 NAME, CLASSES, SIZE = "flowers", 3, 4
 SMALL = ["--device", "cpu", "--image-size", 32, "-a", "resnet10", "-as", SIZE, "-e", 1, "--unsup-epochs", 1]
@@ -444,6 +445,29 @@ def test_labels_as_spreadsheets_write_them(form, tmp_path):
     assert found.skipped.tolist() == [2]
     assert found.settled.tolist() == [1, 2, 3]
     assert found.missing(torch.tensor([4, 2, 0, 1])).tolist() == [4, 0]
+
+
+ODD = [" a.jpg", "a.jpg", "a.jpg ", "line\nbreak.jpg", "b\u2028c.jpg", "d\re.jpg", "f\r\ng.jpg", 'h"i', '"', "\x0cj"]
+
+
+def test_file_names_that_only_quotes_can_hold(tmp_path):
+    """A name that is not one of the pool's is taken without the spaces around it."""
+    kinds = ["ant", "ant "]
+    rows = [{"file": name, "label": kinds[i % 2]} for i, name in enumerate(ODD)]
+    write_csv(tmp_path / "labels.csv", rows)
+    found = read_annotations(tmp_path / "labels.csv", ODD, kinds)
+    assert found.positions.tolist() == list(range(len(ODD)))
+    assert found.labels.tolist() == [i % 2 for i in range(len(ODD))]
+    write_csv(tmp_path / "labels.csv", [{"file": " h.jpg ", "label": "ant "}])
+    assert read_annotations(tmp_path / "labels.csv", ["h.jpg"], ["ant"]).labels.tolist() == [0]
+    write_csv(tmp_path / "labels.csv", [{"file": "no\nname\u2028.jpg", "label": "ant"}])
+    refuses(lambda: read_annotations(tmp_path / "labels.csv", ODD, kinds), r"line 3: 'no\nname\u2028.jpg' is not among")
+
+
+@pytest.mark.parametrize("end", ["\n", "\r\n", "\r"])
+def test_lines_of_every_system(end, tmp_path):
+    (tmp_path / "labels.csv").write_bytes(PLAIN.replace("\n", end).encode())
+    assert read_annotations(tmp_path / "labels.csv", FILES, KINDS).positions.tolist() == [1, 3]
 
 
 def test_no_labels_yet(tmp_path):

@@ -10,7 +10,7 @@ import numpy as np
 import torch
 
 from alfk import distributed
-from alfk.annotation import Annotations, read_annotations, write_request
+from alfk.annotation import Annotations, read_annotations, shown, write_request
 from alfk.cli import scripts
 from alfk.cli.progress import Progress
 from alfk.config import Experiment
@@ -100,7 +100,7 @@ def request(waiting: LabelsMissing, table: Path, files: Sequence[str]) -> str:
     if torch.equal(waiting.missing, query.indices):
         return f"b={current.b}: {len(query)} images to label are in {request}, with pictures in {sheet.name}; {how}"
     what = "1 label is missing," if missing == 1 else f"{missing} labels are missing, the first"
-    return f"b={current.b}: {what} that of {first} (see {request}); {how}"
+    return f"b={current.b}: {what} that of {shown(first)} (see {request}); {how}"
 
 
 def sharper(split: Split) -> Split:
