@@ -26,7 +26,7 @@ from alfk.errors import UserError
 from alfk.files import atomic
 from alfk.plotting import contact_sheets, results, tables
 from alfk.plotting.curves import ranges
-from alfk.runs import INITS, Record
+from alfk.records import INITS, Record
 
 ROOT = Path(__file__).resolve().parent
 REFERENCE = ROOT / "reference"
@@ -155,7 +155,7 @@ def show(figure: results.FigureData, found: results.Results, options: argparse.N
     for ending, body in rows.items():
         write_csv(path.with_name(f"{path.name}{ending}"), body)
     with atomic(path.with_name(f"{path.name}.md")) as file:
-        file.write(tables.markdown(figure, summary, claims, ours, minority).encode())
+        file.write(tables.markdown(figure, summary, claims, ours, minority, found.left_out).encode())
     if options.into:
         fill(options.into, figure.name, f"{tables.digest(figure)}\n\n{tables.agreement(figure)}".rstrip())
     print(

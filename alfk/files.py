@@ -1,5 +1,9 @@
 """Writing files as a whole and reading them with checks: JSON, arrays with a header, checkpoints.
 
+Everything is written under a temporary name and renamed when complete, and carries a CRC-32 of its content that is
+compared when it is read: a JSON object in its entry `crc32`, an array in the header beside it, a checkpoint at its end.
+Whatever is wrong with a file is a UserError of one line that names it and says what mends it.
+
 In a process group the main process writes files and checks which exist, while the others wait.
 """
 
@@ -7,7 +11,10 @@ import contextlib
 import fcntl
 import io
 import json
+import mmap
 import os
+import stat
+import zlib
 from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import IO, Any
@@ -16,15 +23,32 @@ import numpy as np
 import torch
 
 from alfk import distributed
-from alfk.errors import UserError
+from alfk.errors import DamagedFileError, UserError
+
+TRAILER = b"\nalfk-crc32:"  # in a checkpoint, before the eight digits of the CRC-32 of everything in front of it
+OTHER_CONTENT = "its content does not match the array_crc32 of its header"
+MEND = "delete it and give the same command again"
+
+# Any file
 
 
 @contextlib.contextmanager
-def locked(path: Path) -> Iterator[None]:
-    """Hold an exclusive lock on the file, waiting for it; also released when the process ends, however it ends."""
-    with open(path, "w") as lock:
-        fcntl.flock(lock, fcntl.LOCK_EX)
-        yield
+def open_file(path: Path) -> Iterator[IO[bytes]]:
+    """A regular file, opened for reading. Raises UserError, with the system's reason, if that is not possible."""
+    try:
+        descriptor = os.open(path, os.O_RDONLY | os.O_NONBLOCK | os.O_CLOEXEC)  # a FIFO would wait for a writer
+        with open(descriptor, "rb") as file:
+            if not stat.S_ISREG(os.fstat(descriptor).st_mode):
+                raise UserError(f"cannot read {path}: it is not a regular file; remove it")
+            yield file
+    except OSError as problem:
+        raise UserError(f"cannot read {path}: {problem.strerror or problem}") from None
+
+
+def read_file(path: Path) -> bytes:
+    """The content of a regular file. Raises UserError."""
+    with open_file(path) as file:
+        return file.read()
 
 
 @contextlib.contextmanager
@@ -32,69 +56,134 @@ def atomic(path: Path) -> Iterator[IO[bytes]]:
     """A file written under a temporary name and renamed to `path` when complete. Raises UserError on failure."""
     temporary = path.with_name(path.name + ".tmp")
     try:
-        with open(temporary, "wb") as file:
+        temporary.unlink(missing_ok=True)
+        with open(temporary, "xb") as file:
             yield file
             file.flush()
             os.fsync(file.fileno())
         temporary.replace(path)
     except OSError as problem:
-        temporary.unlink(missing_ok=True)
+        with contextlib.suppress(OSError):
+            temporary.unlink(missing_ok=True)
         raise UserError(f"cannot write {path}: {problem.strerror or problem}") from None
 
 
-def write_json(path: Path, content: Mapping[str, Any]) -> None:
-    with atomic(path) as file:
-        file.write((json.dumps(content, indent=1) + "\n").encode())
+@contextlib.contextmanager
+def locked(path: Path, wait: bool = True) -> Iterator[None]:
+    """Hold an exclusive lock on the file; it is also released when the process ends, however it ends.
 
-
-def read_json(path: Path) -> dict[str, Any]:
-    """Raises UserError if it is not a JSON object."""
+    Raises:
+        BlockingIOError: another process holds it, and `wait` is False.
+        UserError: it cannot be opened.
+    """
     try:
-        content = json.loads(path.read_text())
-    except (json.JSONDecodeError, UnicodeDecodeError):
-        content = None
-    if not isinstance(content, dict):
-        raise UserError(f"{path} is damaged: delete it, or the run's folder, and start again")
-    return content
+        descriptor = os.open(path, os.O_RDWR | os.O_CREAT | os.O_NONBLOCK | os.O_CLOEXEC, 0o666)
+    except OSError as problem:
+        raise UserError(f"cannot write {path}: {problem.strerror}") from None
+    with open(descriptor, "rb+", buffering=0):
+        fcntl.flock(descriptor, fcntl.LOCK_EX | (0 if wait else fcntl.LOCK_NB))
+        yield
+
+
+def has_file(path: Path) -> bool:
+    """Whether a file exists, with the same result in all processes."""
+    return distributed.broadcast_from_main(lambda: os.path.exists(path))
 
 
 @distributed.main_process_only
-def save_checkpoint(path: Path, state: Mapping[str, Any], about: Mapping[str, Any]) -> None:
-    """Write weights and their description, for `load_checkpoint`."""
-    buffer = io.BytesIO()  # on a full disk torch.save would not raise an OSError
-    torch.save({"state": dict(state), "about": dict(about)}, buffer)
+def delete_file(path: Path) -> None:
+    path.unlink(missing_ok=True)
+
+
+def check(path: Path, found: Mapping[str, Any], expected: Mapping[str, Any], mend: str = MEND) -> None:
+    """Raises UserError unless the description of a file has the expected entries."""
+    for key, value in expected.items():
+        if found.get(key) == value:
+            continue
+        differs = f"its {key} is {found.get(key)}, not {value}"
+        if key == "made_with":
+            differs = "it was made with other settings"
+        raise UserError(f"{path} is not the file it should be: {differs}; {mend}")
+
+
+def _damaged(path: Path, how: str, mend: str = MEND) -> DamagedFileError:
+    return DamagedFileError(f"{path} is damaged ({how}): {mend}")
+
+
+# JSON
+
+
+def with_crc32(content: Mapping[str, Any]) -> dict[str, Any]:
+    """A JSON object with an entry `crc32`, the checksum of all others."""
+    plain = json.loads(json.dumps({key: value for key, value in content.items() if key != "crc32"}))
+    return {**plain, "crc32": f"{zlib.crc32(json.dumps(plain, sort_keys=True).encode()):08x}"}
+
+
+def without_crc32(content: Mapping[str, Any]) -> dict[str, Any]:
+    """The object without that entry. Raises ValueError if it is there and wrong."""
+    plain = {key: value for key, value in content.items() if key != "crc32"}
+    if "crc32" in content and with_crc32(plain)["crc32"] != content["crc32"]:
+        raise ValueError("its content does not match its crc32")
+    return plain
+
+
+def write_json(path: Path, content: Mapping[str, Any]) -> None:
+    """Write a JSON object, with its checksum."""
     with atomic(path) as file:
-        file.write(buffer.getbuffer())
+        file.write((json.dumps(with_crc32(content), indent=1) + "\n").encode())
 
 
-def load_checkpoint(path: Path, expected: Mapping[str, Any]) -> tuple[dict[str, Any], dict[str, Any]]:
-    """The weights and the description of a checkpoint. No code in the file is run (weights_only).
+def read_json(path: Path, checksum: bool = True, mend: str = MEND) -> dict[str, Any]:
+    """A JSON object that `write_json` has written.
 
     Args:
-        expected: entries that the description must have.
+        checksum: whether it must have one; a wrong one is refused in any case.
+        mend: what to do about a damaged file, for the message.
     Raises:
-        UserError: missing, truncated, foreign, or of other settings than expected.
+        UserError: it cannot be read, or (DamagedFileError) is damaged or was edited.
     """
-    if not has_file(path):
-        raise UserError(f"there is no checkpoint {path}")
     try:
-        content = torch.load(path, map_location="cpu", weights_only=True)
-        state, about = content["state"], content["about"]
-    except OSError as problem:
-        raise UserError(f"cannot read {path}: {problem.strerror}") from None
-    except Exception:  # torch.load raises exceptions of many types for damaged files
-        raise UserError(f"{path} is truncated or not a checkpoint of this project: delete it and run again") from None
-    _check(path, about, expected)
-    return state, about
+        content = json.loads(read_file(path))
+        if not isinstance(content, dict) or (checksum and "crc32" not in content):
+            raise ValueError("no JSON object with a crc32")
+        return without_crc32(content)
+    except (ValueError, RecursionError) as problem:
+        how = "no JSON" if isinstance(problem, json.JSONDecodeError | UnicodeDecodeError) else str(problem)
+        raise _damaged(path, how, mend) from None
+
+
+# Arrays
 
 
 @distributed.main_process_only
 def save_array(path: Path, array: np.ndarray, header: Mapping[str, Any]) -> None:
     """Write an array as .npy and then its header as .json, whose presence marks the array complete."""
+    restore_array(path, pack_array(array, header))
+
+
+def pack_files(path: Path) -> dict[str, Any]:
+    """The files of an array as values that a checkpoint can hold, for `restore_array`. Raises UserError."""
+    header, content = read_json(path.with_suffix(".json")), read_file(path)
+    if _crc32(content) != header.get("array_crc32"):
+        raise _damaged(path, OTHER_CONTENT)
+    return {"npy": torch.frombuffer(bytearray(content), dtype=torch.uint8), "header": header}
+
+
+def pack_array(array: np.ndarray, header: Mapping[str, Any]) -> dict[str, Any]:
+    """An array and its header in the same form."""
+    buffer = io.BytesIO()
+    np.save(buffer, array, allow_pickle=False)
+    content = torch.frombuffer(bytearray(buffer.getbuffer()), dtype=torch.uint8)
+    return {"npy": content, "header": {**_layout(array), "array_crc32": _crc32(buffer.getbuffer()), **header}}
+
+
+@distributed.main_process_only
+def restore_array(path: Path, packed: Mapping[str, Any]) -> None:
+    """Write the files of an array that `pack_array` has packed."""
     path.with_suffix(".json").unlink(missing_ok=True)
     with atomic(path) as file:
-        np.save(file, array, allow_pickle=False)
-    write_json(path.with_suffix(".json"), {**_layout(array), **header})
+        file.write(packed["npy"].numpy().data)
+    write_json(path.with_suffix(".json"), packed["header"])
 
 
 @distributed.main_process_only
@@ -103,9 +192,10 @@ def create_array(path: Path, shape: tuple[int, ...], dtype: np.dtype) -> np.memm
 
     The disk space is allocated at once: a full disk is an error here, not a crash while the array is being written.
     """
-    path.with_suffix(".json").unlink(missing_ok=True)
     temporary = path.with_name(path.name + ".tmp")
     try:
+        path.with_suffix(".json").unlink(missing_ok=True)
+        temporary.unlink(missing_ok=True)
         array = np.lib.format.open_memmap(temporary, mode="w+", dtype=dtype, shape=shape)
         with open(temporary, "r+b") as file:
             os.posix_fallocate(file.fileno(), 0, array.offset + array.nbytes)
@@ -118,43 +208,61 @@ def create_array(path: Path, shape: tuple[int, ...], dtype: np.dtype) -> np.memm
 def complete_array(path: Path, array: np.memmap, header: Mapping[str, Any]) -> None:
     """Rename the array from its temporary name to `path` and write its header."""
     array.flush()
-    path.with_name(path.name + ".tmp").replace(path)
-    write_json(path.with_suffix(".json"), {**_layout(array), **header})
+    temporary = path.with_name(path.name + ".tmp")
+    checksum = _crc32_of_file(temporary)
+    temporary.replace(path)
+    write_json(path.with_suffix(".json"), {**_layout(array), "array_crc32": checksum, **header})
 
 
-def open_array(path: Path, expected: Mapping[str, Any], mode: str = "r") -> tuple[np.ndarray, dict[str, Any]]:
+def open_array(
+    path: Path, expected: Mapping[str, Any], mode: str = "r", mend: str = MEND
+) -> tuple[np.ndarray, dict[str, Any]]:
     """An array, memory-mapped, with its header.
 
     Args:
         expected: entries that the header must have.
         mode: of the mapping: "r", read-only, or "c", copy-on-write, as torch.from_numpy needs.
+        mend: what to do about another or a damaged file, for the message.
     Raises:
-        UserError: missing, truncated, foreign, or of other settings than expected.
+        UserError: missing, damaged, foreign, or of other settings than expected.
     """
     if not has_array(path):
         raise UserError(f"there is no {path} with its .json header")
-    header = read_json(path.with_suffix(".json"))
-    _check(path, header, expected)
-    try:
-        array = np.load(path, mmap_mode=mode, allow_pickle=False)
-    except (ValueError, EOFError, OSError):
-        raise UserError(f"{path} is truncated or not an array: delete it and run again") from None
-    _check(path, header, _layout(array))
+    header = read_header(path, expected, mend)
+    if _crc32_of_file(path) != header.get("array_crc32"):
+        raise _damaged(path, OTHER_CONTENT, mend)
+    array = np.load(path, mmap_mode=mode, allow_pickle=False)
+    check(path, header, _layout(array), mend)
     return array, header
+
+
+def read_header(path: Path, expected: Mapping[str, Any], mend: str = MEND) -> dict[str, Any]:
+    """The header of an array, which is not looked at. Arguments and errors as of `open_array`."""
+    header = read_json(path.with_suffix(".json"), mend=mend)
+    check(path, header, expected, mend)
+    return header
 
 
 def _layout(array: np.ndarray) -> dict[str, Any]:
     return {"shape": list(array.shape), "dtype": str(array.dtype)}
 
 
-def has_file(path: Path) -> bool:
-    """Whether a file exists, with the same result in all processes."""
-    return distributed.broadcast_from_main(path.exists)
+def _crc32(content: bytes | memoryview | mmap.mmap) -> str:
+    return f"{zlib.crc32(content):08x}"
+
+
+def _crc32_of_file(path: Path) -> str:
+    with open_file(path) as file:
+        if not os.fstat(file.fileno()).st_size:
+            return _crc32(b"")
+        with mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ) as content:
+            return _crc32(content)
 
 
 def has_array(path: Path) -> bool:
     """Whether an array and its header exist, with the same result in all processes."""
-    return distributed.broadcast_from_main(lambda: path.exists() and path.with_suffix(".json").exists())
+    both = path, path.with_suffix(".json")
+    return distributed.broadcast_from_main(lambda: all(map(os.path.exists, both)))
 
 
 @distributed.main_process_only
@@ -163,13 +271,38 @@ def delete_array(path: Path) -> None:
     path.unlink(missing_ok=True)
 
 
+# Checkpoints
+
+
 @distributed.main_process_only
-def delete_file(path: Path) -> None:
-    path.unlink(missing_ok=True)
+def save_checkpoint(path: Path, state: Mapping[str, Any], about: Mapping[str, Any]) -> None:
+    """Write weights and their description, for `load_checkpoint`."""
+    buffer = io.BytesIO()  # on a full disk torch.save would not raise an OSError
+    torch.save({"state": dict(state), "about": dict(about)}, buffer)
+    with atomic(path) as file:
+        file.write(buffer.getbuffer())
+        file.write(TRAILER + _crc32(buffer.getbuffer()).encode())  # torch.load passes over it
 
 
-def _check(path: Path, header: Mapping[str, Any], expected: Mapping[str, Any]) -> None:
-    for key, value in expected.items():
-        if header.get(key) != value:
-            found = header.get(key)
-            raise UserError(f"{path} is not the file it should be: its {key} is {found}, not {value}; delete it")
+def load_checkpoint(path: Path, expected: Mapping[str, Any], mend: str = MEND) -> tuple[dict[str, Any], dict[str, Any]]:
+    """The weights and the description of a checkpoint. No code in the file is run (weights_only).
+
+    Args:
+        expected: entries that the description must have.
+        mend: what to do about another or a damaged file, for the message.
+    Raises:
+        UserError: missing, damaged, foreign, or of other settings than expected.
+    """
+    if not has_file(path):
+        raise UserError(f"there is no checkpoint {path}")
+    content = memoryview(read_file(path))
+    end = len(content) - len(TRAILER) - 8
+    if end < 0 or content[end:] != TRAILER + _crc32(content[:end]).encode():
+        raise _damaged(path, "it does not end with the crc32 of its content", mend)
+    try:
+        loaded = torch.load(io.BytesIO(content[:end]), map_location="cpu", weights_only=True)
+        state, about = loaded["state"], loaded["about"]
+    except Exception:  # torch.load raises exceptions of many types for files of another kind
+        raise _damaged(path, "it is not a checkpoint of this project", mend) from None
+    check(path, about, expected, mend)
+    return state, about

@@ -2,26 +2,31 @@
 
 import contextlib
 import dataclasses
-import fcntl
+import hashlib
 import json
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
 from alfk import distributed
-from alfk.errors import UserError
-from alfk.files import atomic, locked, read_json, write_json
+from alfk.errors import DamagedFileError, UserError
+from alfk.files import atomic, load_checkpoint, locked, read_json, write_json
+from alfk.records import INITS, Record, key_of, line_of, read_results
 
-Record = dict[str, Any]
+
+def number_name(value: float) -> str:
+    """A number in names and commands: as short as it can be without being another number's name."""
+    return f"{value:g}" if float(f"{value:g}") == value else repr(value)
 
 
-BASELINE = "all_train"  # in place of a method: training on the whole distorted pool, a line in figures
+def digest_of(settings: Mapping[str, Any]) -> str:
+    """Sixteen hexadecimal digits that tell settings apart."""
+    return hashlib.blake2b(json.dumps(settings, sort_keys=True).encode(), digest_size=8).hexdigest()
 
-INITS = {  # initial model -> prefix of file names
-    "rotation": "unsup_",  # from the rotation model, its last linear layer new (docs/method.md, section 4)
-    "rotation_conv": "unsup_conv_",  # from the rotation model's convolutions, every linear layer new
-    "random": "",
-}
+
+def distortion_name(ir: float, nr: float) -> str:
+    """The name of a distortion of the pool in file names."""
+    return f"ir_{number_name(ir)}_nr_{number_name(nr)}"
 
 
 @dataclasses.dataclass(frozen=True)
@@ -52,7 +57,7 @@ class Trial:
 
     @property
     def distortion(self) -> str:
-        return f"ir_{self.ir:g}_nr_{self.nr:g}"
+        return distortion_name(self.ir, self.nr)
 
     def stem(self, b: int, size: int) -> str:
         """The common part of all file names of AL iteration b with `size` labelled images."""
@@ -68,7 +73,7 @@ class Trial:
 
     def label(self) -> str:
         """A short name with distortion and initial model, e.g. "Rzg_pz L80 ir=100 rotation"."""
-        return f"{self.short()} ir={self.ir:g} {self.init}"
+        return f"{self.short()} ir={number_name(self.ir)} {self.init}"
 
     def short(self) -> str:
         """The method with the attributes that vary within a figure, e.g. "Rzg_pz L80", "varR E4"."""
@@ -78,8 +83,8 @@ class Trial:
 
     def initial_command(self) -> str:
         """The command that makes its initial models."""
-        parts = ["run.py --initial", f"-ir {self.ir:g}"]
-        parts += [f"-nr {self.nr:g}"] if self.nr else []
+        parts = ["run.py --initial", f"-ir {number_name(self.ir)}"]
+        parts += [f"-nr {number_name(self.nr)}"] if self.nr else []
         parts += [f"-ens {self.ensemble} --methods {self.method}"] if self.ensemble > 1 else []
         parts += [f"--select {self.select}"] if self.select != "test" else []
         return " ".join(parts)
@@ -160,82 +165,90 @@ class RunFolder:
 
     @contextlib.contextmanager
     def _locked(self, name: str) -> Iterator[None]:
-        with open(self.path / f".{name}.lock", "w") as lock:
+        with contextlib.ExitStack() as stack:
             try:
-                fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+                stack.enter_context(locked(self.path / f".{name}.lock", wait=False))
             except BlockingIOError:
                 raise UserError(f"another process is working on {name} in {self.path}") from None
             yield
 
-    def check_manifest(self, settings: Mapping[str, Any]) -> dict[str, Any]:
-        """The manifest, empty for a new run. Raises UserError if a setting recorded in it differs, or it is damaged."""
+    def manifest(self) -> tuple[dict[str, Any], list[str]]:
+        """The manifest's settings and sessions, empty for a new run, and messages about what was wrong with it.
+
+        A lost or damaged manifest is replaced by the settings that the run's checkpoints were made with.
+        """
         path = self.path / "manifest.json"
-        manifest = read_json(path) if path.exists() else {"settings": {}, "sessions": []}
-        if not isinstance(manifest.get("settings"), dict) or not isinstance(manifest.get("sessions"), list):
-            raise UserError(f"{path} is damaged: delete the run's folder and start again")
-        if manifest["settings"] and manifest["settings"].get("protocol") != settings.get("protocol"):
-            raise UserError(
-                f"{self.path} was made by an earlier version, whose protocol differs: delete it, or give another "
-                "--save-folder"
-            )
-        for key, now in settings.items():
-            was = manifest["settings"].get(key, now)
-            if was != now and key == "data":
-                raise UserError(
-                    f"{self.path} was made with other image files; since then some were added, removed or changed: "
-                    f"bring those back, or delete it, or give another --save-folder (made with {was}, now {now})"
-                )
-            if was != now:
-                raise UserError(
-                    f"{self.path} was made with {key} = {was}, this command says {now}: "
-                    "use the same or another --save-folder"
-                )
-        return manifest
+        try:
+            if path.exists():
+                manifest = read_json(path)
+                if isinstance(manifest.get("settings"), dict) and isinstance(manifest.get("sessions"), list):
+                    return manifest, []
+                raise DamagedFileError(f"{path} is damaged (no settings)")
+            damage = f"{path} is lost"
+        except DamagedFileError as problem:
+            damage = str(problem).partition(":")[0]
+        settings = self._settings_of_checkpoints()
+        told = [f"{damage}: its settings were taken from the run's checkpoints"] if settings or path.exists() else []
+        return {"settings": settings, "sessions": []}, told
+
+    def _settings_of_checkpoints(self) -> dict[str, Any]:
+        settings: dict[str, Any] = {}
+        for path in sorted((self.path / "checkpoint").glob("*.pt")):
+            with contextlib.suppress(UserError):  # whoever needs a damaged one will say so
+                found = load_checkpoint(path, {})[1].get("settings")
+                settings = (found if isinstance(found, dict) else {}) | settings
+        return settings
+
+    def check_manifest(self, settings: Mapping[str, Any]) -> tuple[dict[str, Any], list[str]]:
+        """The manifest, empty for a new run, and messages about it. Raises UserError if a setting in it differs."""
+        manifest, told = self.manifest()
+        check_settings(self.path, manifest["settings"], settings)
+        return manifest, told
 
     @distributed.main_process_only
     def record_session(self, settings: Mapping[str, Any], session: Mapping[str, Any]) -> None:
         """Write the settings, which must not change, into the manifest and append the session."""
         with locked(self.path / ".lock"):
-            manifest = self.check_manifest(settings)
+            manifest, _ = self.check_manifest(settings)
             manifest["settings"] |= settings
             manifest["sessions"].append(dict(session))
             write_json(self.path / "manifest.json", manifest)
 
     def results(self) -> list[Record]:
-        """The records of the finished iterations. A last line truncated by a crash is left out."""
-        return read_results(self.path / "results.jsonl")
+        """The records of the finished iterations, lines that are damaged left out."""
+        return self.read_results()[0]
+
+    def read_results(self) -> tuple[list[Record], list[str]]:
+        """The same, and a message about each line that is left out."""
+        return read_results(self.path / "results.jsonl", self.number)
 
     @distributed.main_process_only
     def add_result(self, record: Record) -> None:
-        """Append a record, replacing one of the same trial and iteration."""
-        key = ("method", "L", "ir", "nr", "init", "ensemble", "select", "copies", "b")
+        """Add a record, or put it in place of one of the same trial and iteration; damaged lines are removed."""
         with locked(self.path / ".lock"):
-            found = self.results()
-            if record in found:
+            found, problems = self.read_results()
+            if record in found and not problems:
                 return
-            kept = [old for old in found if any(old.get(k) != record.get(k) for k in key)]
+            kept = [record if key_of(old) == key_of(record) else old for old in found]
+            kept += [] if record in kept else [record]
             with atomic(self.path / "results.jsonl") as file:
-                file.write("".join(json.dumps(line) + "\n" for line in [*kept, record]).encode())
+                file.write("".join(map(line_of, kept)).encode())
 
 
-def read_results(path: Path, skipped: Callable[[str], None] | None = None) -> list[Record]:
-    """The records of a results file, empty if it does not exist; a truncated last line is left out.
-
-    Args:
-        skipped: called with a message about a line that is left out.
-    Raises:
-        UserError: another line is not a record.
-    """
-    if not path.exists():
-        return []
-    lines = path.read_text(errors="replace").splitlines()
-    records = []
-    for number, line in enumerate(lines, 1):
-        try:
-            records.append(json.loads(line))
-        except json.JSONDecodeError:
-            if number < len(lines):
-                raise UserError(f"{path}, line {number}: not a results record; remove that line") from None
-            if skipped is not None:
-                skipped(f"{path}, line {number}: cut short and left out; its command makes it anew")
-    return records
+def check_settings(what: Path, recorded: Mapping[str, Any], now: Mapping[str, Any]) -> None:
+    """Raises UserError if a run folder or a file of it was made with other settings; those that it lacks are free."""
+    if recorded and recorded.get("protocol") != now.get("protocol"):
+        raise UserError(
+            f"{what} was made by an earlier version, whose protocol differs: delete it, or give another --save-folder"
+        )
+    for key, value in now.items():
+        was = recorded.get(key, value)
+        if was != value and key == "data":
+            raise UserError(
+                f"{what} was made with other image files; since then some were added, removed or changed: bring those "
+                f"back, or delete it, or give another --save-folder (made with {was}, now {value})"
+            )
+        if was != value:
+            raise UserError(
+                f"{what} was made with {key} = {was}, this command says {value}: use the same or another --save-folder"
+            )

@@ -42,7 +42,8 @@ from alfk.config import Experiment
 from alfk.data import Split
 from alfk.descriptors import ForwardPass, standardise
 from alfk.network import snapshot
-from alfk.runs import Record, RunFolder, Trial
+from alfk.records import Record
+from alfk.runs import RunFolder, Trial
 from alfk.stages import retrain as retraining
 from alfk.stages.acquire import acquire
 from alfk.stages.describe import describe

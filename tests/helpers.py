@@ -153,8 +153,22 @@ def outcome(folder: Path) -> dict[str, object]:
 
 
 def records(folder: Path) -> list[dict]:
-    """The results lines of a run's folder, in the order they were written."""
-    return [json.loads(line) for line in (folder / "results.jsonl").read_text().splitlines()]
+    """The results lines of a run's folder, in the order they were written, without their checksums."""
+    lines = [json.loads(line) for line in (folder / "results.jsonl").read_text().splitlines()]
+    return [{key: value for key, value in line.items() if key != "crc32"} for line in lines]
+
+
+def made_up_record(**entries: object) -> dict:
+    """A results record of a run of DIGITS that nobody made, with the entries given."""
+    return {
+        **{"dataset": "DIGITS", "run": 0, "seed": 0, "method": "Rzg_pz", "L": 80, "ir": 100, "nr": 0.0},
+        **{"init": "rotation", "ensemble": 1, "select": "test", "b": 0, "labelled": 15, "labelled_share": 1.67},
+        **{"accuracy": 50.0, "accuracy_members": [50.0], "epochs": [3], "accuracy_per_class": [50.0] * 10},
+        **{"selected_histogram": [2] * 5 + [1] * 5, "pseudo_label_accuracy": 40.0, "misclassified": 9, "centres": 9},
+        **{"pseudo_label_accuracy_per_class": [40.0] * 10, "at_random": 0, "passes": {"forward": 9, "backward": 9}},
+        **{"seconds": {"describe": 1.0, "acquire": 1.0, "retrain": 1.0}, "peak_memory_mib": 300.0},
+        **entries,
+    }
 
 
 def draw(datadir: Path, *arguments: object, status: int = 0) -> Done:

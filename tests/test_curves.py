@@ -11,7 +11,8 @@ from hypothesis import strategies as st
 from alfk.errors import UserError
 from alfk.plotting import curves
 from alfk.plotting.curves import Curve
-from alfk.runs import BASELINE, Trial
+from alfk.records import BASELINE
+from alfk.runs import Trial
 
 
 def curve(shares, means, std=0.0, runs=10):

@@ -14,7 +14,7 @@ from sklearn.metrics import confusion_matrix
 from alfk.plotting import plots
 from alfk.plotting.curves import Curve
 from alfk.runs import Trial
-from tests.helpers import ONE_THREAD, ROOT, call
+from tests.helpers import ONE_THREAD, ROOT, call, made_up_record
 
 
 def plot(*arguments, status=0):
@@ -22,25 +22,10 @@ def plot(*arguments, status=0):
 
 
 def line(run, b, method, accuracy, length=0, init="rotation", ir=100.0, ensemble=1):
-    about = {
-        "dataset": "MNIST",
-        "run": run,
-        "seed": 0,
-        "method": method,
-        "L": length,
-        "ir": ir,
-        "nr": 0.0,
-        "init": init,
-    }
-    about |= {
-        "ensemble": ensemble,
-        "select": "test",
-        "b": b,
-        "labelled": 125 * (b + 1),
-        "labelled_share": 0.25 * (b + 1),
-    }
+    about = {"dataset": "MNIST", "run": run, "b": b, "method": method, "L": length, "ir": ir, "init": init}
+    about |= {"ensemble": ensemble, "labelled": 125 * (b + 1), "labelled_share": 0.25 * (b + 1)}
     about |= {"accuracy": accuracy, "accuracy_per_class": [accuracy] * 5 + [accuracy / 2] * 5}
-    return about | {"seconds": {"describe": 1.0, "acquire": 0.5, "retrain": 9.0}}
+    return made_up_record(**about, seconds={"describe": 1.0, "acquire": 0.5, "retrain": 9.0})
 
 
 def write(folder, run, lines, settings=()):
@@ -163,18 +148,10 @@ def test_a_line_cut_short_is_passed_over_and_said(two_runs, tmp_path):
     path = two_runs / "MNIST" / "run0" / "results.jsonl"
     path.write_text(path.read_text()[:-30])
     done = plot("--datadir", two_runs, "--out", tmp_path)
-    assert done.stderr.strip() == f"warning: {path}, line 8: cut short and left out; its command makes it anew"
+    wrong = f"{path}, line 8: cut short or not a results record; left out, its command makes it again"
+    assert done.stderr.strip() == f"warning: {wrong}"
+    assert f"- {wrong}" in (tmp_path / "MNIST_ir100.md").read_text()
     assert "not there: random: run 0, b=3\n" in done.stdout or "run 1, b=1-2" in done.stdout
-
-
-def test_damaged_lines_are_errors(two_runs, tmp_path):
-    path = two_runs / "MNIST" / "run0" / "results.jsonl"
-    whole = path.read_text()
-    for spoilt, words in ((whole.replace("{", "[", 1), "line 1: not"), ('{"b": 0}\n' + whole, "not a results record")):
-        path.write_text(spoilt)
-        done = plot("--datadir", two_runs, "--out", tmp_path, status=2)
-        assert words in done.stderr
-        assert len(done.stderr.splitlines()) == 1
 
 
 def test_runs_of_other_settings_are_pointed_out(two_runs, tmp_path):

@@ -4,6 +4,7 @@ import contextlib
 import json
 import multiprocessing
 import os
+import zlib
 
 import numpy as np
 import pytest
@@ -11,7 +12,9 @@ import torch
 
 from alfk import files
 from alfk.errors import UserError
-from alfk.runs import RunFolder, Trial
+from alfk.records import line_of
+from alfk.runs import RunFolder, Trial, number_name
+from tests.helpers import made_up_record
 
 TRIAL = Trial(100, "Rzg_pz", 80)
 
@@ -24,8 +27,7 @@ def folder(tmp_path):
 
 
 def record(b, **more):
-    about = {"method": "Rzg_pz", "L": 80, "ir": 100, "nr": 0.0, "init": "rotation", "ensemble": 1, "select": "test"}
-    return {**about, "b": b, "accuracy": 50.0 + b, **more}
+    return made_up_record(**{"run": 3, "b": b, "accuracy": 50.0 + b, **more})
 
 
 def test_names_are_those_of_the_release(folder):
@@ -63,6 +65,7 @@ def test_results_survive_a_truncated_line(folder):
     path = folder.path / "results.jsonl"
     path.write_text(path.read_text()[:-20])
     assert folder.results() == [record(0)]
+    assert "line 2: cut short" in folder.read_results()[1][0]
     folder.add_result(record(1))
     assert folder.results() == [record(0), record(1)]
     folder.add_result(record(1, accuracy=9))
@@ -71,9 +74,40 @@ def test_results_survive_a_truncated_line(folder):
 
 def test_a_spoilt_line_in_the_middle_is_named(folder):
     path = folder.path / "results.jsonl"
-    path.write_text('{"b": 0}\n{"b": \n{"b": 2}\n')
-    with pytest.raises(UserError, match="line 2"):
-        folder.results()
+    for b in (0, 1, 2):
+        folder.add_result(record(b))
+    first, second, third = path.read_text().splitlines()
+    elsewhere = line_of(record(5, run=4)).rstrip()
+    for spoilt, words in (
+        (second[:-9], "line 2: cut short or not a results record"),
+        (second.replace('"labelled": 15', '"labelled": 16'), "line 2: its content does not match its crc32"),
+        (second.replace("51.0", "NaN", 1), "line 2: accuracy cannot be nan"),
+        (second.replace('"b": 1', '"b": true'), "line 2: b cannot be True"),
+        (second.replace("Rzg_pz", "Rzg_py"), "line 2: method cannot be 'Rzg_py'"),
+        ("", "line 2: empty"),
+        ("[]", "line 2: not a results record"),
+        (elsewhere, "line 2: of run 4"),
+        (first, "line 2: a second line about the same iteration"),
+    ):
+        path.write_text(f"{first}\n{spoilt}\n{third}\n")
+        found, problems = folder.read_results()
+        assert found == [record(0), record(2)]
+        assert len(problems) == 1
+        assert f"{path}, {words}" in problems[0]
+    folder.add_result(record(1))
+    assert folder.read_results() == ([record(0), record(2), record(1)], [])
+
+
+def test_lines_of_earlier_versions_have_no_checksum(folder):
+    path = folder.path / "results.jsonl"
+    path.write_text(json.dumps(record(0)) + "\n")
+    assert folder.read_results() == ([record(0)], [])
+
+
+def test_numbers_keep_their_names_apart():
+    assert [number_name(value) for value in (100.0, 0.1, 0.0, 20.0)] == ["100", "0.1", "0", "20"]
+    assert [number_name(value) for value in (20.0000001, 0.999999999)] == ["20.0000001", "0.999999999"]
+    assert Trial(20.0000001, "random", 0).name != Trial(20, "random", 0).name
 
 
 def test_results_tell_trials_apart(folder):
@@ -90,10 +124,26 @@ def test_the_manifest_names_the_setting_that_differs(folder):
     manifest = json.loads((folder.path / "manifest.json").read_text())
     assert manifest["settings"] == {"seed": 0, "epochs": 50}
     assert [session["by"] for session in manifest["sessions"]] == ["a", "b"]
-    for damage in ("{", "[]", "{}", '{"settings": 3, "sessions": []}'):
-        (folder.path / "manifest.json").write_text(damage)
-        with pytest.raises(UserError, match="damaged"):
-            folder.check_manifest({})
+
+
+@pytest.mark.parametrize("damage", ["", "{", "[]", "{}", "edited", None])
+def test_a_lost_manifest_is_made_again_from_the_checkpoints(folder, damage):
+    folder.record_session({"seed": 0, "epochs": 50}, {"by": "a"})
+    path = folder.path / "manifest.json"
+    if damage is None:
+        path.unlink()
+    else:
+        path.write_text(damage if damage != "edited" else path.read_text().replace("50", "51"))
+    assert folder.check_manifest({"seed": 1})[0]["settings"] == {}  # nothing was made yet
+    about = {"kind": "best", "settings": {"seed": 0, "epochs": 50}}
+    files.save_checkpoint(folder.checkpoint(TRIAL, 0, 125), {}, about)
+    with pytest.raises(UserError, match=r"epochs = 50, this command says 5"):
+        folder.check_manifest({"seed": 0, "epochs": 5})
+    manifest, (told,) = folder.check_manifest({"seed": 0, "epochs": 50})
+    assert manifest["settings"] == {"seed": 0, "epochs": 50}
+    assert str(path) in told
+    folder.record_session({"seed": 0, "epochs": 50}, {"by": "b"})
+    assert folder.check_manifest({}) == ({"settings": about["settings"], "sessions": [{"by": "b"}]}, [])
 
 
 def test_checkpoints_round_trip(folder):
@@ -114,7 +164,7 @@ def test_damaged_checkpoints_are_named(folder, spoil):
     path = folder.checkpoint(TRIAL, 0, 125)
     files.save_checkpoint(path, {"w": torch.zeros(100)}, {"kind": "best"})
     path.write_bytes(spoil(path.read_bytes()))
-    with pytest.raises(UserError, match="truncated or not a checkpoint"):
+    with pytest.raises(UserError, match="does not end with the crc32"):
         files.load_checkpoint(path, {})
 
 
@@ -124,7 +174,9 @@ def test_a_checkpoint_cannot_run_code(folder):
             return os.system, (f"touch {folder.path}/ran",)
 
     path = folder.checkpoint(TRIAL, 0, 125)
-    torch.save({"state": {}, "about": Evil()}, path)
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(files, "dict", lambda value: value, raising=False)
+        files.save_checkpoint(path, {}, Evil())
     with pytest.raises(UserError, match="not a checkpoint"):
         files.load_checkpoint(path, {})
     assert not (folder.path / "ran").exists()
@@ -132,7 +184,9 @@ def test_a_checkpoint_cannot_run_code(folder):
 
 def test_a_foreign_checkpoint_of_another_layout(folder):
     path = folder.checkpoint(TRIAL, 0, 125)
-    torch.save([1, 2], path)
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(torch, "save", lambda _, file, save=torch.save: save([1, 2], file))
+        files.save_checkpoint(path, {}, {})
     with pytest.raises(UserError, match="not a checkpoint"):
         files.load_checkpoint(path, {})
 
@@ -143,15 +197,20 @@ def test_arrays_round_trip_mapped(folder):
     array, header = files.open_array(path, {"kind": "labelled set"})
     assert array.tolist() == [0, 1, 2, 3, 4]
     assert isinstance(array, np.memmap)
-    assert header == {"kind": "labelled set", "shape": [5], "dtype": "int64"}
+    checksum = f"{zlib.crc32(path.read_bytes()):08x}"
+    assert header == {"kind": "labelled set", "shape": [5], "dtype": "int64", "array_crc32": checksum}
+    packed = files.pack_files(path)
+    files.delete_array(path)
+    files.restore_array(path, packed)
+    assert files.open_array(path, {})[1] == header
     with pytest.raises(UserError, match="its kind is labelled set, not pool"):
         files.open_array(path, {"kind": "pool"})
     whole = path.read_bytes()
     path.write_bytes(whole[:-8])
-    with pytest.raises(UserError, match="truncated"):
+    with pytest.raises(UserError, match="damaged"):
         files.open_array(path, {})
     np.save(path, np.arange(4.0))
-    with pytest.raises(UserError, match=r"its shape is \[5\], not \[4\]"):
+    with pytest.raises(UserError, match="does not match the array_crc32"):
         files.open_array(path, {})
     path.with_suffix(".json").write_text("[1]")
     with pytest.raises(UserError, match="damaged"):

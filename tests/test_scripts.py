@@ -15,6 +15,7 @@ import torch
 import torchvision
 
 from alfk.acquisition import METHODS
+from alfk.files import write_json
 from tests.helpers import (
     ONE_THREAD,
     ROOT,
@@ -180,7 +181,7 @@ def test_deleting_a_damaged_file_mends_the_run(finished, tmp_path):
     for victim in (copy / "run0" / f"index_list_{last}.npy", copy / "run0" / "data" / "validation.npy"):
         (copy / "run0" / "checkpoint" / f"best_{last}.pt").unlink()
         victim.write_bytes(victim.read_bytes()[:90])
-        refused("mnist/run.py", *SMALL, *TWO, "--save-folder", copy, words=f"{victim} is truncated")
+        refused("mnist/run.py", *SMALL, *TWO, "--save-folder", copy, words=f"{victim} is damaged")
         victim.unlink()
         call("mnist/run.py", *SMALL, *TWO, "--save-folder", copy)
         assert outcome(copy) == outcome(folder)
@@ -214,7 +215,7 @@ def test_a_failing_run_does_not_stop_the_others(finished, tmp_path):
     spoilt.write_bytes(spoilt.read_bytes()[:1000])
     done = call("mnist/run.py", *one, "--jobs", 2, status=2)
     assert "run 0" in done.stderr
-    assert f"{spoilt} is truncated" in done.stderr
+    assert f"{spoilt} is damaged" in done.stderr
     assert "Traceback" not in done.stderr
     assert (tmp_path / "run1" / "results.jsonl").exists()
     assert "1 run\n" in done.stdout
@@ -266,10 +267,10 @@ def test_stages_out_of_order(finished, tmp_path):
     database = next((tmp_path / "run0" / "descr").glob("pool*.npy"))
     whole = database.read_bytes()
     database.write_bytes(whole[:5000])
-    refused("mnist/main_descr.py", *here, words=f"{database} is truncated")
+    refused("mnist/main_descr.py", *here, words=f"{database} is damaged")
     database.write_bytes(whole)
     header = json.loads(database.with_suffix(".json").read_text())
-    database.with_suffix(".json").write_text(json.dumps({**header, "model": "0" * 16}))
+    write_json(database.with_suffix(".json"), {**header, "model": "0" * 16})
     refused("mnist/main_descr.py", *here, words="its model is 0000000000000000")
     call("mnist/gen_descr.py", *here)  # made anew for the model that is there
     call("mnist/main_descr.py", *here)

@@ -185,6 +185,7 @@ def test_an_iteration_that_never_improves_keeps_what_it_started_from(data, tmp_p
     work.experiment = dataclasses.replace(work.experiment, iterations=1)
     active_learning(altered(work, "retraining", epochs=6), [trial])
     work.experiment = dataclasses.replace(work.experiment, iterations=2)
+    work.recorded = work.settings()  # as if the settings were the same
     active_learning(altered(work, "retraining", lr=50.0), [trial])  # which ruins the model at its first step
     first, second = work.folder.results()
     assert first["epochs"][0] > 0

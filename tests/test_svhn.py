@@ -199,11 +199,11 @@ def test_a_run_is_bound_to_the_files_it_was_made_of(miniature, tmp_path):
     shutil.copytree(miniature[0], folder)
     before = svhn_workspace(folder, tmp_path)
     before.folder.check_manifest(before.settings())
-    before.folder.record_session(before.settings(initial=True), {})
+    before.folder.record_session(before.settings("initial"), {})
     write_mat(folder / "raw" / svhn.NAMES["test"], [round(count / 100) for count in TEST], 77)
     after = svhn_workspace(folder, tmp_path)
     with pytest.raises(UserError, match=r"was made with other image files.*unofficial"):
-        after.folder.check_manifest(after.settings(initial=True))
+        after.folder.check_manifest(after.settings("initial"))
 
 
 def test_too_few_images_of_a_class(tmp_path):

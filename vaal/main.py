@@ -29,8 +29,9 @@ from alfk.cli.progress import Progress
 from alfk.config import Experiment
 from alfk.data import Split
 from alfk.errors import UserError
-from alfk.files import has_array, has_file, load_checkpoint, open_array, save_array, save_checkpoint
-from alfk.runs import Record, Trial
+from alfk.files import MEND, has_file, load_checkpoint, open_array, save_array, save_checkpoint
+from alfk.records import Record
+from alfk.runs import Trial
 from alfk.selection import Selection
 from alfk.stages.acquire import situation_of, write_labelled
 from alfk.stages.loop import Stages, active_learning
@@ -84,7 +85,7 @@ class Vaal:
         self.write_scores(current, solver)
         newest = current.pool.subset(labelled[-current.experiment.query_size :]).labels
         record = make_record(current, len(labelled), newest, header, [trained], seconds)
-        write_result(current, record, [trained], settings(work, self.recipe))
+        write_result(current, record, [trained])
         return record
 
     def train(self, current: Round, labelled: Tensor, selector: Selector) -> Solver:
@@ -127,15 +128,11 @@ class Vaal:
             "forward": len(current.pool),
             "seconds": time.perf_counter() - start,
         }
-        save_array(scores_path(current), scores.numpy(), header)
+        save_array(current.scores, scores.numpy(), header)
 
     def read_scores(self, current: Round) -> tuple[Tensor, dict[str, Any]]:
         """The scores (N,) after iteration b, and their cost. Raises UserError if they are missing."""
-        path = scores_path(current)
-        if not has_array(path):
-            remedy = f"delete {current.checkpoint}, then both are made anew"
-            raise UserError(f"there is no {path} with its .json header: {remedy}")
-        array, header = open_array(path, {"kind": "labelled scores", **current.identity()})
+        array, header = open_array(current.scores, {"kind": "labelled scores", **current.identity()})
         return torch.tensor(array), {"forward": header["forward"], "seconds_describe": header["seconds"]}
 
     def save_partial(self, current: Round, solver: Solver, best: BestEpoch) -> None:
@@ -147,14 +144,12 @@ class Vaal:
         save_checkpoint(current.partial_checkpoint, state, self._about_partial(current))
 
     def load_partial(self, current: Round, solver: Solver, best: BestEpoch) -> None:
-        """Restore solver and best step of an interrupted training with the same settings, if there is one."""
+        """Restore solver and best step of an interrupted training, if there is one. Raises UserError."""
         if not has_file(current.partial_checkpoint):
             return
-        expected = self._about_partial(current)
-        expected_settings = expected.pop("settings")
-        state, about = load_checkpoint(current.partial_checkpoint, expected)
-        if about["settings"] != expected_settings:
-            return
+        state, _ = load_checkpoint(current.partial_checkpoint, self._about_partial(current))
+        if not 0 < state["solver"]["step"] <= self.recipe.train_iterations:
+            raise UserError(f"{current.partial_checkpoint} is of another training: {MEND}")
         device = current.work.device
         solver.load_state(state["solver"])
         best.epoch, best.weights = state["epoch"], state["weights"]
@@ -165,21 +160,17 @@ class Vaal:
             best.evaluation.predictions = best.evaluation.predictions.to(device)
 
     def _about_partial(self, current: Round) -> dict[str, Any]:
-        return {"kind": "part", **current.identity(), "settings": settings(current.work, self.recipe)}
-
-
-def scores_path(current: Round) -> Path:
-    """The path of the discriminator's scores after an iteration."""
-    return current.folder.descriptors("scores", current.trial, current.b, current.size)
+        return {"kind": "part", **current.identity(), "settings": current.work.settings()}
 
 
 def in_vaals_range_of(work: Workspace, recipe: Recipe) -> Workspace:
-    """The workspace with `in_vaals_range` applied to all splits."""
+    """The workspace with `in_vaals_range` applied to all splits, and with the recipe among its settings."""
     train, test = (in_vaals_range(split, recipe) for split in (work.train, work.test))
     validation = work.separate_validation
     if validation is not None:
         validation = test if validation is work.test else in_vaals_range(validation, recipe)
-    return dataclasses.replace(work, train=train, test=test, separate_validation=validation)
+    splits = {"train": train, "test": test, "separate_validation": validation}
+    return dataclasses.replace(work, **splits, recipe=recipe.settings())
 
 
 def in_vaals_range(split: Split, recipe: Recipe) -> Split:
@@ -188,11 +179,6 @@ def in_vaals_range(split: Split, recipe: Recipe) -> Split:
     if not recipe.padding:
         return Split(split.store, split.labels, *identity, split.rows, split.source)
     return Split(F.pad(split.images, [recipe.padding] * 4), split.labels, *identity, source=split.source)
-
-
-def settings(work: Workspace, recipe: Recipe) -> dict[str, Any]:
-    """The settings that VAAL's results depend on: those of the run's data and initial models, and the recipe."""
-    return work.settings(initial=True) | {"query_size": work.experiment.query_size} | recipe.settings()
 
 
 def add_recipe(parser: flags.Parser) -> None:
@@ -230,9 +216,8 @@ class VaalRun(scripts.ExperimentRun):
     """A RunTask: VAAL in one run, in this process or, pickled, in another."""
 
     def open(self, number: int, report: Report) -> Workspace:
-        recipe = recipe_of(self.options)
         arguments = (self.experiment, self.options, number, report, self.trials, self.experiment.iterations)
-        return scripts.open_workspace(*arguments, settings_of=lambda work: settings(work, recipe))
+        return scripts.open_workspace(*arguments, recipe=recipe_of(self.options).settings())
 
     def learn(self, work: Workspace) -> None:
         Vaal(recipe_of(self.options)).learn(work, self.trials)

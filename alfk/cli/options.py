@@ -14,7 +14,8 @@ from alfk.config import Experiment, Recipe
 from alfk.errors import UserError
 from alfk.network import linear_layers
 from alfk.perturbation import STRATEGIES
-from alfk.runs import BASELINE, Trial
+from alfk.records import BASELINE
+from alfk.runs import Trial
 
 ROOT = Path(__file__).resolve().parents[2]
 

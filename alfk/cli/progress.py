@@ -9,7 +9,8 @@ from tabulate import tabulate
 from tqdm import tqdm
 
 from alfk import distributed
-from alfk.runs import Record, Trial
+from alfk.records import Record
+from alfk.runs import Trial
 
 COLUMNS = "run  method            ir  init            b  labelled      %   test %  errors   s"
 

@@ -238,12 +238,12 @@ def open_workspace(
     trials: Sequence[Trial] = (),
     iterations: int = 0,
     initial: bool = False,
-    settings_of: Callable[[Workspace], dict[str, Any]] | None = None,
+    recipe: Mapping[str, Any] | None = None,
 ) -> Workspace:
     """The workspace of run `number`, its manifest checked and this session recorded in it.
 
     Args:
-        settings_of: the settings that results depend on, if they are not `Workspace.settings`.
+        recipe: see `Workspace`.
     Raises:
         UserError: settings that differ from the run's, or a pool too small for the AL iterations of the trials.
     """
@@ -253,18 +253,19 @@ def open_workspace(
         torch.cuda.set_device(train.device)
     experiment = experiment.for_data(train)
     folder = RunFolder(root(experiment, options), number)
-    folder.create()
-    work = Workspace(experiment, folder, train, test, options.seed, train.device, report, separate_validation)
-    settings = settings_of(work) if settings_of else work.settings(initial)
-    folder.check_manifest(settings)
+    work = Workspace(experiment, folder, train, test, options.seed, train.device, report, separate_validation, recipe)
+    settings = work.settings("initial" if initial else "learning")
+    _, told = folder.check_manifest(settings)
+    work.check_sizes(trials, iterations)
+    folder.create()  # a command that is refused leaves no folder
+    folder.record_session(settings, _session(train.device))
     if experiment.holdout:
         work.hold_out(experiment.holdout)
-    work.check_sizes(trials, iterations)
-    if settings_of is None:
+    if recipe is None:
         sized = experiment.own_images or options.query_size or options.training_batch
-        for text in doubts(experiment, initial, bool(sized)):
-            report("warning", text=text)
-    folder.record_session(settings, _session(train.device))
+        told += doubts(experiment, initial, bool(sized))
+    for text in told + folder.read_results()[1]:
+        report("warning", text=text)
     return work
 
 

@@ -9,7 +9,6 @@ from alfk.cli import options as flags
 from alfk.cli import scripts
 from alfk.config import Experiment
 from alfk.errors import UserError
-from alfk.files import read_json
 from alfk.plotting import plots
 from alfk.plotting.curves import parse_series
 from alfk.plotting.results import init_suffix, select_suffix
@@ -70,16 +69,14 @@ def visualise(experiments: Mapping[str, Experiment], about: str, taps: Sequence[
 def _workspace(experiment: Experiment, options: argparse.Namespace) -> Workspace:
     """The workspace of the run, with the seed and query size of its manifest, which is only read."""
     folder = RunFolder(scripts.root(experiment, options), options.run)
-    manifest = folder.path / "manifest.json"
-    if not manifest.exists():
+    settings = folder.manifest()[0]["settings"]
+    if not settings:
         raise UserError(f"there is no run {options.run} in {folder.path.parent}: run.py makes it")
-    settings = read_json(manifest).get("settings", {})
     experiment = dataclasses.replace(experiment, query_size=settings.get("query_size", experiment.query_size))
     train, test, separate_validation = scripts.data(experiment, options)
     experiment = experiment.for_data(train)
-    return Workspace(
-        experiment, folder, train, test, settings.get("seed", 0), train.device, separate_validation=separate_validation
-    )
+    more = {"separate_validation": separate_validation, "recorded": settings}
+    return Workspace(experiment, folder, train, test, settings.get("seed", 0), train.device, **more)
 
 
 def _trial(name: str, ir: float, experiment: Experiment, options: argparse.Namespace) -> Trial:

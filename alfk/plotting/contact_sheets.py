@@ -1,7 +1,8 @@
 """Contact sheets of a run: the images that a method chose, and why, one block per AL iteration."""
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import torch
@@ -9,12 +10,13 @@ import torch
 from alfk.config import Experiment
 from alfk.data import Dataset, Split
 from alfk.errors import UserError
-from alfk.files import open_array
+from alfk.files import has_array, open_array
 from alfk.plotting import plots, reasons
 from alfk.plotting.results import Results, name_of
 from alfk.plotting.saving import save
 from alfk.queries import Query
-from alfk.runs import BASELINE, Record, RunFolder, Trial
+from alfk.records import BASELINE, Record
+from alfk.runs import RunFolder, Trial
 from alfk.selection import Selection
 
 MAX_IMAGES = 125  # images shown per AL iteration
@@ -40,7 +42,7 @@ def contact_sheets(experiment: Experiment, results: Results, datadir: Path, out:
         )
     for (run, trial), unsorted in groups.items():
         folder, records = RunFolder(results.folder, run), sorted(unsorted, key=lambda r: r["b"])
-        pool = data.train.subset(_read(folder.data(f"pool_{trial.distortion}")))
+        pool = data.train.subset(_read(folder.data(f"pool_{trial.distortion}"), _of_run(records[0])))
         title = f"{experiment.name}, {imbalance(trial.ir)}run {run}: what {name_of(trial)} chose"
         path = out / f"{experiment.name}_selected_run{run}_{trial.name}"
         plots.plot_contact_sheet(path, title, [_row(r, pool, _chosen(folder, trial, r), experiment) for r in records])
@@ -59,18 +61,30 @@ def imbalance(ir: float) -> str:
     return "" if ir == 1 else f"{ir:g}x class imbalance, "
 
 
-def _read(path: Path) -> np.ndarray:
-    if not path.exists():
+def _read(path: Path, expected: Mapping[str, Any]) -> np.ndarray:
+    """An array of a run, whose header must have the expected entries."""
+    if not has_array(path):
         raise UserError(f"there is no {path}: --show-selected needs the run's index lists, not only its results lines")
-    return np.array(open_array(path, {})[0])
+    return np.array(open_array(path, expected, mend="delete it, and the run's own command makes it again")[0])
+
+
+def _of_run(record: Record) -> dict[str, Any]:
+    """The entries of a header that tell whether a file is of the record's run."""
+    return {key: record[key] for key in ("dataset", "run", "seed")}
+
+
+def _of_iteration(trial: Trial, record: Record) -> dict[str, Any]:
+    """The entries of a header that tell whether a file is of the record's iteration and made with its settings."""
+    made_with = {key: record[key] for key in ("made_with",) if key in record}
+    return {**_of_run(record), **trial.facts(), "b": record["b"], **made_with}
 
 
 def _chosen(folder: RunFolder, trial: Trial, record: Record) -> np.ndarray:
     """Positions in the pool of the images that an iteration chose."""
-    size = record.get("queried", record["labelled"])
+    size, of_iteration = record.get("queried", record["labelled"]), _of_iteration(trial, record)
     if folder.query(trial, record["b"], size).exists():
-        return np.ascontiguousarray(_read(folder.query(trial, record["b"], size))["index"])
-    return _read(folder.index_list(trial, record["b"], size))[-sum(record["selected_histogram"]) :]
+        return np.ascontiguousarray(_read(folder.query(trial, record["b"], size), of_iteration)["index"])
+    return _read(folder.index_list(trial, record["b"], size), of_iteration)[-sum(record["selected_histogram"]) :]
 
 
 def _row(record: Record, pool: Split, chosen: np.ndarray, experiment: Experiment) -> plots.Row:
@@ -87,12 +101,12 @@ def _reasons(
 ) -> reasons.Block | None:
     """The first images of a query beside their errors; None if it has no reasons, or was not kept with them."""
     path = folder.query(trial, record["b"], record.get("queried", record["labelled"]))
-    if not path.exists():
+    if not has_array(path):
         return None
-    selection = Selection.of_array(np.array(open_array(path, {"kind": "query"})[0]))
+    selection = Selection.of_array(_read(path, {"kind": "query", **_of_iteration(trial, record)}))
     if selection.answers_to is None:
         return None
-    validation = _validation(folder, data, holdout)
+    validation = _validation(folder, data, holdout, _of_run(record))
     query = Query.of(selection, trial.method, validation.labels, pool.classes)
     shown: Sequence[reasons.Pair] = reasons.pairs(query, pool, validation, min(MAX_PAIRS, len(query)))
     heading = f"b={record['b']}: {record['misclassified']} validation images misclassified, "
@@ -102,12 +116,12 @@ def _reasons(
     return reasons.Block(heading, shown)
 
 
-def _validation(folder: RunFolder, data: Dataset, holdout: float) -> Split:
+def _validation(folder: RunFolder, data: Dataset, holdout: float, expected: Mapping[str, Any]) -> Split:
     """The run's validation images."""
     if data.validation is None:
-        return data.train.subset(_read(folder.data("validation")))
+        return data.train.subset(_read(folder.data("validation"), expected))
     if not holdout:
         return data.validation
     rest = torch.ones(len(data.validation), dtype=torch.bool)
-    rest[torch.from_numpy(_read(folder.data(f"test_{holdout:g}")))] = False
+    rest[torch.from_numpy(_read(folder.data(f"test_{holdout:g}"), expected))] = False
     return data.validation.subset(rest)

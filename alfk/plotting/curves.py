@@ -14,7 +14,8 @@ from statistics import fmean
 import numpy as np
 
 from alfk.errors import UserError
-from alfk.runs import BASELINE, Record, Trial
+from alfk.records import BASELINE, Record
+from alfk.runs import Trial
 
 
 @dataclasses.dataclass(frozen=True)

@@ -1,13 +1,15 @@
 """Results records grouped into figures, with the paper's curves and those of its release."""
 
 import dataclasses
+import functools
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 
 from alfk.data import UNOFFICIAL
-from alfk.errors import UserError
+from alfk.errors import DamagedFileError
 from alfk.files import read_json
 from alfk.plotting import plots
 from alfk.plotting.curves import (
@@ -21,7 +23,8 @@ from alfk.plotting.curves import (
     series,
 )
 from alfk.plotting.plots import PlottedCurve
-from alfk.runs import BASELINE, Record, Trial, read_results, selection_suffix
+from alfk.records import BASELINE, Record, read_results
+from alfk.runs import Trial, selection_suffix
 
 Print = Callable[[str], None]
 
@@ -35,6 +38,7 @@ class Results:
         sources: `Split.source` of training and test images; empty if the data set has none.
         holdout: share of the validation images that was kept for test.
         classes: names of the classes, empty if they are numbers.
+        left_out: a message about each results line that was left out.
     """
 
     folder: Path
@@ -44,6 +48,7 @@ class Results:
     sources: tuple[str | None, ...] = ()
     holdout: float = 0.0
     classes: tuple[str, ...] = ()
+    left_out: list[str] = dataclasses.field(default_factory=list)
 
     @property
     def runs(self) -> list[int]:
@@ -54,27 +59,28 @@ def read_runs(folder: Path, start: int, stop: int | None, warn: Print) -> Result
     """All records under `folder`/run<N>, N from `start` to before `stop`.
 
     Args:
-        warn: called with a message about a truncated line, or runs whose settings differ.
+        warn: called with a message about a line that is left out, a damaged manifest, or runs whose settings differ.
 
     Raises:
-        UserError: a damaged file.
+        UserError: a file that cannot be read.
     """
-    records, settings = [], {}
+    records, settings, left_out = [], {}, []
     for path in sorted(folder.glob("run*/results.jsonl")):
         number = path.parent.name.removeprefix("run")
         if not number.isdecimal() or int(number) < start or (stop is not None and int(number) >= stop):
             continue
-        found = read_results(path, lambda text: warn(f"warning: {text}"))
-        for record in found:
-            try:
-                Trial.of(record)
-                record["b"], record["run"], record["accuracy"], record["labelled_share"]
-            except (KeyError, TypeError):
-                raise UserError(f"{path} has a line that is not a results record; remove that line") from None
+        found, problems = read_results(path, int(number))
         records += found
         manifest = path.parent / "manifest.json"
-        if manifest.exists():
-            settings[path.parent.name] = read_json(manifest).get("settings", {})
+        try:
+            settings[path.parent.name] = read_settings(manifest) if manifest.exists() else {}
+        except DamagedFileError as problem:
+            problems.append(f"{str(problem).partition(':')[0]}; the next command that works on the run makes it again")
+        left_out += problems
+    for text in left_out:
+        warn(f"warning: {text}")
+    for text in differing_settings(records):
+        warn(f"warning: {text}")
     first = next(iter(settings.values()), {})
     for name, other in settings.items():
         differing = [k for k in first if k in other and other[k] != first[k]]
@@ -90,7 +96,41 @@ def read_runs(folder: Path, start: int, stop: int | None, warn: Print) -> Result
         tuple(first.get("data", ())),
         first.get("holdout", 0.0),
         tuple(first.get("class_names", ())),
+        left_out,
     )
+
+
+def read_settings(manifest: Path) -> dict[str, Any]:
+    """The settings of a manifest. Raises DamagedFileError if those that figures use are of a wrong type."""
+    settings = read_json(manifest, checksum=False).get("settings")  # those of earlier versions have none
+    if not isinstance(settings, dict):
+        raise DamagedFileError(f"{manifest} is damaged (no settings): delete it")
+    for key, check in MANIFEST.items():
+        if not check(settings.get(key)):
+            raise DamagedFileError(f"{manifest} is damaged ({key} cannot be {settings[key]!r}): delete it")
+    return settings
+
+
+def _list_of(kinds: type, value: Any) -> bool:
+    return value is None or (isinstance(value, list) and all(isinstance(each, kinds) for each in value))
+
+
+MANIFEST: dict[str, Callable[[Any], bool]] = {
+    "minority": functools.partial(_list_of, int),
+    "data": functools.partial(_list_of, str | None),
+    "class_names": functools.partial(_list_of, str),
+    "holdout": lambda value: value is None or (isinstance(value, int | float) and 0 <= value < 1),
+}
+
+
+def differing_settings(records: Sequence[Record]) -> list[str]:
+    """A message about each trial whose records were made with different settings."""
+    digests: dict[Trial, set[str]] = {}
+    for record in records:
+        if "made_with" in record:  # lines of earlier versions have none
+            digests.setdefault(Trial.of(record), set()).add(record["made_with"])
+    differing = [trial.label() for trial, found in digests.items() if len(found) > 1]
+    return [f"{label} has lines that were made with different settings" for label in differing]
 
 
 @dataclasses.dataclass

@@ -264,8 +264,20 @@ def minority_text(figure: FigureData, known: Sequence[int], names: Sequence[str]
 LISTED = 20  # names of classes in a line
 
 
-def markdown(figure: FigureData, summary: Rows, claims: Rows, ours: Trial | None, minority: str = "") -> str:
-    """All tables of a figure as a Markdown page; `minority`: a line about the minority classes."""
+def markdown(
+    figure: FigureData,
+    summary: Rows,
+    claims: Rows,
+    ours: Trial | None,
+    minority: str = "",
+    left_out: Sequence[str] = (),
+) -> str:
+    """All tables of a figure as a Markdown page.
+
+    Args:
+        minority: a line about the minority classes.
+        left_out: messages about results lines that are in no table.
+    """
     parts = [
         f"# {figure.title}",
         f"![{figure.title}]({figure.name}.png)",
@@ -282,6 +294,7 @@ def markdown(figure: FigureData, summary: Rows, claims: Rows, ours: Trial | None
         "## Ours, the paper's and the release's" if figure.reference and figure.curves else "",
         comparison_table(figure, "github"),
         agreement(figure),
+        "\n".join(["Left out:", "", *(f"- {text}" for text in left_out)]) if left_out else "",
     ]
     return "\n\n".join(part for part in parts if part) + "\n"
 

@@ -11,7 +11,7 @@ import torch
 
 from alfk.annotation import Annotations
 from alfk.errors import UserError
-from alfk.runs import Record
+from alfk.records import Record
 from alfk.stages.acquire import acquire
 from alfk.stages.describe import describe
 from alfk.stages.loop import Stages, warn_at_chance

@@ -15,7 +15,7 @@ from alfk.acquisition import DATABASES, Measurement, Method, Sampling, measure
 from alfk.data import Split
 from alfk.descriptors import Descriptors
 from alfk.errors import UserError
-from alfk.files import complete_array, create_array, has_array, open_array, save_array
+from alfk.files import complete_array, create_array, has_array, open_array, read_header, save_array
 from alfk.perturbation import STRATEGIES
 from alfk.stages.round import Round
 from alfk.training import accuracy, accuracy_per_class
@@ -28,6 +28,8 @@ FIELDS = {
     "uncertainty": "uncertainty of every pool image, the larger the less certain",
     "logits": "the network's output for every pool image",
 }
+
+MEND = "delete it, then gen_descr.py or run.py makes it again"
 
 
 def databases(current: Round) -> tuple[str, ...]:
@@ -99,7 +101,7 @@ def read_databases(current: Round) -> tuple[Measurement | None, dict[str, Any]]:
         raise UserError(f"there are no descriptors of {current.trial.label()} b={current.b}: run gen_descr.py first")
     _, model_hash = current.starting_models()
     for name in names:
-        array, header = open_array(current.database(name), {**_expected(current, name), "model": model_hash})
+        array, header = open_array(current.database(name), {**_expected(current, name), "model": model_hash}, mend=MEND)
         found[name] = torch.from_numpy(np.array(array)) if name in FIELDS else _fields(array)
     return Measurement(**found), header
 
@@ -112,8 +114,7 @@ def _is_current(current: Round, name: str, model_hash: str) -> bool:
     path = current.database(name)
     if not has_array(path):
         return False
-    _, header = open_array(path, _expected(current, name))
-    return header.get("model") == model_hash
+    return read_header(path, _expected(current, name), MEND).get("model") == model_hash
 
 
 def _fields(array: np.ndarray) -> Descriptors:

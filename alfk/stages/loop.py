@@ -3,7 +3,8 @@
 from collections.abc import Callable, Sequence
 from typing import NamedTuple
 
-from alfk.runs import Record, Trial
+from alfk.records import Record
+from alfk.runs import Trial
 from alfk.stages.acquire import acquire
 from alfk.stages.describe import describe
 from alfk.stages.memory import reset_peak

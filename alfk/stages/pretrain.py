@@ -4,7 +4,8 @@ import time
 
 from torch import Tensor
 
-from alfk.files import has_file, save_checkpoint
+from alfk.files import has_file, load_checkpoint, save_checkpoint
+from alfk.runs import check_settings, digest_of, distortion_name
 from alfk.stages.workspace import Workspace
 from alfk.training import BestEpoch, Evaluator, at_chance, fit, rotate
 
@@ -16,20 +17,23 @@ def make_initial_models(work: Workspace, ir: float, nr: float, members: int = 1,
     epoch kept is the one with the best rotation accuracy on the test images (`select` "test") or the validation images
     ("val"), where the untrained model counts as epoch 0, or the "last".
     """
-    distortion = f"ir_{ir:g}_nr_{nr:g}"
+    distortion, settings = distortion_name(ir, nr), work.settings("initial")
     with work.folder.lock(f"init_{distortion}"):
         for member in range(members):
             for init, make in (("random", _random), ("rotation", _rotation)):
                 facts = {"init": init, "ir": ir, "member": member}
                 path = work.folder.initial(distortion, init == "rotation", member, select)
+                about = {"kind": "initial", **facts, "nr": nr, **work.identity()}
                 if has_file(path):
+                    found = load_checkpoint(path, about)[1]
+                    check_settings(path, found.get("settings", {}), settings)
                     work.report("initial", run=work.folder.number, **facts, skipped=True)
                     continue
                 start = time.perf_counter()
                 state, extra = make(work, ir, nr, distortion, member, select)
                 extra |= {"seconds": time.perf_counter() - start}
-                about = {"kind": "initial", **facts, "nr": nr, **work.identity()}
-                save_checkpoint(path, state, {**about, **extra, "settings": work.settings(initial=True)})
+                made_with = {"made_with": digest_of(settings), "settings": settings}
+                save_checkpoint(path, state, {**about, **extra, **made_with})
                 work.report("initial", run=work.folder.number, **facts, **extra)
 
 

@@ -12,7 +12,7 @@ from torch import Tensor, nn
 from alfk import distributed
 from alfk.data import Split
 from alfk.files import save_checkpoint
-from alfk.runs import Record
+from alfk.records import Record
 from alfk.seeding import global_randomness
 from alfk.stages.acquire import NOTHING_MEASURED
 from alfk.stages.memory import peak_mib
@@ -70,7 +70,7 @@ def train_and_record(current: Round, data: Split, newest: Tensor, header: Mappin
     start = time.perf_counter()
     members = [_train(current, number, model, data) for number, model in enumerate(models)]
     record = make_record(current, len(data), newest, header, members, time.perf_counter() - start)
-    write_result(current, record, members, current.work.settings())
+    write_result(current, record, members)
     return record
 
 
@@ -195,8 +195,9 @@ def _mean_of(members: Sequence[Trained], attribute: str) -> dict[str, float]:
     return {} if None in values else {attribute: fmean(values)}
 
 
-def write_result(current: Round, record: Record, members: Sequence[Trained], settings: Mapping[str, Any]) -> None:
-    """Write the checkpoint of an iteration, which marks it finished, and its results line."""
-    about = {"kind": "best", **current.identity(), "record": record, "settings": settings}
+def write_result(current: Round, record: Record, members: Sequence[Trained]) -> None:
+    """Write the checkpoint, which marks the iteration finished and holds all that it leaves, and its results line."""
+    about = {"kind": "best", **current.identity(), "record": record, "arrays": current.arrays()}
+    about["settings"] = current.work.settings()
     save_checkpoint(current.checkpoint, join_states([member.weights for member in members]), about)
     current.folder.add_result(record)

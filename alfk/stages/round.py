@@ -15,9 +15,19 @@ from alfk.bias import minority_of
 from alfk.config import Experiment
 from alfk.data import Split
 from alfk.errors import UserError
-from alfk.files import delete_array, delete_file, has_array, load_checkpoint, open_array
+from alfk.files import (
+    delete_array,
+    delete_file,
+    has_array,
+    has_file,
+    load_checkpoint,
+    open_array,
+    pack_files,
+    restore_array,
+)
 from alfk.network import fingerprint
-from alfk.runs import BASELINE, Record, RunFolder, Trial
+from alfk.records import BASELINE, Record, check_record
+from alfk.runs import RunFolder, Trial
 from alfk.stages.workspace import Workspace, join_states
 
 TEMPORARY = tuple(dict.fromkeys(name for names in DATABASES.values() for name in names))
@@ -99,13 +109,19 @@ class Round:
         """The chosen images with why each was chosen, beside the index list."""
         return self.folder.query(self.trial, self.b, self.size)
 
+    @property
+    def scores(self) -> Path:
+        """VAAL's scores of the pool images after this iteration, from which the next one chooses."""
+        return self.folder.descriptors("scores", self.trial, self.b, self.size)
+
     def database(self, name: str) -> Path:
         """A database that this iteration's acquisition reads, e.g. "pool"."""
         return self.folder.descriptors(name, self.trial, self.b, self.size_before)
 
     def identity(self) -> dict[str, Any]:
         """The entries of headers and checkpoints that identify this iteration."""
-        return {**self.work.identity(), **self.trial.facts(), "b": self.b}
+        made_with = self.work.made_with(self.trial)
+        return {**self.work.identity(), **self.trial.facts(), "b": self.b, "made_with": made_with}
 
     def generator(self, purpose: str, *details: object, member: int = 0) -> torch.Generator:
         """The source of this iteration's random draws for one purpose, the same for all methods of a run."""
@@ -115,8 +131,15 @@ class Round:
         self.work.report(event, run=self.folder.number, **information)
 
     def is_labelled(self) -> bool:
-        """Whether the iteration's images have been chosen."""
-        return has_array(self.index_list)
+        """Whether the iteration's images have been chosen and are known, with the reasons."""
+        return has_array(self.index_list) and has_array(self.query)
+
+    def arrays(self) -> dict[str, Any]:
+        """The arrays that the iteration leaves, by file name, as values for its checkpoint."""
+        return {path.name: pack_files(path) for path in self._arrays() if has_array(path)}
+
+    def _arrays(self) -> tuple[Path, ...]:
+        return self.query, self.index_list, self.scores
 
     def labelled(self) -> tuple[Tensor, dict[str, Any]]:
         """(n (b+1),) int64 positions in the pool in the order they were labelled, and the index list's header.
@@ -124,7 +147,7 @@ class Round:
         Raises:
             UserError: the list is missing or damaged.
         """
-        if not self.is_labelled():
+        if not has_array(self.index_list) and self.finished() is None:
             raise UserError(f"there is no labelled set {self.index_list}: AL iteration b={self.b} has to be run first")
         array, header = open_array(self.index_list, {"kind": "labelled set", **self.identity()})
         return torch.from_numpy(np.array(array)), header
@@ -151,16 +174,22 @@ class Round:
         return models, fingerprint(state)
 
     def finished(self) -> Record | None:
-        """The record of a finished iteration; its results line is restored if a crash came before it."""
+        """The record of a finished iteration, None if there is no checkpoint.
+
+        The checkpoint decides: the results line and the arrays of the iteration are restored from it where they are
+        missing, and the line where it is another one.
+        """
         return distributed.broadcast_from_main(self._finished)
 
     def _finished(self) -> Record | None:
-        if not self.checkpoint.exists():
+        if not has_file(self.checkpoint):
             return None
-        for record in self.folder.results():
-            if self.trial.describes(record) and record["b"] == self.b:
-                return record
-        record = load_checkpoint(self.checkpoint, {"kind": "best", **self.identity()})[1]["record"]
+        about = load_checkpoint(self.checkpoint, {"kind": "best", **self.identity()})[1]
+        record = check_record(about.get("record"), f"the record in {self.checkpoint}")
+        arrays = about.get("arrays", {})
+        for path in self._arrays():
+            if path.name in arrays and not has_array(path):
+                restore_array(path, arrays[path.name])
         self.folder.add_result(record)
         return record
 

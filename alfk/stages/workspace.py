@@ -1,7 +1,8 @@
 """The state of one run that all its stages share: folder, random generators, data on the device, models."""
 
 import dataclasses
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -14,11 +15,12 @@ from alfk.data import Split
 from alfk.errors import UserError
 from alfk.files import has_array, has_file, load_checkpoint, locked, open_array, save_array
 from alfk.network import is_in_layers, linear_layers, snapshot
-from alfk.runs import RunFolder, Trial
+from alfk.runs import RunFolder, Trial, check_settings, digest_of
 from alfk.seeding import generator
 
 Report = Callable[..., None]  # report(event, **information), for progress displays
 
+DATA_SETTINGS = ("classes", "minority", "validation_per_class", "holdout")
 PROTOCOL = 2  # raised when results under unchanged settings change; runs of another number are not continued
 
 
@@ -34,6 +36,8 @@ class Workspace:
         train, test: the data set without distortion, on `device`.
         separate_validation: the validation images, if they are not drawn from the training images.
         seed: of the whole experiment; the run's generators are derived from it and the run's number.
+        recipe: constants of another training (VAAL's) that results depend on in place of the experiment's.
+        recorded: settings of a finished run, which count in place of the experiment's constants.
     """
 
     experiment: Experiment
@@ -44,15 +48,28 @@ class Workspace:
     device: torch.device
     report: Report = no_report
     separate_validation: Split | None = None
+    recipe: Mapping[str, Any] | None = None
+    recorded: Mapping[str, Any] = dataclasses.field(default_factory=dict)
+    _initial_digests: dict[Path, str] = dataclasses.field(default_factory=dict, repr=False)
 
-    def settings(self, initial: bool = False) -> dict[str, Any]:
-        """The settings on which active learning depends, or, with `initial`, the initial models."""
+    def settings(self, stage: str = "learning") -> dict[str, Any]:
+        """The settings that a stage depends on: "data" (the index lists in data/), "initial" or "learning"."""
+        settings = self._common_settings()
+        if stage == "data":
+            settings |= {k: v for k, v in self.experiment.settings("initial").items() if k in DATA_SETTINGS}
+        elif stage == "learning" and self.recipe is not None:
+            settings |= self.experiment.settings("initial") | {"query_size": self.experiment.query_size} | self.recipe
+        else:
+            settings |= self.experiment.settings(stage)
+        return {key: self.recorded.get(key, value) for key, value in settings.items()}
+
+    def _common_settings(self) -> dict[str, Any]:
         common = {"protocol": PROTOCOL, "dataset": self.experiment.name, "seed": self.seed, "device": self.device.type}
         if self.train.source or self.test.source:
             common["data"] = [self.train.source, self.test.source]
         if self.train.classes:
             common["class_names"] = list(self.train.classes)
-        return common | self.experiment.settings("initial" if initial else "learning")
+        return common
 
     def generator(self, *purpose: object, member: int = 0) -> torch.Generator:
         """The generator for one purpose; that of member 0 of an ensemble is the generator of a single model."""
@@ -61,6 +78,19 @@ class Workspace:
     def identity(self) -> dict[str, Any]:
         """The entries of headers and checkpoints that identify this run."""
         return {"dataset": self.experiment.name, "run": self.folder.number, "seed": self.seed}
+
+    def made_with(self, trial: Trial) -> str:
+        """The digest of all settings that a trial's results depend on, those of its initial models included."""
+        initial = [self._initial_digest(trial, member) for member in range(trial.ensemble)]
+        return digest_of({**self.settings(), "initial": initial})
+
+    def _initial_digest(self, trial: Trial, member: int) -> str:
+        """The digest of an initial model's settings, as its file states it."""
+        path = self.folder.initial(trial.distortion, trial.unsupervised, member, trial.select)
+        if path not in self._initial_digests:
+            with distributed.single_process():  # the processes need not come here together
+                self._initial_digests[path] = self._load_initial(trial, member)[1].get("made_with", "")
+        return self._initial_digests[path]
 
     def validation_indices(self) -> Tensor:
         """(V,) positions of the validation images in the training set: drawn once, then read from a file."""
@@ -73,6 +103,13 @@ class Workspace:
 
     def hold_out(self, share: float) -> None:
         """Divide images that are both validation and test images: a random `share` of each class is for test."""
+        images, rows = self.separate_validation, self._held_out(share)
+        rest = torch.ones(len(images), dtype=torch.bool)
+        rest[rows] = False
+        self.test, self.separate_validation = images.subset(rows), images.subset(rest.nonzero().flatten())
+
+    def _held_out(self, share: float) -> Tensor:
+        """(N,) positions among the validation images of those for test. Raises UserError if a side would be empty."""
         images = self.separate_validation
 
         def draw() -> Tensor:
@@ -83,9 +120,7 @@ class Workspace:
         rows = self._draw_once(f"test_{share:g}", draw)
         if not 0 < len(rows) < len(images):
             raise UserError(f"of {len(images)} validation images --holdout-val {share:g} leaves none for one side")
-        rest = torch.ones(len(images), dtype=torch.bool)
-        rest[rows] = False
-        self.test, self.separate_validation = images.subset(rows), images.subset(rest.nonzero().flatten())
+        return rows
 
     def undistorted_pool_size(self) -> int:
         """Number of pool images at imbalance ratio 1."""
@@ -110,7 +145,12 @@ class Workspace:
         return self.train.subset(rows, labels)
 
     def check_sizes(self, trials: Sequence[Trial], iterations: int) -> None:
-        """Raises UserError if a pool is too small for that many AL iterations."""
+        """Raises UserError if a pool is too small for that many AL iterations, or the validation images to be divided.
+
+        Nothing is written if the run's folder has not been created.
+        """
+        if self.experiment.holdout:
+            self._held_out(self.experiment.holdout)
         for trial in trials:
             size = len(self.pool_indices(trial.ir, trial.distortion))
             needed = self.experiment.query_size * iterations
@@ -145,8 +185,14 @@ class Workspace:
         return bias.add_label_noise(labels, nr, self.experiment.classes, self.generator("noise", distortion))
 
     def _draw_once(self, name: str, draw: Callable[[], Tensor]) -> Tensor:
-        """An index list in data/, drawn and written by the first process that needs it, read by all others."""
-        path, about = self.folder.data(name), {"kind": name, **self.identity()}
+        """An index list in data/, drawn and written by the first process that needs it, read by all others.
+
+        As long as the run's folder has not been created it is drawn in memory.
+        """
+        path = self.folder.data(name)
+        about = {"kind": name, **self.identity(), "made_with": digest_of(self.settings("data"))}
+        if not has_file(path.parent):
+            return draw()
 
         def make() -> None:
             with locked(self.folder.path / f".{name}.lock"):  # another trial of the run may need it too
@@ -174,21 +220,30 @@ class Workspace:
         the initial model "rotation_conv" all linear layers are.
 
         Raises:
-            UserError: the initial model has not been made.
+            UserError: the initial model has not been made, is damaged, foreign or of other settings.
         """
-        path = self.folder.initial(trial.distortion, trial.unsupervised, member, trial.select)
-        if not has_file(path):
-            raise UserError(f"there is no initial model {path}: {trial.initial_command()} makes it")
-        kind = "rotation" if trial.unsupervised else "random"
-        about = {"kind": "initial", "init": kind, "ir": trial.ir, "nr": trial.nr, **self.identity()}
-        about |= {"select": trial.select} if trial.unsupervised else {}
-        state, _ = load_checkpoint(path, {**about, "member": member})
+        state, _ = self._load_initial(trial, member)
         if trial.unsupervised:
             network = self.experiment.network(self.experiment.classes)
             new = linear_layers(network) if trial.init == "rotation_conv" else [network.head]
             fresh = self.random_state(self.experiment.classes, "head", member)
             state |= {name: value for name, value in fresh.items() if is_in_layers(name, new)}
         return state
+
+    def _load_initial(self, trial: Trial, member: int) -> tuple[dict[str, Tensor], dict[str, Any]]:
+        """The weights and the description of an initial model's file."""
+        path = self.folder.initial(trial.distortion, trial.unsupervised, member, trial.select)
+        command = "the same command with --initial" if self.experiment.own_images else trial.initial_command()
+        if not has_file(path):
+            raise UserError(f"there is no initial model {path}: {command} makes it")
+        kind = "rotation" if trial.unsupervised else "random"
+        about = {"kind": "initial", "init": kind, "ir": trial.ir, "nr": trial.nr, **self.identity()}
+        about |= {"select": trial.select} if trial.unsupervised else {}
+        mend = f"delete it, then {command} makes it again"
+        state, found = load_checkpoint(path, {**about, "member": member}, mend)
+        settings = {k: v for k, v in self.settings("initial").items() if not k.startswith("pretraining.")}
+        check_settings(path, found.get("settings", {}), settings)  # the command that made it had flags of its own
+        return state, found
 
 
 def join_states(states: Sequence[dict[str, Tensor]]) -> dict[str, Tensor]:
