@@ -274,9 +274,8 @@ class Split:
         """The constants of `_normalised`, on the device of the images."""
         shape = (-1,) if self.store.ndim == 2 else (-1, 1, 1)
         scale = 255.0 if _dtype(self.store) == torch.uint8 else 1.0
-        mean, spread = (
-            torch.tensor(value, dtype=torch.float32, device=self.device).view(shape) for value in (self.mean, self.std)
-        )
+        options = {"dtype": torch.float32, "device": self.device}
+        mean, spread = (torch.tensor(value, **options).view(shape) for value in (self.mean, self.std))
         self._mean, self._gain, self._offset = mean, 1 / (scale * spread), -mean / spread
 
     def _labels(self, labels: object, count: int) -> tuple[Tensor, tuple[str, ...] | None]:

@@ -137,9 +137,7 @@ def _decoder(loader: str, size: int, workers: int, device: torch.device, memory:
     if loader == "torchvision":
         return PillowDecoder(size, workers, device, memory)
     if not has_dali():
-        raise UserError(
-            "NVIDIA DALI is not installed: pip install -r imagenet/requirements.txt, or --loader torchvision"
-        )
+        raise UserError("NVIDIA DALI is missing: pip install -r imagenet/requirements.txt, or --loader torchvision")
     from alfk.dali import DaliDecoder  # slow to import, and not installed everywhere
 
     return DaliDecoder(size, workers, device)

@@ -38,9 +38,7 @@ def positions(given: object, count: int, what: str, *, repeats: bool = False) ->
     values = values.cpu()
     if values.dtype == torch.bool:
         if len(values) != count:
-            raise UserError(
-                f"{what} is a mask of length {len(values)}, but there are {count} images: give as many values"
-            )
+            raise UserError(f"{what} is a mask of length {len(values)} for {count} images: give as many values")
         return values.nonzero().flatten()
     values = _whole(values, what)
     low, high = map(int, values.aminmax())
@@ -112,9 +110,7 @@ def as_labels(given: object, classes: Sequence[str] | None, unknown: bool) -> tu
                 "-1 stands for an unknown label with unknown_labels=True"
             )
         if names is not None and high >= len(names):
-            raise UserError(
-                f"labels go up to {high}, but classes has {len(names)} names: labels are 0 to {len(names) - 1}"
-            )
+            raise UserError(f"labels go up to {high}, but the {len(names)} classes are 0 to {len(names) - 1}")
     return values, names
 
 

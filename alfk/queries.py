@@ -321,9 +321,7 @@ def matching_validation(pool: Split, validation: Split | None, required: bool) -
     if not len(validation):
         raise UserError("the validation set is empty")
     if pool.device != validation.device:
-        raise UserError(
-            f"the pool is on {pool.device}, the validation set on {validation.device}: use split.to(device)"
-        )
+        raise UserError(f"the pool is on {pool.device}, the validation set on {validation.device}: use .to(device)")
     if None not in (pool.classes, validation.classes) and pool.classes != validation.classes:
         raise UserError(
             f"pool and validation set number their classes differently, {list(pool.classes)[:5]} and "

@@ -76,9 +76,7 @@ def forward_errors() -> Iterator[None]:
         yield
     except RuntimeError as problem:
         if re.search(r"on the same device|torch\.cuda\.\w+Tensor", str(problem)):
-            raise UserError(
-                "the model and the images are on different devices: move one, e.g. pool.to(device)"
-            ) from problem
+            raise UserError("model and images are on different devices: move one, e.g. pool.to(device)") from problem
         if not re.search(r"\b(d?type|scalar type)\b.*(Half|BFloat16|Float|Double|float|Byte)", str(problem)):
             raise
         raise UserError(
@@ -319,9 +317,7 @@ class Tapped(nn.Module):
             path = name.split(".")
             inside = [every[".".join(path[:depth])] for depth in range(len(path) + 1)]
             if any(isinstance(module, torch.jit.ScriptModule) for module in inside):
-                raise UserError(
-                    f"layer {name!r} is scripted and cannot be read: pass the module before torch.jit.script"
-                )
+                raise UserError(f"layer {name!r} is scripted: pass the module as it is before torch.jit.script")
         return {name: every[name] for name in self.names}
 
     def forward(self, images: Tensor) -> tuple[Tensor, list[Tensor]]:
@@ -382,9 +378,7 @@ class _Reader:
         if tensor.ndim == 3 and batch_is_second(module):
             raise UserError(f"layer {name!r} returns {shape}, tokens before images: make it with batch_first=True")
         if tensor.ndim < 2 or len(tensor) != len(self.images):
-            raise UserError(
-                f"layer {name!r} returns {shape} for {len(self.images)} images: tap one with shape (B, ...)"
-            )
+            raise UserError(f"layer {name!r} returns {shape} for {len(self.images)} images: tap one that is (B, ...)")
         last = channels_last_of(module, tensor, self.images, self.answer, self.leaf)
         if last is None:
             raise UserError(
@@ -407,9 +401,7 @@ class _Reader:
                 raise UserError(f"layer {name!r} does not run in a forward pass: tap a layer that does")
             tap, version = self.found[name]
             if _version(tap) != version:
-                raise UserError(
-                    f"the output of layer {name!r} is changed in place behind it: tap the layer that does it"
-                )
+                raise UserError(f"the output of {name!r} is changed in place behind it: tap the layer that does it")
         return [self.found[name][0] for name in names]
 
 

@@ -241,15 +241,11 @@ def compare_k_centre(sizes: Sizes, timed_steps: int, repeats: int) -> Row:
     vectors = random_rows(sizes.vectors, sizes.length)
     ours, centres = fastest(repeats, lambda: k_centre(vectors, n, 0))
     reference, timed = sampled_seconds(vectors, centres, timed_steps, repeats)
-    extent = (
-        f"EXTRAPOLATED from {timed} timed steps of {n - 1:,}" if timed < n - 1 else f"sum of all {timed:,} timed steps"
-    )
+    extent = f"EXTRAPOLATED from {timed} of {n - 1:,} steps" if timed < n - 1 else f"sum of all {timed:,} steps"
     start = time.perf_counter()
     equal, compared = agreement(k_centre(vectors, few, 0), textbook_k_centre(vectors, few, 0))
     log(f"  the reference in full for n={few}: {time.perf_counter() - start:.1f} s")
-    remark = (
-        f"n={n:,}, M={sizes.vectors:,}, L={sizes.length}; reference {extent}; both run in full for n={few} to compare"
-    )
+    remark = f"n={n:,}, M={sizes.vectors:,}, L={sizes.length}; reference {extent}; compared in full for n={few}"
     return Row("greedy k-centre", ours, reference, equal, compared, remark=remark)
 
 
@@ -337,9 +333,8 @@ def print_table(rows: list[Row], repeats: int) -> None:
     for row in rows:
         memory = "".join(f"{mib:>10.0f}" for mib in row.memory) if row.memory else f"{'-':>10}{'-':>10}"
         equal = f"{row.equal:,}/{row.compared:,}"
-        print(
-            f"{row.stage:<20}{row.ours:>10.4f}{row.reference:>10.4f}{row.reference / row.ours:>8.1f}{equal:>20}{memory}"
-        )
+        seconds = f"{row.ours:>10.4f}{row.reference:>10.4f}{row.reference / row.ours:>8.1f}"
+        print(f"{row.stage:<20}{seconds}{equal:>20}{memory}")
     print(f"\nratio: reference / ours; seconds: fastest of {repeats}; MiB: growth of the process's peak memory")
     for row in rows:
         print(f"{row.stage}: {row.remark}")

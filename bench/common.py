@@ -41,11 +41,10 @@ def mnist_parser(about: str | None) -> Parser:
 def mnist_on(options: argparse.Namespace) -> tuple[Split, Split]:
     """Training and test images on the device given by the flags. Raises UserError."""
     device = device_of(options)
-    if not mnist_is_in(options.datadir / "MNIST"):
-        raise UserError(
-            f"MNIST is not in {options.datadir / 'MNIST' / 'raw'}: give --datadir the folder with MNIST/raw"
-        )
-    train, test = load_mnist(options.datadir / "MNIST")
+    folder = options.datadir / "MNIST"
+    if not mnist_is_in(folder):
+        raise UserError(f"MNIST is not in {folder / 'raw'}: give --datadir the folder with MNIST/raw")
+    train, test = load_mnist(folder)
     return train.to(device), test.to(device)
 
 

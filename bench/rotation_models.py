@@ -46,10 +46,8 @@ def main() -> int:
     if len(found) == 2 and options.stop - options.start > 1:
         from scipy.stats import ks_2samp, ttest_ind  # slow to import
 
-        pair = list(found.values())
-        print(
-            f"difference: t-test p = {ttest_ind(*pair).pvalue:.2f}, Kolmogorov-Smirnov p = {ks_2samp(*pair).pvalue:.2f}"
-        )
+        t_test, ks_test = (test(*found.values()).pvalue for test in (ttest_ind, ks_2samp))
+        print(f"difference: t-test p = {t_test:.2f}, Kolmogorov-Smirnov p = {ks_test:.2f}")
 
     return 0
 

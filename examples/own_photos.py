@@ -49,11 +49,8 @@ def main():
             model, labelled = copy.deepcopy(start_model), []
             model.fc[1].reset_parameters()
             for _ in range(ROUNDS):
-                generator = torch.Generator().manual_seed(run)
-                tapped = alfk.tapped(model, ["layer3", "layer4"])
-                query = alfk.query(
-                    method, tapped, pool, validation, QUERY_SIZE, labelled=labelled, samples=8, generator=generator
-                )
+                arguments = alfk.tapped(model, ["layer3", "layer4"]), pool, validation, QUERY_SIZE
+                query = alfk.query(method, *arguments, labelled=labelled, samples=8, generator=run)
                 labelled += query.indices.tolist()
                 train(model, pool, pool_labels, options.epochs, labelled)
                 accuracies.append(accuracy(model, test, rare))
@@ -86,9 +83,8 @@ def splits(folder, run):
         add("validation", val[::2], name)
         add("test", val[1::2], name)
     pool = alfk.Split.from_files(files["pool"], size=SIZE, classes=names)
-    validation, test = (
-        alfk.Split.from_files(files[part], labels[part], size=SIZE, like=pool) for part in ("validation", "test")
-    )
+    validation = alfk.Split.from_files(files["validation"], labels["validation"], like=pool)
+    test = alfk.Split.from_files(files["test"], labels["test"], like=pool)
     return pool, torch.tensor([names.index(name) for name in labels["pool"]]), validation, test, rare
 
 

@@ -198,9 +198,8 @@ def test_a_script_without_a_main_guard_and_its_fork_read(tree, tmp_path):
     script = tmp_path / "script.py"
     script.write_text(UNGUARDED)
     line = [sys.executable, str(script), str(tree / "train" / "n00")]
-    done = subprocess.run(
-        line, capture_output=True, text=True, timeout=120, env={**ONE_THREAD, "PYTHONPATH": str(ROOT)}
-    )
+    environment = {**ONE_THREAD, "PYTHONPATH": str(ROOT)}
+    done = subprocess.run(line, capture_output=True, text=True, timeout=120, env=environment)
     assert (done.stdout, done.stderr) == ("True 0\n", "")
 
 
@@ -242,9 +241,8 @@ def test_augmented_images_are_half_mirrored_and_change_with_the_seed(tree, tmp_p
     (one, _), (same, _), (other, _) = (next(train.batches(20, None, seed)) for seed in (1, 1, 2))
     assert torch.equal(one, same)
     assert (one - other).abs().mean() > 0.2
-    assert draw_crops(1000, torch.Generator().manual_seed(3))[:, 4].lt(0.5).double().mean() == pytest.approx(
-        0.5, abs=0.05
-    )
+    crops = draw_crops(1000, torch.Generator().manual_seed(3))
+    assert crops[:, 4].lt(0.5).double().mean() == pytest.approx(0.5, abs=0.05)
 
 
 def test_lists_are_made_once_and_again_when_files_come_or_go(tmp_path):

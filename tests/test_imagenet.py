@@ -1,5 +1,6 @@
 """ImageNet's constants, network and scripts, on small trees of images."""
 
+import functools
 import json
 import shutil
 import signal
@@ -60,10 +61,8 @@ class Flat(torch.nn.Module):
 
 @pytest.mark.parametrize("options", [{"amp": True}, {"compiled": True}])
 def test_mixed_precision_and_compilation_learn_the_same(options, monkeypatch):
-    compile_ = torch.compile
-    monkeypatch.setattr(
-        torch, "compile", lambda model: compile_(model, backend="eager")
-    )  # the usual one takes a minute
+    eager = functools.partial(torch.compile, backend="eager")  # the usual one takes a minute
+    monkeypatch.setattr(torch, "compile", eager)
     images = torch.randint(256, (64, 1, 8, 8), dtype=torch.uint8, generator=torch.Generator().manual_seed(0))
     labels = (images[:, 0, 0, 0] > 127).long()
     data = Split(images, labels, (0.5,), (0.5,))

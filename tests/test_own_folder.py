@@ -160,10 +160,9 @@ def test_sheets_count_minority_images_and_name_classes(finished, monkeypatch):
     assert title.startswith(f"{NAME}, run 0: what Rzg_pz L768")
     lines = {r["b"]: r for r in records(datadir / NAME / "run0") if r["method"] == "Rzg_pz"}
     for b, block in enumerate(blocks):
-        answered = f"{lines[b]['answered']} of them answered by {SIZE} images"
-        assert block.heading.startswith(
-            f"b={b}: {lines[b]['misclassified']} validation images misclassified, {answered}"
-        )
+        misclassified, answered = lines[b]["misclassified"], lines[b]["answered"]
+        text = f"b={b}: {misclassified} validation images misclassified, {answered} of them answered by {SIZE} images"
+        assert block.heading.startswith(text)
         for pair in block.pairs:
             guess, error = re.match(r"\d+\. (\w+)\?", pair.caption), re.match(r"error: (\w+),", pair.error_caption)
             assert {guess[1], error[1], pair.error_caption.split()[-1]} <= set(CLASSES)

@@ -18,9 +18,8 @@ PAGES = [ROOT / "README.md", *sorted((ROOT / "docs").glob("*.md"))]
 @pytest.mark.parametrize("page", PAGES, ids=lambda path: path.name)
 def test_files_and_links_of_a_page_lead_somewhere(page):
     text = page.read_text()
-    for name in re.findall(
-        r"`((?:alfk|mnist|svhn|imagenet|vaal|tests|bench|reference|results|examples)/[\w./]*)`", text
-    ):
+    folders = "alfk|mnist|svhn|imagenet|vaal|tests|bench|reference|results|examples"
+    for name in re.findall(rf"`((?:{folders})/[\w./]*)`", text):
         assert (ROOT / name).exists(), name
     for script in re.findall(r"python3 ((?:\.\./)?(?:\w+/)?\w+\.py)", text):
         assert any((ROOT / folder / script).exists() for folder in (".", "mnist", "svhn", "imagenet")), script

@@ -129,41 +129,21 @@ def _legend_label(each: PlottedCurve, mixed: bool) -> str:
 
 
 def _draw_ours(axes: Axes, each: PlottedCurve) -> Line2D:
-    style = _style(each)
     curve = each.curve
-    return axes.errorbar(
-        curve.shares,
-        curve.mean,
-        yerr=None if np.isnan(curve.std).all() else curve.std,
-        **style,
-        markersize=5.5,
-        markeredgewidth=1,
-        linewidth=1.4,
-        capsize=2.2,
-        elinewidth=0.8,
-        zorder=3,
-    )
+    bars = None if np.isnan(curve.std).all() else curve.std
+    look = {"markersize": 5.5, "markeredgewidth": 1, "linewidth": 1.4, "capsize": 2.2, "elinewidth": 0.8}
+    return axes.errorbar(curve.shares, curve.mean, yerr=bars, **_style(each), **look, zorder=3)
 
 
 def _draw_faint(axes: Axes, each: PlottedCurve) -> Line2D:
     """A curve of the paper, or of its release, dotted and without markers."""
-    style = _style(each)
+    style, points = _style(each), (each.curve.shares, each.curve.mean)
     if each.source == "release":
-        (drawn,) = axes.plot(
-            each.curve.shares, each.curve.mean, color=style["color"], dashes=DOTS, linewidth=1.3, alpha=0.8, zorder=2
-        )
-        return drawn
-    dashes = tuple(part * 0.6 for part in style["dashes"]) or (5, 1.5)  # never solid
-    (drawn,) = axes.plot(
-        each.curve.shares,
-        each.curve.mean,
-        **{**style, "dashes": dashes},
-        markersize=3.2,
-        markeredgewidth=0.7,
-        linewidth=1,
-        alpha=0.45,
-        zorder=2,
-    )
+        look = {"color": style["color"], "dashes": DOTS, "linewidth": 1.3, "alpha": 0.8}
+    else:
+        dashes = tuple(part * 0.6 for part in style["dashes"]) or (5, 1.5)  # never solid
+        look = {**style, "dashes": dashes, "linewidth": 1, "alpha": 0.45, "markersize": 3.2, "markeredgewidth": 0.7}
+    (drawn,) = axes.plot(*points, **look, zorder=2)
     return drawn
 
 
@@ -270,17 +250,8 @@ def tiled(images: np.ndarray, width: int) -> np.ndarray:
 
 def _mark(axes: Axes, label: str, x: float, y: float, framed: bool) -> None:
     box = {"boxstyle": "square,pad=0.1", "linewidth": 0, "facecolor": "#D55E00" if framed else "#555555"}
-    axes.text(
-        x + 0.1,
-        y + 0.1,
-        label.replace("$", r"\$"),
-        fontsize=5.5,
-        color="white",
-        weight="bold",
-        ha="left",
-        va="top",
-        bbox=box,
-    )
+    font = {"fontsize": 5.5, "color": "white", "weight": "bold"}
+    axes.text(x + 0.1, y + 0.1, label.replace("$", r"\$"), **font, ha="left", va="top", bbox=box)
     if framed:
         axes.add_patch(Rectangle((x + 0.05, y + 0.05), 0.9, 0.9, fill=False, color="#D55E00", linewidth=1.4))
 
@@ -299,20 +270,16 @@ class Panel:
 def plot_confusion_and_maps(path: Path, title: str, panels: Sequence[Panel], classes: int) -> None:
     """Confusion matrices above (percent of each true class), t-SNE maps below (misclassified images as larger dots)."""
     with plt.rc_context(FONT):
-        figure, grid = plt.subplots(
-            2, len(panels), figsize=(4.1 * len(panels), 8.4), layout="constrained", squeeze=False
-        )
+        size = 4.1 * len(panels), 8.4
+        figure, grid = plt.subplots(2, len(panels), figsize=size, layout="constrained", squeeze=False)
         for letter, (above, below), panel in zip("abcdefgh", grid.T, panels, strict=False):
             _confusion(above, panel, classes)
             above.set_title(f"({letter}) {panel.name}\n{panel.text}")
             _map(below, panel, classes)
-        handles = [
-            Line2D([], [], marker="o", linestyle="", color=CLASS_COLOURS(c), label=str(c)) for c in range(classes)
-        ]
-        handles += [
-            Line2D([], [], marker="o", linestyle="", color="0.4", markersize=2, label="right"),
-            Line2D([], [], marker="o", linestyle="", color="0.4", markersize=7, label="wrong"),
-        ]
+        ball = {"marker": "o", "linestyle": ""}
+        handles = [Line2D([], [], **ball, color=CLASS_COLOURS(c), label=str(c)) for c in range(classes)]
+        for label, markersize in (("right", 2), ("wrong", 7)):
+            handles.append(Line2D([], [], **ball, color="0.4", markersize=markersize, label=label))
         legend = {"loc": "outside lower center", "ncols": len(handles), "frameon": False, "handletextpad": 0.1}
         figure.legend(handles=handles, columnspacing=1.2, **legend)
         figure.suptitle(title, fontsize=11)
