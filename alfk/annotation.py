@@ -3,6 +3,7 @@
 import csv
 import dataclasses
 import io
+import os
 from collections.abc import Container, Sequence
 from pathlib import Path
 
@@ -10,6 +11,7 @@ import torch
 from torch import Tensor
 
 from alfk.errors import UserError
+from alfk.files import read_file
 from alfk.queries import Query, write_csv
 
 SKIP = "skip"  # in place of a label: the file takes no part
@@ -94,11 +96,11 @@ def shown(name: str) -> str:
 
 def _read(path: Path) -> list[tuple[int, str, str]]:
     """(line number, file, label) of every row with a file name; empty if there is no such file yet."""
-    if not path.exists():
+    if not os.path.exists(path):
         return []
     try:
-        text = path.read_bytes().decode("utf-8-sig")
-    except (OSError, UnicodeDecodeError) as problem:
+        text = read_file(path).decode("utf-8-sig")
+    except UnicodeDecodeError as problem:
         raise UserError(f"cannot read {path}: {problem}; save it as CSV in UTF-8") from None
     lines = io.StringIO(text, newline="")  # a quoted name may have line breaks, which are left as they are
     head = lines.readline()

@@ -14,7 +14,6 @@ import pytest
 import torch
 
 from alfk.annotation import read_annotations
-from alfk.errors import UserError
 from alfk.queries import write_csv
 from tests.helpers import ONE_THREAD, ROOT, call, draw, outcome, records, refused, refuses, write_tree
 
@@ -466,8 +465,9 @@ def test_no_labels_yet(tmp_path):
 
 
 def test_labels_that_cannot_be_read(tmp_path):
-    with pytest.raises(UserError, match="cannot read"):
-        read_annotations(tmp_path, FILES, KINDS)
+    os.mkfifo(tmp_path / "labels.csv")
+    for path in (tmp_path, tmp_path / "labels.csv"):
+        refuses(lambda path=path: read_annotations(path, FILES, KINDS), f"cannot read {path}: ")
 
 
 def test_labels_of_an_earlier_query_that_vanish_are_asked_for_again(finished, flowers, tmp_path):

@@ -2,6 +2,7 @@
 
 import argparse
 import csv
+import io
 import os
 from collections.abc import Sequence
 from pathlib import Path
@@ -16,7 +17,7 @@ from alfk.cli.progress import Progress
 from alfk.config import Experiment
 from alfk.data import Split
 from alfk.errors import UserError
-from alfk.files import open_array
+from alfk.files import open_array, read_file
 from alfk.image_files import ImageFiles
 from alfk.plotting import answers
 from alfk.queries import Query, write_csv
@@ -115,9 +116,9 @@ def sharper(split: Split) -> Split:
 def asks_for(request: Path, files: Sequence[str]) -> bool:
     """Whether a request is there and names these files: one with notes by people is kept, one of another run is not."""
     try:
-        with open(request, encoding="utf-8-sig", newline="") as file:
-            named = [row.get("file") for row in csv.DictReader(file)]
-    except (OSError, UnicodeDecodeError, csv.Error):
+        text = read_file(request).decode("utf-8-sig")
+        named = [row.get("file") for row in csv.DictReader(io.StringIO(text, newline=""))]
+    except (UserError, UnicodeDecodeError, csv.Error):
         return False
     return set(files) <= set(named)
 
