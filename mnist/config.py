@@ -36,6 +36,8 @@ MNIST = Experiment(
     network=LeNet,
     initialise=uniform_fan_in,
     load=mnist.load_mnist,
+    has_subsets=True,
+    train_images=60_000,
 )
 
 DIGITS = replace(
@@ -50,6 +52,8 @@ DIGITS = replace(
     default_ir=20,
     panels={},
     load=digits.load_digits,
+    has_subsets=False,
+    train_images=None,
 )
 
 EXPERIMENTS = {experiment.name: experiment for experiment in (MNIST, DIGITS)}

@@ -1,14 +1,17 @@
 """What several test files share: the scripts as a user runs them, what a run leaves, processes, small data sets."""
 
 import contextlib
+import functools
+import http.server
 import io
 import json
 import os
 import runpy
 import subprocess
 import sys
+import threading
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import NamedTuple
 
@@ -181,6 +184,22 @@ def workspace(experiment, root: Path, train, test, number: int = 0, seed: int = 
     folder = RunFolder(root, number)
     folder.create()
     return Workspace(experiment, folder, train, test, seed, train.device, **more)
+
+
+@contextlib.contextmanager
+def served(folder: Path) -> Iterator[str]:
+    """An HTTP server in this process that has the files of a folder, not proxied; its address."""
+
+    class Quiet(http.server.SimpleHTTPRequestHandler):
+        def log_message(self, *_: object) -> None:
+            pass
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("no_proxy", "127.0.0.1")
+        with http.server.ThreadingHTTPServer(("127.0.0.1", 0), functools.partial(Quiet, directory=folder)) as server:
+            threading.Thread(target=server.serve_forever, args=(0.01,), daemon=True).start()
+            yield f"http://127.0.0.1:{server.server_port}"
+            server.shutdown()
 
 
 # Data sets

@@ -1,7 +1,11 @@
 """MNIST's files, the embedded digits, and how a run divides them."""
 
 import gzip
-import shutil
+import hashlib
+import json
+import os
+import re
+import socket
 import struct
 
 import numpy as np
@@ -9,75 +13,239 @@ import pytest
 import torch
 import torchvision
 
+from alfk.data import UNOFFICIAL
 from alfk.errors import UserError
+from alfk.plotting.contact_sheets import same_images
 from mnist.config import DIGITS, MNIST
 from mnist.custom_datasets import mnist
 from mnist.custom_datasets.digits import enlarge
-from tests.helpers import workspace
+from tests.helpers import call, draw, refused, refuses, served, workspace
 
 
 def idx(array):
     return struct.pack(f">HBB{array.ndim}I", 0, 8, array.ndim, *array.shape) + array.tobytes()
 
 
-@pytest.fixture
-def small(tmp_path):
-    """Four small IDX files, two of them gzipped."""
-    raw = tmp_path / "MNIST" / "raw"
-    raw.mkdir(parents=True)
-    generator = np.random.default_rng(0)
-    for i, (name, count) in enumerate(zip(mnist.FILES, (12, 12, 5, 5), strict=True)):
+def small_files(seed=0):
+    """The content of four small files, not gzipped, by name: 12 training and 5 test images."""
+    rng, found = np.random.default_rng(seed), {}
+    for name, count in zip(mnist.FILES, (12, 12, 5, 5), strict=True):
         shape = (count, 28, 28) if "images" in name else (count,)
-        content = idx(generator.integers(0, 10, shape, dtype=np.uint8))
-        (raw / (f"{name}.gz" if i % 2 else name)).write_bytes(gzip.compress(content) if i % 2 else content)
+        found[name] = idx(rng.integers(0, 10, shape, dtype=np.uint8))
+    return found
+
+
+@pytest.fixture
+def small(tmp_path, monkeypatch):
+    """A folder with four small files, two of them gzipped, which are the official ones, also on the server."""
+    raw, server = tmp_path / "MNIST" / "raw", tmp_path / "server"
+    raw.mkdir(parents=True)
+    server.mkdir()
+    resources = []
+    for i, (name, content) in enumerate(small_files().items()):
+        monkeypatch.setitem(mnist.SHA256, name, hashlib.sha256(content).hexdigest())
+        zipped = gzip.compress(content)
+        (server / f"{name}.gz").write_bytes(zipped)
+        (raw / (f"{name}.gz" if i % 2 else name)).write_bytes(zipped if i % 2 else content)
+        resources.append((f"{name}.gz", hashlib.md5(zipped).hexdigest()))
+    monkeypatch.setattr(torchvision.datasets.MNIST, "resources", resources)
+    monkeypatch.setattr(torchvision.datasets.MNIST, "mirrors", ["http://127.0.0.1:9/"])
     return raw.parent
 
 
-def test_gzipped_and_plain_files(small):
-    train, test = mnist.load_mnist(small)
-    assert (train.images.shape, len(test)) == ((12, 1, 28, 28), 5)
-    content = (small / "raw" / mnist.FILES[0]).read_bytes()
-    assert train.images.numpy().tobytes() == content[16:]
+@pytest.fixture
+def online(small, monkeypatch):
+    """The same folder, with a server that has the official files; the first mirror does not answer."""
+    with served(small.parent / "server") as place:
+        monkeypatch.setattr(torchvision.datasets.MNIST, "mirrors", ["http://127.0.0.1:9/", f"{place}/"])
+        yield small
 
 
-@pytest.mark.parametrize("which", range(4))
-def test_a_truncated_file_is_named(small, which):
-    path = next((small / "raw").glob(f"{mnist.FILES[which]}*"))
-    path.write_bytes(path.read_bytes()[:-3])
-    with pytest.raises(UserError, match=rf"{path.name} is truncated"):
-        mnist.load_mnist(small)
+def place_of(folder, name):
+    """The file `name` of a folder, gzipped or not."""
+    return next((folder / "raw").glob(f"{name}*"))
 
 
-def test_a_corrupt_archive_is_named(small):
-    path = next((small / "raw").glob("*.gz"))
-    content = bytearray(path.read_bytes())
-    content[12:40] = bytes(28)
-    path.write_bytes(content)
-    with pytest.raises(UserError, match="truncated or not"):
-        mnist.load_mnist(small)
+def load(folder, strict=True):
+    """(12 and 5 images with their labels,) the sources of both splits."""
+    train, test = mnist.load_mnist(folder, strict)
+    assert (train.images.shape[1:], test.images.shape[1:]) == ((1, 28, 28), (1, 28, 28))
+    return (train.images, train.labels, test.images, test.labels), (train.source, test.source)
 
 
-def test_a_file_of_something_else_is_named(small):
-    (small / "raw" / mnist.FILES[0]).write_bytes(b"<html>not found</html>" * 100)
-    with pytest.raises(UserError, match="not an IDX file"):
-        mnist.load_mnist(small)
+def test_gzipped_and_plain_files(small, capsys):
+    arrays, sources = load(small)
+    assert sources == (None, None)
+    for array, content in zip(arrays, small_files().values(), strict=True):
+        assert array.to(torch.uint8).numpy().tobytes() == content[-array.numel() :]
+    assert load(small, strict=False)[1] == (None, None)
+    assert capsys.readouterr().err == ""
 
 
-def test_files_that_do_not_belong_together(small):
-    shutil.copy(small / "raw" / f"{mnist.FILES[3]}.gz", small / "raw" / f"{mnist.FILES[1]}.gz")
-    with pytest.raises(UserError, match="do not belong together"):
-        mnist.load_mnist(small)
+def test_content_is_told_by_its_first_bytes_and_not_by_the_files_name(small):
+    wanted = load(small)[0]
+    for name, content in small_files().items():
+        path = place_of(small, name)
+        path.write_bytes(content if path.suffix == ".gz" else gzip.compress(content))
+    assert all(map(torch.equal, load(small)[0], wanted))
 
 
-def test_no_files_and_no_network(tmp_path, monkeypatch):
-    monkeypatch.setattr(torchvision.datasets.MNIST, "mirrors", ["http://127.0.0.1:9/"])
+def truncated(content):
+    return content[:-3]
+
+
+def corrupt(content):
+    """Gzipped, with zeros inside."""
+    zipped = bytearray(gzip.compress(content))
+    zipped[12:30] = bytes(18)
+    return bytes(zipped)
+
+
+HARMS = {
+    "truncated": truncated,
+    "too long": lambda content: content + b"\0",
+    "truncated archive": lambda content: gzip.compress(content)[:-9],
+    "corrupt archive": corrupt,
+    "an archive and more": lambda content: gzip.compress(content) + b"more",
+    "empty": lambda content: b"",
+    "text": lambda content: b"<html>not found</html>" * 100,
+    "floats": lambda content: content[:2] + b"\x0d" + content[3:],
+    "no dimension": lambda content: b"\0\0\x08\0\7",
+    "many dimensions": lambda content: b"\0\0\x08\xff" + b"\0\0\0\1" * 255 + b"\7",
+    "other pixels or labels": lambda content: content[:-1] + bytes([content[-1] ^ 1]),
+}
+
+
+@pytest.mark.parametrize("name", mnist.FILES)
+@pytest.mark.parametrize("harm", HARMS)
+def test_a_damaged_file_is_named_and_downloaded_again_after_it_is_deleted(online, harm, name):
+    wanted, path = load(online)[0], place_of(online, name)
+    path.write_bytes(HARMS[harm](small_files()[name]))
+    whole = {"no dimension", "other pixels or labels"}  # these are IDX files
+    told = "not the official content" if harm in whole else "is truncated or not an IDX file of bytes"
+    refuses(lambda: load(online), told)
+    refuses(lambda: load(online), f"{path}")
+    refuses(lambda: load(online), "delete it, then it is downloaded again")
+    path.unlink()
+    assert all(map(torch.equal, load(online)[0], wanted))
+    assert {path.name.removesuffix(".gz") for path in (online / "raw").iterdir()} == set(mnist.FILES)
+
+
+@pytest.mark.parametrize("kind", ["folder", "FIFO", "socket"])
+def test_what_is_no_regular_file_is_named(small, kind):
+    path = place_of(small, mnist.FILES[1])
+    path.unlink()
+    with socket.socket(socket.AF_UNIX) as bound:
+        if kind == "folder":
+            path.mkdir()
+        elif kind == "FIFO":
+            os.mkfifo(path)
+        else:
+            bound.bind(os.path.relpath(path))  # an absolute path may be too long for it
+        for strict in (True, False):
+            refuses(lambda strict=strict: load(small, strict), f"cannot read {path}: ")
+
+
+def test_other_files_of_the_same_form_are_refused_unless_asked_for(small, capsys):
+    """All four, or one of them."""
+    known = load(small)[0]
+    path = place_of(small, mnist.FILES[0])
+    path.write_bytes(small_files(1)[path.name])
+    refuses(lambda: load(small), f"{path}: not the official content (SHA-256), figures are not those of MNIST; delete")
+    refuses(lambda: load(small), "or take other files of the same form by --allow-subset")
+    (images, *others), sources = load(small, strict=False)
+    assert images.numpy().tobytes() == small_files(1)[path.name][16:]
+    assert all(map(torch.equal, others, known[1:]))
+    assert sources[0] == sources[1]
+    assert re.fullmatch(rf"{UNOFFICIAL} [0-9a-f]{{64}}", sources[0])
+    warning = f"warning: {path}: not the official content (SHA-256), figures are not those of MNIST\n"
+    assert capsys.readouterr().err == warning
+    for name, content in small_files(2).items():
+        place_of(small, name).write_bytes(gzip.compress(content))
+    assert load(small, strict=False)[1] != sources
+    assert all(f"/{name}" in capsys.readouterr().err for name in mnist.FILES[:1])
+
+
+UNFIT = {
+    "other counts": (
+        2,
+        np.zeros((3, 28, 28), np.uint8),
+        "do not belong together: their shapes are (3, 28, 28) and (5,)",
+    ),
+    "another size": (0, np.zeros((12, 32, 32), np.uint8), "their shapes are (12, 32, 32) and (12,), not (N, 28, 28)"),
+    "labels for images": (0, np.zeros(12, np.uint8), "their shapes are (12,) and (12,)"),
+    "one number": (0, np.zeros((), np.uint8), "their shapes are () and (12,)"),
+    "no image": (0, np.zeros((0, 28, 28), np.uint8), "their shapes are (0, 28, 28) and (12,)"),
+    "letters": (1, np.full(12, 46, np.uint8), "has the label 46, but labels are 0 to 9"),
+}
+
+
+@pytest.mark.parametrize("case", UNFIT)
+def test_files_that_do_not_fit(small, case, capsys):
+    which, array, words = UNFIT[case]
+    path = place_of(small, mnist.FILES[which])
+    path.write_bytes(idx(array))
+    refuses(lambda: load(small), f"{path}: not the official content")
+    for expected in (words, str(path)):
+        refuses(lambda expected=expected: load(small, strict=False), expected)
+    assert capsys.readouterr().err == ""  # the refusal is all there is
+    path.write_bytes(idx(array)[:-1] + b"\0\0")
+    refuses(lambda: load(small, strict=False), f"{path} is truncated or not an IDX file of bytes: replace it")
+
+
+def test_no_files_and_no_network(small):
+    for path in (small / "raw").iterdir():
+        path.unlink()
     with pytest.raises(UserError) as raised:
-        mnist.load_mnist(tmp_path / "MNIST")
+        mnist.load_mnist(small)
     message = str(raised.value)
     assert all(f"{name}.gz" in message for name in mnist.FILES)
-    assert str(tmp_path / "MNIST" / "raw") in message
+    assert str(small / "raw") in message
     assert "--dataset DIGITS" in message
     assert "\n" not in message
+
+
+def test_a_download_that_breaks_off_leaves_nothing_under_the_files_name(online):
+    """Its MD5 is wrong, as that of half a file is."""
+    wanted, path = load(online)[0], place_of(online, mnist.FILES[3])
+    served = online.parent / "server" / f"{mnist.FILES[3]}.gz"
+    content = served.read_bytes()
+    served.write_bytes(content[:-5])
+    path.unlink()
+    refuses(lambda: load(online), f"MNIST's {served.name} is not here and cannot be downloaded")
+    assert len(list((online / "raw").iterdir())) == 3
+    served.write_bytes(content)
+    assert all(map(torch.equal, load(online)[0], wanted))
+
+
+def test_the_scripts_take_other_files_with_their_flag_alone(small, tmp_path):
+    """A validation set in proportion; runs and figures say what they are made of."""
+    raw = small / "raw"
+    labels = (np.arange(600) % 10).astype(np.uint8)
+    images = np.repeat(labels * 25, 784).reshape(-1, 28, 28)
+    for name, part in zip(mnist.FILES, (images, labels, images[:50], labels[:50]), strict=True):
+        place_of(small, name).write_bytes(idx(part))
+    few = ["--datadir", tmp_path, "--device", "cpu", "--run-stop", 1, "-as", 20, "-e", 1, "--unsup-epochs", 1]
+    refused("mnist/run.py", *few, "--initial", words=f"{raw}/{mnist.FILES[0]}")
+    done = call("mnist/run.py", *few, "--initial", "--allow-subset")
+    assert done.stderr.count("figures are not those of MNIST") == 1
+    call("mnist/run.py", *few, "--allow-subset", "--methods", "Rz", "--iterations", 1)
+    assert json.loads((small / "run0" / "manifest.json").read_text())["settings"]["data"][0].startswith(UNOFFICIAL)
+    assert len(np.load(small / "run0" / "data" / "validation.npy")) == 100
+    assert "(not the official files)" in draw(tmp_path, "--dataset", "MNIST").stdout
+    draw(tmp_path, "--dataset", "MNIST", "--show-selected")
+    call("mnist/run.py", *few, "--dataset", "DIGITS", "--initial", "--allow-subset")
+    place_of(small, mnist.FILES[1]).write_bytes(idx(labels[::-1]))
+    done = draw(tmp_path, "--dataset", "MNIST", "--show-selected", status=2)
+    assert "the images of MNIST are not those of these runs: bring those back" in done.stderr
+
+
+def test_pictures_of_a_run_show_its_own_images():
+    official, other = [None, None], [f"{UNOFFICIAL} 1", f"{UNOFFICIAL} 1"]
+    assert [same_images(recorded, None) for recorded in ([], official, other)] == [True, True, False]
+    assert [same_images(recorded, other[0]) for recorded in ([], official, other)] == [False, False, True]
+    assert same_images(["5e01"], "5e01")
+    assert not same_images(["5e01"], "90ab")
 
 
 def test_the_real_thing_has_the_protocols_sizes(mnist_raw, tmp_path):

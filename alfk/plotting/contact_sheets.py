@@ -8,7 +8,7 @@ import numpy as np
 import torch
 
 from alfk.config import Experiment
-from alfk.data import Dataset, Split
+from alfk.data import UNOFFICIAL, Dataset, Split
 from alfk.errors import UserError
 from alfk.files import has_array, open_array
 from alfk.plotting import plots, reasons
@@ -36,10 +36,9 @@ def contact_sheets(experiment: Experiment, results: Results, datadir: Path, out:
             groups.setdefault((record["run"], Trial.of(record)), []).append(record)
     options = {"strict": False} if experiment.has_subsets else {}
     data = Dataset(*experiment.load(datadir / experiment.name, **options)) if groups else None
-    if groups and (results.sources or [data.train.source])[0] != data.train.source:
-        raise UserError(
-            f"the images of {experiment.name} last used are not those of these runs: give their folder to run.py again"
-        )
+    if groups and not same_images(results.sources, data.train.source):
+        mend = "bring those back, or give their folder to run.py again"
+        raise UserError(f"the images of {experiment.name} are not those of these runs: {mend}")
     for (run, trial), unsorted in groups.items():
         folder, records = RunFolder(results.folder, run), sorted(unsorted, key=lambda r: r["b"])
         pool = data.train.subset(_read(folder.data(f"pool_{trial.distortion}"), _of_run(records[0])))
@@ -54,6 +53,15 @@ def contact_sheets(experiment: Experiment, results: Results, datadir: Path, out:
             for suffix in (".png", ".pdf"):
                 save(figure, path.with_name(path.name + suffix), reasons.DPI)
             yield path
+
+
+def same_images(recorded: Sequence[str | None], source: str | None) -> bool:
+    """Whether the training images are those of a run.
+
+    Args:
+        recorded: `Split.source` of its training and test images; empty if they had none, as MNIST's official files.
+    """
+    return recorded[0] == source if recorded else not (source or "").startswith(UNOFFICIAL)
 
 
 def imbalance(ir: float) -> str:

@@ -14,8 +14,12 @@ MEAN, STD = (0.1554,), (0.2769,)  # of the enlarged images
 TEST_PER_CLASS = 40
 
 
-def load_digits(folder: Path | None = None) -> tuple[Split, Split]:
-    """1,397 training and 400 test images (40 per class, the same in all runs). Needs no files and no download."""
+def load_digits(folder: Path | None = None, strict: bool = True) -> tuple[Split, Split]:
+    """1,397 training and 400 test images (40 per class, the same in all runs). Needs no files and no download.
+
+    Args:
+        folder, strict: without effect; data sets in files have them.
+    """
     from sklearn.datasets import load_digits as sklearn_digits  # slow to import, and needed here only
 
     bunch = sklearn_digits()
