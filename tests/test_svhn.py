@@ -1,14 +1,13 @@
 """SVHN's files, splits and ResNet-10, and its four scripts end to end on a real subset."""
 
-import functools
 import hashlib
-import http.server
+import os
 import shutil
-import threading
 
 import numpy as np
 import pytest
 import scipy.io
+import scipy.sparse
 import torch
 import torchvision
 from torchvision.models.resnet import BasicBlock
@@ -16,16 +15,17 @@ from torchvision.models.resnet import BasicBlock
 from alfk import bias
 from alfk.acquisition import METHODS
 from alfk.config import Recipe, StepDecay
-from alfk.data import Split
+from alfk.data import UNOFFICIAL, Split
 from alfk.descriptors import describe
 from alfk.errors import UserError
+from alfk.files import read_json, write_json
 from alfk.network import dropout_mode, kaiming_fan_out
 from alfk.resnet import TappedResNet
 from alfk.training import fit
 from svhn.config import SVHN
 from svhn.custom_datasets import svhn
 from svhn.custom_models.resnet10 import ResNet10
-from tests.helpers import call, draw, outcome, records, refused, workspace
+from tests.helpers import call, draw, outcome, records, refused, refuses, served, workspace
 
 # Images of each digit, 0 to 9, in the official files.
 TRAIN = (4948, 13861, 10585, 8497, 7458, 6882, 5727, 5595, 5045, 4659)
@@ -137,26 +137,153 @@ def test_files_of_another_origin_are_refused_unless_asked_for(miniature):
         svhn.load_svhn(miniature[0])
 
 
-@pytest.mark.parametrize("harm", ["truncated", "empty", "text", "labels", "shape"])
-def test_a_damaged_file_is_named(tmp_path, harm):
+@pytest.fixture
+def online(miniature, tmp_path, monkeypatch):
+    """A folder with the three .mat files, which are the official ones, also on a server; nothing is converted yet."""
+    folder, raw = tmp_path / "SVHN", miniature[0] / "raw"
+    shutil.copytree(raw, folder / "raw")
+    right = {part: hashlib.md5((raw / name).read_bytes()).hexdigest() for part, name in svhn.NAMES.items()}
+    monkeypatch.setattr(svhn, "MD5", right)
+    with served(raw) as place:
+        monkeypatch.setattr(svhn, "URLS", {part: f"{place}/{name}" for part, name in svhn.NAMES.items()})
+        yield folder
+
+
+def same(splits, content):
+    """Whether the images are those that were written."""
+    train, test = splits
+    parts = (content["train"][0], content["extra"][0])
+    return np.array_equal(train.images, np.concatenate(parts)) and np.array_equal(test.images, content["test"][0])
+
+
+@pytest.mark.parametrize("part", ["train", "test"])
+@pytest.mark.parametrize("harm", ["truncated", "empty", "text"])
+def test_a_damaged_file_is_named_and_downloaded_again_after_it_is_deleted(online, miniature, harm, part):
+    path = online / "raw" / svhn.NAMES[part]
+    content = {"truncated": path.read_bytes()[:-20_000], "empty": b"", "text": b"<html>not found</html>" * 50}
+    path.write_bytes(content[harm])
+    told = f"{path} is truncated or not a MATLAB file: delete it, then it is downloaded again"
+    refuses(lambda: svhn.load_svhn(online), told)
+    path.unlink()
+    splits = svhn.load_svhn(online)
+    assert same(splits, miniature[1])
+    assert UNOFFICIAL not in splits[0].source + splits[1].source
+
+
+PIXELS, DIGITS = np.zeros((32, 32, 3, 5), np.uint8), np.ones((5, 1), np.uint8)
+OTHER = {
+    "labels to 11": {"X": PIXELS, "y": DIGITS + 10},
+    "labels from 0": {"X": PIXELS, "y": DIGITS - 1},
+    "fractions": {"X": PIXELS, "y": DIGITS * 1.5},
+    "no number": {"X": PIXELS, "y": DIGITS * np.nan},
+    "text": {"X": PIXELS, "y": "12345"},
+    "a structure": {"X": PIXELS, "y": {"label": 1}},
+    "a sparse matrix": {"X": PIXELS, "y": scipy.sparse.csc_matrix(DIGITS)},
+    "no labels": {"X": PIXELS},
+    "other counts": {"X": PIXELS, "y": DIGITS[:4]},
+    "other sides": {"X": PIXELS[:28, :28], "y": DIGITS},
+    "a single image": {"X": PIXELS[..., 0], "y": DIGITS[:1]},
+    "no image": {"X": PIXELS[..., :0], "y": DIGITS[:0]},
+    "floats": {"X": PIXELS.astype(np.float64), "y": DIGITS},
+    "no images": {"y": DIGITS},
+}
+
+
+@pytest.mark.parametrize("case", OTHER)
+def test_a_file_of_something_else_is_named(miniature, tmp_path, case):
+    shutil.copytree(miniature[0] / "raw", tmp_path / "SVHN" / "raw")
+    path = tmp_path / "SVHN" / "raw" / svhn.NAMES["extra"]
+    scipy.io.savemat(path, OTHER[case])
+    refuses(lambda: load(tmp_path / "SVHN"), f"{path} does not hold SVHN's cropped digits: ")
+
+
+def test_labels_may_be_stored_as_floats(miniature, tmp_path):
     folder = tmp_path / "SVHN"
-    (folder / "raw").mkdir(parents=True)
-    for part in svhn.NAMES:
-        write_mat(folder / "raw" / svhn.NAMES[part], [3] * 10, 0)
-    path = folder / "raw" / svhn.NAMES["train"]
-    if harm == "truncated":
-        path.write_bytes(path.read_bytes()[:-20_000])
-    elif harm == "empty":
-        path.touch()
-        path.write_bytes(b"")
-    elif harm == "text":
-        path.write_text("<html>not found</html>" * 50)
-    elif harm == "labels":
-        scipy.io.savemat(path, {"X": np.zeros((32, 32, 3, 5), np.uint8), "y": np.full((5, 1), 11)})
-    else:
-        scipy.io.savemat(path, {"X": np.zeros((28, 28, 3, 5), np.uint8), "y": np.ones((5, 1))})
-    with pytest.raises(UserError, match=r"train_32x32.mat (is truncated|does not hold)"):
+    shutil.copytree(miniature[0] / "raw", folder / "raw")
+    scipy.io.savemat(folder / "raw" / svhn.NAMES["test"], {"X": PIXELS, "y": DIGITS * 10.0})
+    assert load(folder)[1].labels.tolist() == [0] * 5
+
+
+@pytest.mark.parametrize("kind", ["folder", "FIFO"])
+@pytest.mark.parametrize("converted", [False, True])
+def test_what_is_no_regular_file_is_named(miniature, tmp_path, kind, converted):
+    """Among the .mat files, and among what they were converted to."""
+    folder = tmp_path / "SVHN"
+    shutil.copytree(miniature[0] / "raw", folder / "raw")
+    if converted:
         load(folder)
+    places = [folder / "raw" / svhn.NAMES["train"]]
+    if converted:
+        places += [folder / "processed" / f"test_{what}" for what in ("labels.json", "labels.npy", "images.npy")]
+    for path in places:
+        kept = path.rename(tmp_path / "kept")
+        path.mkdir() if kind == "folder" else os.mkfifo(path)
+        refuses(lambda: load(folder), f"cannot read {path}: ")
+        path.rmdir() if kind == "folder" else path.unlink()
+        kept.rename(path)
+    assert same(load(folder), miniature[1])
+
+
+def rewrite(path, change):
+    """Change a header, with the right checksum."""
+    header = read_json(path)
+    change(header)
+    write_json(path, header)
+
+
+SPOILT = {
+    "no sources": (lambda header: header.pop("sources"), "does not state the .mat files"),
+    "null": (lambda header: header.update(sources=None), "does not state the .mat files"),
+    "an object": (lambda header: header.update(sources={"name": 1}), "does not state the .mat files"),
+    "text": (lambda header: header.update(sources=["test_32x32.mat"]), "does not state the .mat files"),
+    "no md5": (lambda header: header["sources"][0].pop("md5"), "does not state the .mat files"),
+    "a number": (lambda header: header["sources"][0].update(md5=1), "does not state the .mat files"),
+    "a name": (lambda header: header["sources"][0].update(mtime_ns="1"), "does not state the .mat files"),
+    "none": (lambda header: header.update(sources=[]), "was made of other .mat files than test has"),
+    "twice": (lambda header: header["sources"].append(header["sources"][0]), "was made of other .mat files"),
+    "another": (lambda header: header["sources"][0].update(name="extra_32x32.mat"), "was made of other .mat files"),
+    "another kind": (lambda header: header.update(kind="images"), "is not the file it should be: its kind is images"),
+}
+
+
+@pytest.mark.parametrize("strict", [True, False])
+@pytest.mark.parametrize("case", SPOILT)
+def test_a_header_that_is_not_one_is_named_and_made_again_after_it_is_deleted(online, miniature, case, strict):
+    svhn.load_svhn(online)
+    change, words = SPOILT[case]
+    path = online / "processed" / "test_labels.json"
+    rewrite(path, change)
+    refuses(lambda: svhn.load_svhn(online, strict), words)
+    refuses(lambda: svhn.load_svhn(online, strict), "delete it, then the .mat files are converted again")
+    refuses(lambda: svhn.load_svhn(online, strict), str(path.with_suffix("")))
+    path.unlink()
+    assert same(svhn.load_svhn(online, strict), miniature[1])
+
+
+@pytest.mark.parametrize("name", ["test_labels.json", "test_labels.npy", "train_images.json", "train_images.npy"])
+def test_a_damaged_array_is_named_and_made_again_after_it_is_deleted(online, miniature, name):
+    """Also after the .mat files are gone: then they are downloaded."""
+    svhn.load_svhn(online)
+    shutil.rmtree(online / "raw")
+    path = online / "processed" / name
+    content = path.read_bytes()
+    for spoilt in (content[:-9], b"", content[:-9] + b"x" * 9):
+        path.write_bytes(spoilt)
+        refuses(lambda: svhn.load_svhn(online), f"{path} is damaged")
+        refuses(lambda: svhn.load_svhn(online), "delete it, then the .mat files are converted again")
+        path.unlink()
+        assert same(svhn.load_svhn(online), miniature[1])
+        shutil.rmtree(online / "raw")
+
+
+def test_arrays_of_different_conversions_are_not_mixed(online, miniature, tmp_path):
+    svhn.load_svhn(online)
+    kept = {path: path.read_bytes() for path in (online / "processed").glob("test_images.*")}
+    write_mat(online / "raw" / svhn.NAMES["test"], [round(count / 100) for count in TEST], 5)
+    load(online)
+    for path, content in kept.items():
+        path.write_bytes(content)
+    refuses(lambda: load(online), f"{online}/processed/test_images.npy is not the file it should be: its sources")
 
 
 def test_no_files_and_no_network(tmp_path, monkeypatch):
@@ -166,32 +293,18 @@ def test_no_files_and_no_network(tmp_path, monkeypatch):
         svhn.load_svhn(tmp_path / "SVHN")
 
 
-def test_a_download_that_breaks_off_leaves_nothing_under_the_files_name(tmp_path, monkeypatch, miniature):
-    """Its md5 is wrong, as that of half a file is; then from a server that has what it should."""
-
-    class Quiet(http.server.SimpleHTTPRequestHandler):
-        def log_message(self, *_):
-            pass
-
-    handler = functools.partial(Quiet, directory=miniature[0] / "raw")
-    server = http.server.ThreadingHTTPServer(("127.0.0.1", 0), handler)
-    threading.Thread(target=server.serve_forever, daemon=True).start()
-    place = f"http://127.0.0.1:{server.server_port}"
-    monkeypatch.setenv("no_proxy", "127.0.0.1")
-    monkeypatch.setattr(svhn, "URLS", {part: f"{place}/{name}" for part, name in svhn.NAMES.items()})
-    folder = tmp_path / "SVHN"
-    for _ in range(2):
-        with pytest.raises(UserError, match=r"SVHN's train_32x32.mat is not here"):
-            load(folder)
-        assert not (folder / "raw" / svhn.NAMES["train"]).exists()
-    raw = miniature[0] / "raw"
-    right = {part: hashlib.md5((raw / name).read_bytes()).hexdigest() for part, name in svhn.NAMES.items()}
-    monkeypatch.setattr(svhn, "MD5", right)
-    train, _ = svhn.load_svhn(folder)  # official, then
+def test_a_download_that_breaks_off_leaves_nothing_under_the_files_name(online, miniature, monkeypatch):
+    """Its md5 is wrong, as that of half a file is; then it is what it should be."""
+    shutil.rmtree(online / "raw")
+    right = svhn.MD5
+    with monkeypatch.context() as patch:
+        patch.setattr(svhn, "MD5", dict.fromkeys(right, "0" * 32))
+        for _ in range(2):
+            refuses(lambda: load(online), "SVHN's train_32x32.mat is not here")
+            assert not list((online / "raw").iterdir())
+    train, _ = svhn.load_svhn(online)
     assert train.source == f"{right['train']} {right['extra']}"
-    assert not list((folder / "raw").glob("*.part"))
-    server.shutdown()
-    server.server_close()
+    assert len(list((online / "raw").iterdir())) == 3
 
 
 def test_a_run_is_bound_to_the_files_it_was_made_of(miniature, tmp_path):

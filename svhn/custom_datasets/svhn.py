@@ -1,21 +1,18 @@
 """SVHN, cropped digits: the three .mat files, converted once to memory-mapped arrays of bytes."""
 
 import hashlib
-import multiprocessing
-import sys
-import urllib.error
+import os
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import torch
 from torchvision.datasets import SVHN as TorchvisionSVHN
-from torchvision.datasets.utils import download_url
 
-from alfk import distributed
 from alfk.data import UNOFFICIAL, Split
 from alfk.errors import UserError
-from alfk.files import complete_array, create_array, has_array, locked, open_array, read_json, save_array
+from alfk.files import complete_array, create_array, has_array, locked, open_array, open_file, read_json, save_array
+from alfk.official import download, warn_or_refuse
 
 MEAN, STD = (0.5, 0.5, 0.5), (0.5, 0.5, 0.5)
 PARTS = {"train": ("train", "extra"), "test": ("test",)}  # split -> its .mat files, in order
@@ -23,6 +20,8 @@ URLS, NAMES, MD5 = ({part: row[i] for part, row in TorchvisionSVHN.split_list.it
 KINDS = ("images", "labels")
 CHUNK = 8192  # images converted at a time
 IMAGE = (3, 32, 32)
+SOURCE = {"name": str, "bytes": int, "mtime_ns": int, "md5": str}  # what a header states of a .mat file
+CONVERTED = "delete it, then the .mat files are converted again"
 
 
 def load_svhn(folder: Path, strict: bool = True) -> tuple[Split, Split]:
@@ -36,14 +35,11 @@ def load_svhn(folder: Path, strict: bool = True) -> tuple[Split, Split]:
         UserError: a file is missing and cannot be downloaded, is damaged, or is not official.
     """
     splits = tuple(_split(folder, split) for split in PARTS)
-    foreign = [source["name"] for split in PARTS for source in _sources(folder, split) if not _official(source)]
+    foreign = [name for split in PARTS for name in _foreign(folder, split)]
     if foreign:
         problem = f"{', '.join(foreign)} in {folder / 'raw'} differ from the official files (md5): figures are not "
         problem += "those of SVHN"
-        if strict:
-            raise UserError(f"{problem}; --allow-subset takes them all the same")
-        if multiprocessing.parent_process() is None and distributed.is_main_process():
-            print(f"warning: {problem}", file=sys.stderr)
+        warn_or_refuse(problem, strict, "--allow-subset takes them all the same")
     return splits
 
 
@@ -53,15 +49,16 @@ def _split(folder: Path, split: str) -> Split:
     if not _up_to_date(folder, split):
         try:
             processed.mkdir(parents=True, exist_ok=True)
+            os.utime(processed)  # which has to be writable
             with locked(processed / ".lock"):
                 if not _up_to_date(folder, split):  # another process may have converted them in the meantime
                     _convert(folder, split)
         except OSError as problem:
             place = "give --datadir a folder that can be written, whose SVHN/raw may be a link to the .mat files"
             raise UserError(f"cannot write to {processed}: {problem.strerror}; {place}") from None
-    images, labels = (open_array(_path(folder, split, what), {"kind": what}, mode="c")[0] for what in KINDS)
     sources = _sources(folder, split)
-    prefix = "" if all(map(_official, sources)) else f"{UNOFFICIAL} "
+    images, labels = (_open(_path(folder, split, what), what, sources) for what in KINDS)
+    prefix = f"{UNOFFICIAL} " if _foreign(folder, split) else ""
     source = prefix + " ".join(source["md5"] for source in sources)
     return Split(torch.from_numpy(images), torch.from_numpy(np.array(labels)), MEAN, STD, source=source)
 
@@ -70,13 +67,33 @@ def _path(folder: Path, split: str, what: str) -> Path:
     return folder / "processed" / f"{split}_{what}.npy"
 
 
+def _open(path: Path, what: str, sources: list[dict[str, Any]]) -> np.ndarray:
+    return open_array(path, {"kind": what, "sources": sources}, mode="c", mend=CONVERTED)[0]
+
+
 def _sources(folder: Path, split: str) -> list[dict[str, Any]]:
-    """The name, bytes, mtime_ns and md5 of each .mat file that a split was converted from."""
-    return read_json(_path(folder, split, "labels").with_suffix(".json"))["sources"]
+    """The name, bytes, mtime_ns and md5 of each .mat file that a split was converted from.
+
+    Raises:
+        UserError: the header of its labels does not state them.
+    """
+    path = _path(folder, split, "labels").with_suffix(".json")
+    sources = read_json(path, mend=CONVERTED).get("sources")
+    if not isinstance(sources, list) or not all(map(_is_source, sources)):
+        raise UserError(f"{path} does not state the .mat files that it was made of: {CONVERTED}")
+    if [source["name"] for source in sources] != [NAMES[part] for part in PARTS[split]]:
+        raise UserError(f"{path} was made of other .mat files than {split} has: {CONVERTED}")
+    return sources
 
 
-def _official(source: dict[str, Any]) -> bool:
-    return source["md5"] in MD5.values()
+def _is_source(found: object) -> bool:
+    return isinstance(found, dict) and all(type(found.get(key)) is kind for key, kind in SOURCE.items())
+
+
+def _foreign(folder: Path, split: str) -> list[str]:
+    """The names of the .mat files of a split that are not the official ones."""
+    pairs = zip(_sources(folder, split), PARTS[split], strict=True)
+    return [source["name"] for source, part in pairs if source["md5"] != MD5[part]]
 
 
 def _up_to_date(folder: Path, split: str) -> bool:
@@ -85,7 +102,7 @@ def _up_to_date(folder: Path, split: str) -> bool:
         return False
     for source in _sources(folder, split):
         path = folder / "raw" / source["name"]
-        if path.exists() and _stamp(path) != {key: source[key] for key in ("bytes", "mtime_ns")}:
+        if os.path.exists(path) and _stamp(path) != {key: source[key] for key in ("bytes", "mtime_ns")}:
             return False
     return True
 
@@ -121,21 +138,15 @@ def _convert(folder: Path, split: str) -> None:
 def _raw(folder: Path, part: str) -> Path:
     """The path of a .mat file, which is downloaded if it does not exist. Raises UserError."""
     path = folder / "raw" / NAMES[part]
-    if not path.exists():
-        temporary = path.with_name(f"{path.name}.part")
-        try:
-            download_url(URLS[part], str(path.parent), temporary.name, MD5[part])
-            temporary.replace(path)
-        except (RuntimeError, urllib.error.URLError, OSError):
-            raise UserError(
-                f"SVHN's {path.name} is not here and cannot be downloaded: put {', '.join(NAMES.values())} "
-                f"into {path.parent}"
-            ) from None
+    if not os.path.exists(path) and not download(path, [URLS[part]], MD5[part]):
+        names = ", ".join(NAMES.values())
+        raise UserError(f"SVHN's {path.name} is not here and cannot be downloaded: put {names} into {path.parent}")
     return path
 
 
 def _md5(path: Path) -> str:
-    with open(path, "rb") as file:
+    """Raises UserError if it cannot be read."""
+    with open_file(path) as file:
         return hashlib.file_digest(file, "md5").hexdigest()
 
 
@@ -143,10 +154,10 @@ def _count(path: Path) -> int:
     """The number of images in a .mat file, from its header."""
     from scipy.io import whosmat  # slow to import, and needed for a conversion only
 
-    shapes = {name: shape for name, shape, _ in _mat(path, whosmat)}
-    if shapes.get("X", ())[:3] != (32, 32, 3):
+    shape = {name: shape for name, shape, _ in _mat(path, whosmat)}.get("X", ())
+    if len(shape) != 4 or shape[:3] != (32, 32, 3) or not shape[3]:
         raise UserError(f"{path} does not hold SVHN's cropped digits: it has no X of 32x32x3xN bytes")
-    return int(shapes["X"][3])
+    return int(shape[3])
 
 
 def _read(path: Path, count: int) -> tuple[np.ndarray, np.ndarray]:
@@ -154,14 +165,16 @@ def _read(path: Path, count: int) -> tuple[np.ndarray, np.ndarray]:
     from scipy.io import loadmat
 
     content = _mat(path, loadmat)
-    pixels, digits = content["X"], content.get("y", np.empty(0)).astype(np.int64).ravel()
-    if pixels.dtype != np.uint8 or len(digits) != count or not _between(digits, 1, 10):
+    pixels, digits = content["X"], content.get("y")
+    if pixels.dtype != np.uint8 or not _is_labels(digits, count):
         raise UserError(f"{path} does not hold SVHN's cropped digits: X has to be of bytes, y {count} labels 1 to 10")
-    return pixels, digits
+    return pixels, digits.astype(np.int64).ravel()
 
 
-def _between(values: np.ndarray, low: int, high: int) -> bool:
-    return not len(values) or (values.min() >= low and values.max() <= high)
+def _is_labels(found: object, count: int) -> bool:
+    """Whether these are so many whole numbers from 1 to 10."""
+    numbers = isinstance(found, np.ndarray) and found.dtype.kind in "uif" and found.size == count
+    return numbers and bool(np.isin(found, np.arange(1, 11)).all())
 
 
 def _mat(path: Path, read: Any) -> Any:
