@@ -81,6 +81,9 @@ class _Source:
     def __call__(self) -> tuple[list[np.ndarray], ...]:
         paths, crops = next(self.requests)
         self.pending.append(paths)
+        for path in paths:
+            if not os.path.isfile(path):  # DALI would wait on a FIFO
+                open_image(path)  # raises UserError
         names = [np.frombuffer(os.fsencode(path), np.uint8) for path in paths]
         return (names, list(crops)) if self.augmented else (names,)
 

@@ -7,11 +7,12 @@ import functools
 import itertools
 import math
 import os
+import stat
 import threading
 from collections import deque
 from collections.abc import Iterable, Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
-from typing import Protocol
+from typing import IO, Protocol
 
 import numpy as np
 import torch
@@ -147,7 +148,7 @@ def open_image(path: str) -> Image.Image:
         UserError: it cannot be read or decoded, or its values have no fixed range.
     """
     try:
-        with Image.open(path) as image:
+        with open(path, "rb", opener=_without_waiting) as file, Image.open(_regular(file)) as image:
             if image.mode.startswith("I;16") or (image.mode == "I" and image.format == "PNG"):
                 values = np.asarray(image).astype(np.uint32)  # convert("RGB") would clip them at 255
                 return Image.fromarray(((values * 255 + 32767) // 65535).astype(np.uint8)).convert("RGB")
@@ -156,3 +157,15 @@ def open_image(path: str) -> Image.Image:
             return image.convert("RGB")
     except (OSError, SyntaxError, ValueError, Image.DecompressionBombError) as problem:  # Pillow's, for damaged files
         raise UserError(f"{path} cannot be decoded: {problem}; replace or remove it") from None
+
+
+def _without_waiting(path: str, flags: int) -> int:
+    """Opens a file; a FIFO without waiting for one that writes into it."""
+    return os.open(path, flags | os.O_NONBLOCK)
+
+
+def _regular(file: IO[bytes]) -> IO[bytes]:
+    """The file. Raises OSError if it is a FIFO or a device."""
+    if not stat.S_ISREG(os.fstat(file.fileno()).st_mode):
+        raise OSError("it is not a regular file")
+    return file

@@ -13,7 +13,6 @@ from pathlib import Path
 from alfk.cli.options import positive
 from alfk.config import Experiment, Recipe, WarmUpAndDecay
 from alfk.errors import UserError
-from alfk.files import read_json
 from alfk.image_files import LOADERS, default_workers, has_dali
 from alfk.network import kaiming_fan_out
 from imagenet.custom_datasets import image_folder
@@ -122,7 +121,7 @@ def find(folder: Path) -> Experiment | None:
     used = [part for part, path in lists.items() if path.exists()]
     if not used:
         return None
-    root = Path(read_json(lists[used[0]])["root"])
+    root = image_folder.root_of(lists[used[0]])
     if root.name == IMAGENET.name or image_folder.is_imagenet(root):
         return None
     options = {"root": root, "size": PICTURE, "loader": "torchvision", "workers": default_workers()}

@@ -5,8 +5,10 @@ import math
 import os
 import pickle
 import shutil
+import socket
 import subprocess
 import sys
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -17,10 +19,12 @@ from PIL import Image
 
 from alfk.data import Split
 from alfk.errors import UserError
+from alfk.files import read_json, write_json
 from alfk.image_decoding import PillowDecoder, draw_crops, open_image, scaled, window
 from alfk.image_files import MEMORY, ImageFiles, has_dali
+from imagenet.config import find
 from imagenet.custom_datasets.image_folder import MEAN, STD, load_folder
-from tests.helpers import ONE_THREAD, ROOT, picture, write_tree
+from tests.helpers import ONE_THREAD, ROOT, picture, refuses, write_tree
 
 LOADERS = ["torchvision", pytest.param("dali", marks=pytest.mark.skipif(not has_dali(), reason="no DALI here"))]
 SIZE = 32
@@ -100,7 +104,7 @@ def test_loaders_agree_on_photos(photos, tmp_path, seed):
 
 
 @pytest.mark.parametrize("loader", LOADERS)
-@pytest.mark.parametrize("damage", ["text", "truncated", "missing"])
+@pytest.mark.parametrize("damage", ["text", "truncated", "missing", "FIFO", "folder"])
 @pytest.mark.parametrize("seed", [None, 1])
 def test_an_undecodable_file_is_named(tmp_path, loader, damage, seed):
     tree = write_tree(tmp_path / "tree")
@@ -108,10 +112,14 @@ def test_an_undecodable_file_is_named(tmp_path, loader, damage, seed):
     bad = tree / "train" / "n02" / "3.JPEG"
     content = bad.read_bytes()
     bad.unlink()
-    if damage != "missing":
+    if damage == "FIFO":
+        os.mkfifo(bad)
+    elif damage == "folder":
+        bad.mkdir()
+    elif damage != "missing":
         bad.write_bytes(b"not an image" if damage == "text" else content[: len(content) // 2])
-    with pytest.raises(UserError, match=r"n02/3\.JPEG cannot be decoded"):
-        list(train.batches(4, None, seed))
+    refuses(lambda: list(train.batches(4, None, seed)), f"{bad} cannot be decoded")
+    bad.rmdir() if damage == "folder" else bad.unlink(missing_ok=True)
     bad.write_bytes(content)
     assert sum(len(positions) for _, positions in train.batches(4, None, seed)) == 20
 
@@ -332,6 +340,74 @@ def test_files_that_are_no_images_are_counted(pool, tmp_path):
         data = load_pool(pool, tmp_path)
         assert (len(data.train), data.train.left_out, data.validation.left_out) == (1, 2, 0)
     assert data.train.subset([0]).left_out == 2
+
+
+def test_only_regular_files_are_images(pool, tmp_path):
+    """Links to them are followed."""
+    os.mkfifo(pool / "pool" / "fifo.png")
+    (pool / "pool" / "device.png").symlink_to("/dev/zero")
+    (pool / "pool" / "linked.png").symlink_to(pool / "train" / "n01" / "0.JPEG")
+    os.mkfifo(pool / "val" / "n01" / "fifo.JPEG")
+    with socket.socket(socket.AF_UNIX) as bound:
+        bound.bind(os.path.relpath(pool / "pool" / "socket.png"))  # an absolute path may be too long for it
+    data = load_pool(pool, tmp_path)
+    assert (list(data.train.store.paths), data.train.left_out) == ([b"pool/a.JPEG", b"pool/linked.png"], 3)
+    assert data.validation.left_out == 1
+    assert len(next(data.train.batches(5))[0]) == 2
+    (pool / "pool" / "linked.png").unlink()
+    (pool / "pool" / "lost.png").symlink_to("nowhere")
+    refuses(lambda: load_pool(pool, tmp_path), f"{pool}/pool/lost.png: No such file or directory")
+
+
+def rewrite(path, **entries):
+    """Change a header, with the right checksum."""
+    write_json(path, {**read_json(path), **entries})
+
+
+@pytest.mark.parametrize("root", [None, 7, ["/a"], "", "relative", "/a\0b"])
+def test_a_list_that_names_no_folder_is_named_and_made_again_after_it_is_deleted(pool, tmp_path, root):
+    for load_it, part, use in (
+        (load, "val", lambda: load(None, tmp_path)),
+        (load_pool, "pool", lambda: find(tmp_path / "ImageNet")),
+    ):
+        load_it(pool, tmp_path)
+        header = tmp_path / "ImageNet" / "processed" / f"{part}_labels.json"
+        rewrite(header, root=root)
+        refuses(use, f"{header} does not name the folder of its images: delete it, and give imagenet/run.py the folder")
+        header.unlink()
+        load_it(pool, tmp_path)
+        assert use() is not None
+
+
+HEADERS = {
+    "no digest": lambda path: rewrite(path, md5=5),
+    "no number": lambda path: rewrite(path, left_out="many"),
+    "another kind": lambda path: rewrite(path, kind="paths"),
+    "another list": lambda path: rewrite(path, md5="0" * 32),
+    "damaged": lambda path: path.write_text(path.read_text().replace("n01", "n77")),
+    "text": lambda path: path.write_text("nothing"),
+    "a damaged array": lambda path: path.with_suffix(".npy").write_bytes(b"nothing"),
+}
+
+
+@pytest.mark.parametrize("case", HEADERS)
+def test_a_damaged_list_is_named_and_made_again_after_it_is_deleted(tree, tmp_path, case):
+    wanted = load(tree, tmp_path).train
+    header = tmp_path / "ImageNet" / "processed" / "train_labels.json"
+    HEADERS[case](header)
+    refuses(lambda: load(tree, tmp_path), "delete it, then the images are listed again")
+    with pytest.raises(UserError) as caught:
+        load(tree, tmp_path)
+    named = Path(str(caught.value).split()[0].rstrip(":"))
+    assert named.parent == header.parent
+    named.unlink()
+    found = load(tree, tmp_path).train
+    assert (found.source, found.store.paths.tolist()) == (wanted.source, wanted.store.paths.tolist())
+
+
+def test_other_data_sets_flag_is_without_effect(tree, tmp_path):
+    wanted = load(tree, tmp_path).train.source
+    assert load_folder(tmp_path / "ImageNet", tree, SIZE, "torchvision", 1, strict=False).train.source == wanted
 
 
 def test_images_of_a_subset_are_those_of_its_rows(tree, tmp_path):

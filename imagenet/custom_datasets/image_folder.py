@@ -5,6 +5,7 @@ not copied.
 import hashlib
 import os
 import re
+import stat
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -19,11 +20,18 @@ from alfk.image_files import ImageFiles
 
 MEAN, STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
 SUFFIXES = (".jpeg", ".jpg", ".png")
+AGAIN = "delete it, then the images are listed again"
 OFFICIAL = {"train": 1_281_167, "val": 50_000}  # images of ILSVRC-2012
 
 
 def load_folder(
-    folder: Path, root: Path | None, size: int, loader: str, workers: int, unlabelled: bool = False
+    folder: Path,
+    root: Path | None,
+    size: int,
+    loader: str,
+    workers: int,
+    unlabelled: bool = False,
+    strict: bool = True,
 ) -> Dataset:
     """Pool images from train/, validation images from val/, test images from test/ if there is one, else from val/ too:
     the paper's protocol.
@@ -35,6 +43,7 @@ def load_folder(
         size, loader, workers: see `ImageFiles`.
         unlabelled: the pool is not train/<class>/ but pool/, at any depth, and its labels are unknown. People's CSV
             files name its images, those of val/ and the classes.
+        strict: without effect: a part of ImageNet is accepted in any case. Other data sets have it.
     Raises:
         UserError: a folder is missing or empty, train/, val/ and test/ have different classes, or a CSV file could not
             name an image or a class.
@@ -81,8 +90,7 @@ def _split(folder: Path, root: Path, part: str, names: list[str], size: int, loa
                 labels_file.with_suffix(".json").unlink(missing_ok=True)  # written last, it marks both complete
                 save_array(paths_file, paths, {"kind": "paths", "md5": digest})
                 save_array(labels_file, labels, {"kind": "labels", "md5": digest, "left_out": others, **about})
-            labels, header = open_array(labels_file, {"kind": "labels"})
-            paths, _ = open_array(paths_file, {"kind": "paths", "md5": header["md5"]})
+            paths, labels, digest, others = _read_list(paths_file, labels_file)
     except OSError as problem:
         path = problem.filename or processed  # an image folder that cannot be read, or the lists' folder
         remedy = f"; if that is in {folder}, give --datadir another folder"
@@ -91,9 +99,19 @@ def _split(folder: Path, root: Path, part: str, names: list[str], size: int, loa
     prefix = f"{UNOFFICIAL} " if changed else ""
     files = ImageFiles(root, paths, size, loader, workers)
     known = None if part == "pool" else torch.from_numpy(np.array(labels))
-    split = Split(files, known, MEAN, STD, source=prefix + header["md5"], classes=names)
-    split.left_out = header.get("left_out", 0)  # lists made before have no such entry
+    split = Split(files, known, MEAN, STD, source=prefix + digest, classes=names)
+    split.left_out = others
     return split
+
+
+def _read_list(paths_file: Path, labels_file: Path) -> tuple[np.ndarray, np.ndarray, str, int]:
+    """Paths, labels, the digest of both, and the number of files that were left out. Raises UserError."""
+    labels, header = open_array(labels_file, {"kind": "labels"}, mend=AGAIN)
+    digest, others = header.get("md5"), header.get("left_out", 0)  # which earlier lists do not state
+    if not isinstance(digest, str) or not isinstance(others, int):
+        raise UserError(f"{labels_file.with_suffix('.json')} is not the header of a list: {AGAIN}")
+    paths, _ = open_array(paths_file, {"kind": "paths", "md5": digest}, mend=AGAIN)
+    return paths, labels, digest, others
 
 
 def _check_utf8(root: Path, paths: np.ndarray) -> None:
@@ -108,12 +126,21 @@ def _check_utf8(root: Path, paths: np.ndarray) -> None:
 def _default_root(folder: Path) -> Path:
     """The image folder if none is given."""
     default, header = folder.parent / "ILSVRC2012_pytorch", folder / "processed" / "val_labels.json"
-    return Path(read_json(header)["root"]) if header.exists() and not default.exists() else default
+    return root_of(header) if header.exists() and not default.exists() else default
+
+
+def root_of(header: Path) -> Path:
+    """The folder whose images are listed, by the header of a list. Raises UserError if that does not name one."""
+    mend = "delete it, and give imagenet/run.py the folder with the images again"
+    root = read_json(header, mend=mend).get("root")
+    if not isinstance(root, str) or not os.path.isabs(root) or "\0" in root:
+        raise UserError(f"{header} does not name the folder of its images: {mend}")
+    return Path(root)
 
 
 def _listed(labels_file: Path, about: dict[str, object]) -> bool:
     """Whether the list was made from the same folders and they have not changed since."""
-    header = read_json(labels_file.with_suffix(".json"))
+    header = read_json(labels_file.with_suffix(".json"), mend=AGAIN)
     return all(header.get(key) == value for key, value in about.items())
 
 
@@ -149,7 +176,8 @@ def _scan(root: Path, part: str, names: list[str]) -> tuple[np.ndarray, np.ndarr
     for name, label in folders:
         folder = root / part / name
         entries = [entry for entry in os.scandir(folder) if entry.name[0] != "." and not entry.is_dir()]
-        files = sorted((entry.name, entry.stat().st_size) for entry in entries if _is_image(entry.name))
+        found = [(entry.name, entry.stat()) for entry in entries if _is_image(entry.name)]
+        files = sorted((name, about.st_size) for name, about in found if stat.S_ISREG(about.st_mode))
         others += len(entries) - len(files)
         if not files and part != "pool":
             raise UserError(f"{folder} has no image ({', '.join(SUFFIXES)}); remove it, or put images into it")
