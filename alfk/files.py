@@ -33,21 +33,26 @@ MEND = "delete it and give the same command again"
 
 
 @contextlib.contextmanager
-def open_file(path: Path) -> Iterator[IO[bytes]]:
-    """A regular file, opened for reading. Raises UserError, with the system's reason, if that is not possible."""
+def open_file(path: Path, mend: str = "remove it") -> Iterator[IO[bytes]]:
+    """A regular file, opened for reading. Raises UserError, with the system's reason, if that is not possible.
+
+    Args:
+        mend: what to do about a folder, a FIFO or a device in its place, for the message.
+    """
     try:
         descriptor = os.open(path, os.O_RDONLY | os.O_NONBLOCK | os.O_CLOEXEC)  # a FIFO would wait for a writer
+        if not stat.S_ISREG(os.fstat(descriptor).st_mode):
+            os.close(descriptor)
+            raise UserError(f"cannot read {path}: it is not a regular file; {mend}")
         with open(descriptor, "rb") as file:
-            if not stat.S_ISREG(os.fstat(descriptor).st_mode):
-                raise UserError(f"cannot read {path}: it is not a regular file; remove it")
             yield file
     except OSError as problem:
         raise UserError(f"cannot read {path}: {problem.strerror or problem}") from None
 
 
-def read_file(path: Path) -> bytes:
-    """The content of a regular file. Raises UserError."""
-    with open_file(path) as file:
+def read_file(path: Path, mend: str = "remove it") -> bytes:
+    """The content of a regular file. Argument and errors as of `open_file`."""
+    with open_file(path, mend) as file:
         return file.read()
 
 
@@ -92,7 +97,11 @@ def has_file(path: Path) -> bool:
 
 @distributed.main_process_only
 def delete_file(path: Path) -> None:
-    path.unlink(missing_ok=True)
+    """Delete a file that may be missing. Raises UserError."""
+    try:
+        path.unlink(missing_ok=True)
+    except OSError as problem:
+        raise UserError(f"cannot delete {path}: {problem.strerror}; remove it") from None
 
 
 def check(path: Path, found: Mapping[str, Any], expected: Mapping[str, Any], mend: str = MEND) -> None:
@@ -143,7 +152,7 @@ def read_json(path: Path, checksum: bool = True, mend: str = MEND) -> dict[str, 
         UserError: it cannot be read, or (DamagedFileError) is damaged or was edited.
     """
     try:
-        content = json.loads(read_file(path))
+        content = json.loads(read_file(path, mend))
         if not isinstance(content, dict) or (checksum and "crc32" not in content):
             raise ValueError("no JSON object with a crc32")
         return without_crc32(content)
@@ -177,10 +186,18 @@ def pack_array(array: np.ndarray, header: Mapping[str, Any]) -> dict[str, Any]:
     return {"npy": content, "header": {**_layout(array), "array_crc32": _crc32(buffer.getbuffer()), **header}}
 
 
+def is_array(path: Path, packed: Mapping[str, Any]) -> bool:
+    """Whether the files of an array are those that `pack_files` has packed."""
+    try:
+        return has_array(path) and torch.equal(pack_files(path)["npy"], packed["npy"])
+    except UserError:
+        return False
+
+
 @distributed.main_process_only
 def restore_array(path: Path, packed: Mapping[str, Any]) -> None:
     """Write the files of an array that `pack_array` has packed."""
-    path.with_suffix(".json").unlink(missing_ok=True)
+    delete_file(path.with_suffix(".json"))
     with atomic(path) as file:
         file.write(packed["npy"].numpy().data)
     write_json(path.with_suffix(".json"), packed["header"])
@@ -193,8 +210,8 @@ def create_array(path: Path, shape: tuple[int, ...], dtype: np.dtype) -> np.memm
     The disk space is allocated at once: a full disk is an error here, not a crash while the array is being written.
     """
     temporary = path.with_name(path.name + ".tmp")
+    delete_file(path.with_suffix(".json"))
     try:
-        path.with_suffix(".json").unlink(missing_ok=True)
         temporary.unlink(missing_ok=True)
         array = np.lib.format.open_memmap(temporary, mode="w+", dtype=dtype, shape=shape)
         with open(temporary, "r+b") as file:
@@ -252,7 +269,7 @@ def _crc32(content: bytes | memoryview | mmap.mmap) -> str:
 
 
 def _crc32_of_file(path: Path) -> str:
-    with open_file(path) as file:
+    with open_file(path, MEND) as file:
         if not os.fstat(file.fileno()).st_size:
             return _crc32(b"")
         with mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ) as content:
@@ -267,8 +284,9 @@ def has_array(path: Path) -> bool:
 
 @distributed.main_process_only
 def delete_array(path: Path) -> None:
-    path.with_suffix(".json").unlink(missing_ok=True)
-    path.unlink(missing_ok=True)
+    """Delete an array and its header, which may be missing. Raises UserError."""
+    delete_file(path.with_suffix(".json"))
+    delete_file(path)
 
 
 # Checkpoints
@@ -295,7 +313,7 @@ def load_checkpoint(path: Path, expected: Mapping[str, Any], mend: str = MEND) -
     """
     if not has_file(path):
         raise UserError(f"there is no checkpoint {path}")
-    content = memoryview(read_file(path))
+    content = memoryview(read_file(path, mend))
     end = len(content) - len(TRAILER) - 8
     if end < 0 or content[end:] != TRAILER + _crc32(content[:end]).encode():
         raise _damaged(path, "it does not end with the crc32 of its content", mend)
@@ -305,4 +323,13 @@ def load_checkpoint(path: Path, expected: Mapping[str, Any], mend: str = MEND) -
     except Exception:  # torch.load raises exceptions of many types for files of another kind
         raise _damaged(path, "it is not a checkpoint of this project", mend) from None
     check(path, about, expected, mend)
+    if not _is_finite(state):
+        raise _damaged(path, "a weight is not finite", mend)
     return state, about
+
+
+def _is_finite(values: Any) -> bool:
+    """Whether no number in nested dictionaries and lists of tensors is infinite or NaN."""
+    if isinstance(values, dict | list):
+        return all(map(_is_finite, values.values() if isinstance(values, dict) else values))
+    return not isinstance(values, torch.Tensor) or not values.is_floating_point() or bool(values.isfinite().all())

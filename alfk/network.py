@@ -227,6 +227,15 @@ def snapshot(model: nn.Module) -> dict[str, Tensor]:
     return {name: value.detach().cpu().contiguous().clone() for name, value in model.state_dict().items()}
 
 
+def fits(state: Mapping[str, Tensor], model: nn.Module) -> bool:
+    """Whether a state has the names, shapes and types of the model's own."""
+    own = model.state_dict()
+    return state.keys() == own.keys() and all(
+        isinstance(value, Tensor) and value.shape == own[name].shape and value.dtype == own[name].dtype
+        for name, value in state.items()
+    )
+
+
 def fingerprint(state: Mapping[str, Tensor]) -> str:
     """Sixteen hexadecimal digits of a hash of the weights."""
     digest = hashlib.sha256()

@@ -30,6 +30,7 @@ from alfk.config import Experiment
 from alfk.data import Split
 from alfk.errors import UserError
 from alfk.files import MEND, has_file, load_checkpoint, open_array, save_array, save_checkpoint
+from alfk.network import fits
 from alfk.records import Record
 from alfk.runs import Trial
 from alfk.selection import Selection
@@ -148,10 +149,12 @@ class Vaal:
         if not has_file(current.partial_checkpoint):
             return
         state, _ = load_checkpoint(current.partial_checkpoint, self._about_partial(current))
-        if not 0 < state["solver"]["step"] <= self.recipe.train_iterations:
+        saved = state["solver"]
+        known = all(map(fits, saved["networks"], solver.networks))
+        if not known or not 0 < saved["step"] <= self.recipe.train_iterations:
             raise UserError(f"{current.partial_checkpoint} is of another training: {MEND}")
         device = current.work.device
-        solver.load_state(state["solver"])
+        solver.load_state(saved)
         best.epoch, best.weights = state["epoch"], state["weights"]
         if best.evaluator:
             best.evaluator.difficulty = state["difficulty"].to(device)

@@ -16,16 +16,18 @@ from alfk.config import Experiment
 from alfk.data import Split
 from alfk.errors import UserError
 from alfk.files import (
+    MEND,
     delete_array,
     delete_file,
     has_array,
     has_file,
+    is_array,
     load_checkpoint,
     open_array,
     pack_files,
     restore_array,
 )
-from alfk.network import fingerprint
+from alfk.network import fingerprint, fits
 from alfk.records import BASELINE, Record, check_record
 from alfk.runs import RunFolder, Trial
 from alfk.stages.workspace import Workspace, join_states
@@ -163,21 +165,21 @@ class Round:
         """
         models = [self.work.network(self.experiment.classes) for _ in range(self.trial.ensemble)]
         if self.b > 0:
-            state, _ = load_checkpoint(self.previous.checkpoint, {"kind": "best", **self.previous.identity()})
+            path = self.previous.checkpoint
+            state, _ = load_checkpoint(path, {"kind": "best", **self.previous.identity()})
+            if not fits(state, nn.ModuleList(models)):
+                raise UserError(f"{path} is of another network: {MEND}")
         else:
             members = range(self.trial.ensemble)
             state = join_states([self.work.initial_state(self.trial, member) for member in members])
-        try:
-            nn.ModuleList(models).load_state_dict(state)
-        except RuntimeError:
-            raise UserError(f"the checkpoint of {self.trial.label()} before b={self.b} is of another network") from None
+        nn.ModuleList(models).load_state_dict(state)
         return models, fingerprint(state)
 
     def finished(self) -> Record | None:
         """The record of a finished iteration, None if there is no checkpoint.
 
         The checkpoint decides: the results line and the arrays of the iteration are restored from it where they are
-        missing, and the line where it is another one.
+        missing or other ones.
         """
         return distributed.broadcast_from_main(self._finished)
 
@@ -188,8 +190,9 @@ class Round:
         record = check_record(about.get("record"), f"the record in {self.checkpoint}")
         arrays = about.get("arrays", {})
         for path in self._arrays():
-            if path.name in arrays and not has_array(path):
+            if path.name in arrays and not is_array(path, arrays[path.name]):
                 restore_array(path, arrays[path.name])
+                self.report("warning", text=f"{path} was damaged or lost: restored from the iteration's checkpoint")
         self.folder.add_result(record)
         return record
 

@@ -14,7 +14,7 @@ from alfk.config import Experiment
 from alfk.data import Split
 from alfk.errors import UserError
 from alfk.files import has_array, has_file, load_checkpoint, locked, open_array, save_array
-from alfk.network import is_in_layers, linear_layers, snapshot
+from alfk.network import fits, is_in_layers, linear_layers, snapshot
 from alfk.runs import RunFolder, Trial, check_settings, digest_of
 from alfk.seeding import generator
 
@@ -242,6 +242,8 @@ class Workspace:
         mend = f"delete it, then {command} makes it again"
         state, found = load_checkpoint(path, {**about, "member": member}, mend)
         settings = {k: v for k, v in self.settings("initial").items() if not k.startswith("pretraining.")}
+        if not fits(state, self.experiment.network(4 if trial.unsupervised else self.experiment.classes)):
+            raise UserError(f"{path} is of another network: {mend}")
         check_settings(path, found.get("settings", {}), settings)  # the command that made it had flags of its own
         return state, found
 

@@ -1,0 +1,394 @@
+"""Damaged and exchanged files, driven by a table: every kind of file that a run reads x every damage.
+
+Each case ends either with the results of the undamaged run, to the bit, or with one line that names the file, exit
+status 2, and a mend that works: after it the same command ends as if nothing had happened.
+"""
+
+import contextlib
+import ctypes
+import dataclasses
+import functools
+import io
+import json
+import os
+import shutil
+import signal
+import sys
+from collections.abc import Callable, Collection, Iterator
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+
+from alfk.cli import scripts
+from alfk.files import load_checkpoint, save_checkpoint
+from mnist.config import DIGITS
+from tests.helpers import Done, outcome, records
+from vaal import main as vaal
+from vaal.config import RECIPES
+
+SECONDS = 20  # after which a command hangs
+
+
+@functools.cache
+def digits():
+    train, test = DIGITS.load(None)
+    return train.subset(torch.arange(400)), test.subset(torch.arange(80))
+
+
+def load(folder, strict=True):
+    return digits()
+
+
+TINY = dataclasses.replace(
+    DIGITS,
+    name="TINY",
+    validation_per_class=(8,) * 10,
+    iterations=2,
+    query_size=12,
+    runs=1,
+    samples=2,
+    retraining=dataclasses.replace(DIGITS.retraining, epochs=1),
+    pretraining=dataclasses.replace(DIGITS.pretraining, epochs=1),
+    load=load,
+)
+SHORT = dataclasses.replace(RECIPES["DIGITS"], divisor=32, batch_size=4, train_iterations=6)
+ROWS = [(20, "Rzg_pz", 20, 1), (20, "varR", 0, 1)]
+
+
+# Commands, in this process
+
+
+class Hangs(BaseException):
+    pass
+
+
+def run(script: Callable[[], int], *flags: object) -> Done:
+    """What a script prints and its exit status; Hangs if it does not end in time."""
+
+    def alarm(*_):
+        raise Hangs
+
+    out, err, argv, before = io.StringIO(), io.StringIO(), sys.argv, signal.signal(signal.SIGALRM, alarm)
+    terminate = signal.getsignal(signal.SIGTERM)
+    sys.argv = ["run.py", *map(str, flags)]
+    signal.alarm(SECONDS)
+    try:
+        with contextlib.redirect_stdout(out), contextlib.redirect_stderr(err):
+            code = script()
+    except SystemExit as end:
+        code = end.code
+    finally:
+        signal.alarm(0)
+        signal.signal(signal.SIGALRM, before)
+        signal.signal(signal.SIGTERM, terminate)
+        sys.argv = argv
+        scripts._load.cache_clear()
+    return Done(out.getvalue(), err.getvalue(), code or 0)
+
+
+def al(folder: Path, *flags: object) -> Done:
+    """run.py of the data set TINY, whose methods are those of ROWS."""
+    same = ["--save-folder", folder, "--device", "cpu", "-nr", 0.1]
+    return run(lambda: scripts.run({"TINY": TINY}, {"TINY": ROWS}, "TINY"), *same, *flags)
+
+
+def gen(folder: Path, *flags: object) -> Done:
+    """gen_descr.py of TINY."""
+    same = ["--save-folder", folder, "--device", "cpu", "-nr", 0.1, "-b", 1]
+    return run(lambda: scripts.gen_descr({"TINY": TINY}, "TINY"), *same, *flags)
+
+
+def vaal_run(folder: Path, *flags: object) -> Done:
+    """vaal/main.py of TINY."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setitem(RECIPES, "TINY", SHORT)
+        same = ["--save-folder", folder, "--device", "cpu"]
+        return run(lambda: vaal.main({"TINY": TINY}, "TINY"), *same, *flags)
+
+
+# Damages
+
+
+@dataclasses.dataclass
+class Case:
+    """A file to damage; `other_run` and `other_method`: the files to put in its place."""
+
+    path: Path
+    other_run: Path
+    other_method: Path
+
+
+def rewrite(change: Callable[[bytes], bytes]) -> Callable[[Case], None]:
+    return lambda case: (case.path.write_bytes(change(case.path.read_bytes())), None)[1]
+
+
+def flip(content: bytes, place: float) -> bytes:
+    """One bit changed at a share of the length."""
+    changed = bytearray(content)
+    changed[int(place * len(content))] ^= 0x40
+    return bytes(changed)
+
+
+def spoil(case: Case, what: str) -> None:
+    """NaN, another shape or another type in a file that is otherwise as it should be."""
+    path = case.path
+    if path.suffix == ".npy":
+        array = np.load(path)
+        if what == "shape":
+            array = array[:-1]
+        elif what == "type":
+            array = np.zeros(array.shape, "<f4" if array.dtype != np.dtype("<f4") else "<i8")
+        else:
+            content = array.tobytes()[:-8] + b"\xff" * 8  # in floats NaN, in integers an index that is out of range
+            array = np.frombuffer(content, array.dtype).reshape(array.shape)
+        np.save(path, array)
+    elif path.suffix == ".pt":
+        state, about = load_checkpoint(path, {})
+        values = first_tensors(state)
+        name = next(iter(values))
+        new = {
+            "nan": lambda w: w.fill_(float("nan")),
+            "shape": lambda w: w[..., :1],
+            "type": lambda w: w.double().int(),
+        }
+        values[name] = new[what](values[name].clone())
+        with contextlib.suppress(Exception):  # it may refuse to write such a file
+            save_checkpoint(path, state, about)
+            return
+        torch.save({"state": state, "about": about}, path)
+    elif path.name == "results.jsonl":
+        lines = records(path.parent)
+        lines[0]["accuracy"] = {"nan": float("nan"), "shape": [1.0], "type": "high"}[what]
+        path.write_text("".join(json.dumps(line) + "\n" for line in lines))
+    else:
+        content = json.loads(path.read_text())
+        key = "settings" if "settings" in content else "kind"
+        path.write_text(json.dumps({"nan": {**content, key: float("nan")}, "shape": [content], "type": {key: 3}}[what]))
+
+
+def first_tensors(state: dict) -> dict:
+    """The first dictionary in a checkpoint whose values are tensors."""
+    if all(isinstance(value, torch.Tensor) for value in state.values()):
+        return state
+    nested = [value[0] if isinstance(value, list) else value for value in state.values()]
+    return first_tensors(next(value for value in nested if isinstance(value, dict)))
+
+
+def replace_by(make: Callable[[Path], object]) -> Callable[[Case], None]:
+    def damage(case: Case) -> None:
+        case.path.unlink()
+        make(case.path)
+
+    return damage
+
+
+SPOILT = ("nan", "wrong shape", "wrong type")  # models: with a right checksum, seen where their weights are read
+UNREAD = ("vaal's checkpoint",)  # VAAL begins every iteration with new networks
+DAMAGES: dict[str, Callable[[Case], None]] = {
+    "empty": rewrite(lambda content: b""),
+    "half": rewrite(lambda content: content[: len(content) // 2]),
+    "last byte cut": rewrite(lambda content: content[:-1]),
+    "a bit in the data": rewrite(lambda content: flip(content, 0.7)),
+    "a bit in the header": rewrite(lambda content: flip(content, 0.02)),
+    "another run's": lambda case: shutil.copy(case.other_run, case.path),
+    "another method's": lambda case: shutil.copy(case.other_method, case.path),
+    "nan": lambda case: spoil(case, "nan"),
+    "wrong shape": lambda case: spoil(case, "shape"),
+    "wrong type": lambda case: spoil(case, "type"),
+    "directory": replace_by(Path.mkdir),
+    "dangling link": replace_by(lambda path: path.symlink_to("nowhere")),
+    "link to itself": replace_by(lambda path: path.symlink_to(path.name)),
+    "fifo": replace_by(os.mkfifo),
+    "unreadable": lambda case: case.path.chmod(0),
+}
+
+
+@contextlib.contextmanager
+def without_roots_rights() -> Iterator[None]:
+    """Root reads and writes what it may not, by two capabilities; inside the block this thread is without them."""
+    header, data = (ctypes.c_uint32 * 2)(0x20080522, 0), (ctypes.c_uint32 * 6)()
+    libc = ctypes.CDLL(None, use_errno=True)
+    assert libc.capget(header, data) == 0
+    effective = data[0]
+    data[0] &= ~0b110  # CAP_DAC_OVERRIDE and CAP_DAC_READ_SEARCH
+    assert libc.capset(header, data) == 0
+    try:
+        yield
+    finally:
+        data[0] = effective
+        assert libc.capset(header, data) == 0
+
+
+# A case
+
+
+@dataclasses.dataclass(frozen=True)
+class Scene:
+    """A run that has stopped half-way, and the command that ends it.
+
+    Attributes:
+        kinds: kind of file -> pattern below run0, and the pattern of another method's file of the same type.
+    """
+
+    root: Path
+    command: Callable[[Path], Done]
+    mend: dict[str, Callable[[Path], Done]]
+    kinds: dict[str, tuple[str, str]]
+    wanted: dict[str, object]
+
+
+def delete(path: Path) -> None:
+    shutil.rmtree(path) if path.is_dir() and not path.is_symlink() else path.unlink(missing_ok=True)
+
+
+def end_of(scene: Scene, kind: str, damage: str, copy: Path) -> str:
+    """How the command ends on a copy of the scene with one damaged file.
+
+    Returns:
+        "equal" or "mended", which are right; "silent", "dead end", "traceback", "not one line", "hang", which are not.
+    """
+    shutil.copytree(scene.root, copy, symlinks=True)
+    pattern, other = scene.kinds[kind]
+    (path,) = (copy / "run0").glob(pattern)
+    case = Case(path, scene.root / "run1" / path.relative_to(copy / "run0"), next((scene.root / "run0").glob(other)))
+    DAMAGES[damage](case)
+    try:
+        with without_roots_rights() if damage == "unreadable" else contextlib.nullcontext():
+            done = scene.command(copy)
+        path.is_fifo() and path.unlink()  # which was not read
+        if done.returncode == 0:
+            unread = {str(path.relative_to(copy / "run0"))} if kind in UNREAD and damage in SPOILT else set()
+            return "equal" if ends(copy, unread) == less(scene.wanted, unread) else "silent"
+        line = "\n".join(line for line in done.stderr.splitlines() if not line.startswith("warning: "))
+        if done.returncode != 2 or len(line.splitlines()) != 1 or path.with_suffix("").name not in line:
+            return f"not one line: {line}"
+        path.chmod(0o600) if damage == "unreadable" else delete(path)
+        for words, make in scene.mend.items():
+            if words in line:
+                make(copy)
+        done = scene.command(copy)
+        if done.returncode == 0:
+            return "mended" if ends(copy) == scene.wanted else f"silent after: {line}"
+        return f"dead end: {line} -> {done.stderr}"
+    except Hangs:
+        return "hang"
+    except Exception as problem:
+        return f"traceback: {type(problem).__name__}: {problem}"
+
+
+def ends(folder: Path, but: Collection[str] = ()) -> dict[str, object]:
+    """What the first run of a folder must end with, but for the files named."""
+    found = outcome(folder / "run0")
+    for path in folder.glob("run0/query_*.npy"):
+        found[path.name] = np.load(path).tolist()
+    return less(found, but)
+
+
+def less(found: dict[str, object], but: Collection[str]) -> dict[str, object]:
+    return {name: value for name, value in found.items() if name not in but}
+
+
+STEM = "unsup_batch_{}_size_{}_ir_20_nr_0.1_sub_{}"
+RZG, VARR = (functools.partial(STEM.format, 0, 12), functools.partial(STEM.format, 1, 12))
+ARRAYS = {
+    "validation": ("data/validation", "data/pool_*"),
+    "pool": ("data/pool_ir_20_nr_0.1", "data/validation"),
+    "noisy labels": ("data/labels_ir_20_nr_0.1", "data/pool_*"),
+    "index list": (f"index_list_{RZG('Rzg_pz_L_20')}", f"index_list_{RZG('varR_L_0')}"),
+    "query": (f"query_{RZG('Rzg_pz_L_20')}", f"query_{RZG('varR_L_0')}"),
+    "pool descriptors": (f"descr/pool_{VARR('Rzg_pz_L_20')}", "descr/validation_*"),
+    "validation descriptors": (f"descr/validation_{VARR('Rzg_pz_L_20')}", "descr/pool_*"),
+    "uncertainty": (f"descr/uncertainty_{VARR('varR_L_0')}", "data/pool_*"),
+}
+KINDS = {
+    **{name: (f"{a}.npy", f"{b}.npy") for name, (a, b) in ARRAYS.items()},
+    **{f"{name}'s header": (f"{a}.json", f"{b}.json") for name, (a, b) in ARRAYS.items()},
+    "random model": ("checkpoint/init_batch_0_*.pt", "checkpoint/init_unsup*.pt"),
+    "rotation model": ("checkpoint/init_unsup_*.pt", "checkpoint/best*"),
+    "checkpoint": (f"checkpoint/best_{RZG('Rzg_pz_L_20')}.pt", f"checkpoint/best_{RZG('varR_L_0')}.pt"),
+    "manifest": ("manifest.json", "data/validation.json"),
+    "results": ("results.jsonl", "manifest.json"),
+}
+
+
+MODELS = {"random model": 0, "rotation model": 1}  # kind -> --unsupervised
+
+
+@functools.cache
+def from_initial_model(root: Path, unsupervised: int) -> tuple[Callable[[Path], Done], dict[str, object]]:
+    """A command that reads an initial model, which the second iteration does not, and what it must end with."""
+
+    def command(folder: Path) -> Done:
+        return al(folder, "--methods", "random", "--iterations", 1, "--unsupervised", unsupervised)
+
+    whole = root.with_name(f"whole{unsupervised}")
+    shutil.copytree(root, whole)
+    assert command(whole).returncode == 0
+    return command, ends(whole)
+
+
+@pytest.fixture(scope="module")
+def scene(tmp_path_factory):
+    """Two runs: of each method one iteration is finished, and the second one is described."""
+    root = tmp_path_factory.mktemp("scene") / "runs"
+    two = ["--run-stop", 2]
+    for flags in (["--initial", *two], ["--iterations", 1, *two]):
+        assert al(root, *flags).returncode == 0
+    for number in (0, 1):
+        for method in (["-sub", "Rzg_pz", "-dl", 20], ["-sub", "varR"]):
+            assert gen(root, "-r", number, *method).returncode == 0
+    whole = root.with_name("whole")
+    shutil.copytree(root, whole)
+    assert al(whole).returncode == 0
+
+    def initial(folder: Path) -> Done:
+        return al(folder, "--initial")
+
+    return Scene(root, al, {"run.py --initial": initial}, KINDS, ends(whole))
+
+
+@pytest.mark.parametrize("damage", DAMAGES)
+@pytest.mark.parametrize("kind", KINDS)
+def test_a_damaged_file(scene, kind, damage, tmp_path):
+    if kind in MODELS:
+        command, wanted = from_initial_model(scene.root, MODELS[kind])
+        scene = dataclasses.replace(scene, command=command, wanted=wanted)
+    assert end_of(scene, kind, damage, tmp_path / "copy") in ("equal", "mended")
+
+
+VAAL_STEM = "unsup_batch_{}_size_{}_ir_20_nr_0_sub_vaal_L_0"
+VAAL_KINDS = {
+    "scores": (f"descr/scores_{VAAL_STEM.format(0, 12)}.npy", "data/pool_*.npy"),
+    "scores' header": (f"descr/scores_{VAAL_STEM.format(0, 12)}.json", "data/pool_*.json"),
+    "part": (f"checkpoint/part_{VAAL_STEM.format(1, 24)}.pt", "checkpoint/best_*.pt"),
+    "vaal's checkpoint": (f"checkpoint/best_{VAAL_STEM.format(0, 12)}.pt", "checkpoint/part_*.pt"),
+}
+
+
+@pytest.fixture(scope="module")
+def vaal_scene(tmp_path_factory):
+    """Two runs of VAAL that were stopped in the second iteration, after its second check."""
+    root = tmp_path_factory.mktemp("vaal") / "runs"
+    assert al(root, "--initial", "-nr", 0, "--run-stop", 2).returncode == 0
+    for number in (0, 1):
+        assert vaal_run(root, "-r", number, "--iterations", 1).returncode == 0
+    whole = root.with_name("whole")
+    shutil.copytree(root, whole)
+    assert vaal_run(whole).returncode == 0
+    for number in (0, 1):
+        with pytest.MonkeyPatch.context() as patch, contextlib.suppress(Hangs):
+            patch.setattr(vaal.Vaal, "write_scores", stop)
+            vaal_run(root, "-r", number)
+    return Scene(root, vaal_run, {}, VAAL_KINDS, ends(whole))
+
+
+def stop(*_: object) -> None:
+    raise Hangs
+
+
+@pytest.mark.parametrize("damage", DAMAGES)
+@pytest.mark.parametrize("kind", VAAL_KINDS)
+def test_a_damaged_file_of_vaal(vaal_scene, kind, damage, tmp_path):
+    assert end_of(vaal_scene, kind, damage, tmp_path / "copy") in ("equal", "mended")
