@@ -2,6 +2,7 @@
 
 import contextlib
 import dataclasses
+import math
 from collections.abc import Callable, Iterator
 
 import torch
@@ -17,6 +18,9 @@ from alfk.network import evaluation_mode, has_batch_norm, snapshot
 from alfk.seeding import draw_seed
 
 Task = Callable[[Tensor, Tensor | None], tuple[Tensor, Tensor]]
+
+NOT_FINITE = "a loss or a weight is not finite, at the learning rate"
+LOWER = "give a lower --lr, and another --save-folder"  # a run has one rate
 
 
 def classify(images: Tensor, labels: Tensor | None) -> tuple[Tensor, Tensor]:
@@ -50,7 +54,7 @@ def fit(
         after_epoch: called with the number of the epoch, from 1.
         threads: CPU threads of the training steps; unchanged if None.
     Raises:
-        UserError: too few images to train on.
+        UserError: too few images to train on, or an epoch after which a loss or a weight is not finite.
     """
     rank, world = distributed.rank(), distributed.world_size()
     min_batch = (2 if has_batch_norm(model) else 1) * world  # batch norm needs the variance of at least two images
@@ -67,6 +71,7 @@ def fit(
         local = torch.cat([batch[rank::world] for batch in batches])
         local_batch_size = len(range(rank, recipe.batch_size, world))
         seed = draw_seed(generator) if data.in_files else None
+        losses = torch.zeros((), device=data.device)
         with cpu_threads(threads):
             for step, (images, positions) in enumerate(data.batches(local_batch_size, local, seed)):
                 optimiser.param_groups[0]["lr"] = recipe.lr * recipe.schedule(epoch, (step + 1) / len(batches))
@@ -79,9 +84,21 @@ def fit(
                 optimiser.zero_grad()
                 loss.backward()
                 optimiser.step()
+                losses += loss.detach()
+            # Weights that are not finite make the next loss so, too.
+            diverged = not are_finite(losses, *([model] if epoch == recipe.epochs else []))
         distributed.broadcast_tensors(model.buffers())
+        if distributed.all_sum(diverged):
+            raise UserError(f"the training diverged in epoch {epoch}: {NOT_FINITE} {recipe.lr:g}: {LOWER}")
         if after_epoch is not None:
             after_epoch(epoch)
+
+
+def are_finite(losses: Tensor, *models: nn.Module) -> bool:
+    """Whether a sum of losses, and the sums of the models' weights and buffers, are finite. Waits for the device."""
+    with torch.no_grad():
+        sums = [value.sum(dtype=losses.dtype) for model in models for value in (*model.parameters(), *model.buffers())]
+        return math.isfinite(sum(sums, losses))
 
 
 def _shuffled(images: int, batch_size: int, min_batch: int, generator: torch.Generator) -> tuple[Tensor, ...]:

@@ -1,5 +1,9 @@
 """Splits, the training loop and its parts."""
 
+import dataclasses
+import math
+import re
+
 import numpy as np
 import pytest
 import torch
@@ -112,6 +116,19 @@ def test_after_epoch_is_told_every_epoch():
     recipe = Recipe(epochs=3, batch_size=25, lr=0.01, momentum=0, weight_decay=0, schedule=StepDecay(15))
     fit(lenet(), digits(), recipe, torch.Generator(), after_epoch=seen.append)
     assert seen == [1, 2, 3]
+
+
+@pytest.mark.parametrize(("task", "rate"), [(None, 1e10), (rotate_to_ten, 1e10), (None, math.nan)])
+def test_a_training_that_diverges_is_stopped(task, rate):
+    """Also in the only epoch, after whose last step no loss is computed."""
+    recipe = Recipe(epochs=3, batch_size=25, lr=rate, momentum=0, weight_decay=0, schedule=StepDecay(15))
+    seen = []
+    with pytest.raises(UserError, match=rf"diverged in epoch 1: .* {re.escape(f'{rate:g}')}: give a lower --lr"):
+        fit(lenet(), digits(), recipe, torch.Generator(), task or classify, seen.append)
+    assert seen == []
+    one_step = dataclasses.replace(recipe, epochs=1, batch_size=len(digits()), lr=math.inf)
+    with pytest.raises(UserError, match="diverged in epoch 1"):
+        fit(lenet(), digits(), one_step, torch.Generator(), task or classify)
 
 
 def test_scores():

@@ -186,7 +186,7 @@ def test_an_iteration_that_never_improves_keeps_what_it_started_from(data, tmp_p
     active_learning(altered(work, "retraining", epochs=6), [trial])
     work.experiment = dataclasses.replace(work.experiment, iterations=2)
     work.recorded = work.settings()  # as if the settings were the same
-    active_learning(altered(work, "retraining", lr=50.0), [trial])  # which ruins the model at its first step
+    active_learning(altered(work, "retraining", lr=0.5), [trial])  # ten times too high: the model is ruined at once
     first, second = work.folder.results()
     assert first["epochs"][0] > 0
     assert second["epochs"] == [0]
@@ -259,7 +259,7 @@ def test_the_rotation_model_is_its_best_epoch(data, tmp_path):
         assert saved["about"]["rotation_accuracy"] == Evaluator(split, 100, rotate)(model).accuracy
     assert about["last"]["epoch"] == 3
     assert about["test"]["rotation_accuracy"] >= about["last"]["rotation_accuracy"]
-    ruined = altered(workspace(data, tmp_path / "ruined"), "pretraining", lr=50.0)
+    ruined = altered(workspace(data, tmp_path / "ruined"), "pretraining", lr=0.5)
     make_initial_models(ruined, 20, 0.0)
     saved = torch.load(ruined.folder.initial("ir_20_nr_0", True), weights_only=True)
     assert saved["about"]["epoch"] == 0  # the untrained model

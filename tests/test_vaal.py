@@ -239,6 +239,24 @@ def test_one_step_of_the_task_model_two_of_the_others(digits):
     assert solver.optimisers[1].param_groups[0]["lr"] == pytest.approx(1e-3 * 0.9 ** (9 * 25 // 10))
 
 
+@pytest.mark.parametrize(("spoilt", "step"), [(0, 1), (2, 3), (10, 10)])
+def test_a_training_that_diverges_is_stopped_at_the_next_check_or_the_end(digits, spoilt, step):
+    checked = []
+    solver = solver_for(digits, TINY if spoilt else dataclasses.replace(TINY, adversary_param=math.inf))
+
+    def after_step():
+        if solver.step == spoilt:
+            solver.vae.mu.bias.data[0] = math.nan
+
+    def check():
+        checked.append(solver.step)
+
+    with pytest.raises(UserError, match=rf"diverged by step {step}: .* the learning rate \d") as caught:
+        solver.train(torch.arange(20), torch.arange(20, 400), seeded(), check, after_step)
+    assert "\n" not in str(caught.value)
+    assert checked == [1, 3, 5, 7, 9][: step // 2]  # a state that is no use is not saved
+
+
 def test_each_loss_moves_its_own_network(digits):
     for only in ("vae_steps", "adversary_steps"):
         solver = solver_for(digits, dataclasses.replace(TINY, **{"vae_steps": 0, "adversary_steps": 0, only: 1}))

@@ -8,7 +8,8 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from alfk.data import Split
-from alfk.training import cpu_threads
+from alfk.errors import UserError
+from alfk.training import NOT_FINITE, are_finite, cpu_threads
 from vaal.config import Recipe
 from vaal.model import VAE, Discriminator, fit_to_vae, initialise_discriminator, initialise_vae
 
@@ -65,6 +66,7 @@ class Solver:
             for network in (self.task, self.vae, self.discriminator)
         ]
         self.optimisers = [torch.optim.Adam(network.parameters(), recipe.lr) for network in self.networks]
+        self.losses = torch.zeros((), device=pool.device)  # the sum of all losses
 
     def train(
         self,
@@ -80,6 +82,8 @@ class Solver:
             labelled, unlabelled: positions in the pool, int64.
             shuffles: generator of the batches of all steps; the batches of steps already done are skipped.
             after_check: called after each of `recipe.check_steps()`.
+        Raises:
+            UserError: at a check or at the end a loss or a weight is not finite.
         """
         labelled_batches = self._batches(labelled, shuffles)
         unlabelled_batches = self._batches(unlabelled, shuffles)
@@ -88,6 +92,8 @@ class Solver:
             with cpu_threads(self.recipe.training_threads):
                 self._step(labelled_batches, unlabelled_batches)
             after_step()
+            if self.step in checks or self.step == self.recipe.train_iterations:
+                self._check_finite()
             if self.step in checks:
                 after_check()
 
@@ -120,16 +126,16 @@ class Solver:
             optimiser.param_groups[0]["lr"] = self.recipe.rate(self.step)
         task, vae, discriminator = self.optimisers
         images, positions = next(labelled)
-        _descend(task, F.cross_entropy(self.task(images)[0], self.pool.labels[positions]))
+        self._descend(task, F.cross_entropy(self.task(images)[0], self.pool.labels[positions]))
         pair = fit_to_vae(images), fit_to_vae(next(unlabelled)[0])
         for update in range(self.recipe.vae_steps):
             if update:
                 pair = fit_to_vae(next(labelled)[0]), fit_to_vae(next(unlabelled)[0])
-            _descend(vae, self._vae_loss(*pair))
+            self._descend(vae, self._vae_loss(*pair))
         for update in range(self.recipe.adversary_steps):
             if update:
                 pair = fit_to_vae(next(labelled)[0]), fit_to_vae(next(unlabelled)[0])
-            _descend(discriminator, self._discriminator_loss(*pair))
+            self._descend(discriminator, self._discriminator_loss(*pair))
         self.step += 1
 
     def _vae_loss(self, labelled: Tensor, unlabelled: Tensor) -> Tensor:
@@ -147,11 +153,16 @@ class Solver:
             codes = [self.vae.encode(images)[0] for images in (labelled, unlabelled)]
         return discriminator_loss(*map(self.discriminator, codes))
 
+    def _descend(self, optimiser: torch.optim.Optimizer, loss: Tensor) -> None:
+        optimiser.zero_grad()
+        loss.backward()
+        optimiser.step()
+        self.losses += loss.detach()
 
-def _descend(optimiser: torch.optim.Optimizer, loss: Tensor) -> None:
-    optimiser.zero_grad()
-    loss.backward()
-    optimiser.step()
+    def _check_finite(self) -> None:
+        if not are_finite(self.losses, *self.networks):
+            rate = self.recipe.rate(self.step - 1)
+            raise UserError(f"VAAL's training diverged by step {self.step}: {NOT_FINITE} {rate:g} (see vaal/config.py)")
 
 
 def endless(rows: Tensor, count: int, generator: torch.Generator) -> Tensor:
