@@ -132,7 +132,7 @@ def line_of(record: Mapping[str, Any]) -> str:
 
 
 def read_results(path: Path, run: int | None = None) -> tuple[list[Record], list[str]]:
-    """The records of a results file, empty if it does not exist, and a message about each line that is left out.
+    """The records of a results file, and a message about each line that is left out, or that there is none.
 
     A line is left out if it is no record, its checksum or a value is wrong, it is of another run than `run`, or it is
     there twice; of two lines about the same iteration the last one counts. Lines of earlier versions have no checksum.
@@ -141,8 +141,8 @@ def read_results(path: Path, run: int | None = None) -> tuple[list[Record], list
         UserError: the file cannot be read.
     """
     records: dict[tuple[Any, ...], Record] = {}
-    problems = []
-    lines = read_file(path).decode(errors="replace").splitlines() if path.exists() else []
+    lines = read_file(path).decode(errors="replace").splitlines()
+    problems = [] if lines else [f"{path}: empty; its command makes it again"]
     for number, line in enumerate(lines, 1):
         record, wrong = _parse(line)
         if not wrong and run is not None and record["run"] != run:

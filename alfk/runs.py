@@ -200,8 +200,19 @@ class RunFolder:
         return settings
 
     def check_manifest(self, settings: Mapping[str, Any]) -> tuple[dict[str, Any], list[str]]:
-        """The manifest, empty for a new run, and messages about it. Raises UserError if a setting in it differs."""
+        """The manifest, empty for a new run, and messages about it. Raises UserError if a setting in it differs.
+
+        A manifest that differs from the checkpoints where these agree with the settings is another run's: it is
+        replaced.
+        """
         manifest, told = self.manifest()
+        differing = [key for key, value in settings.items() if manifest["settings"].get(key, value) != value]
+        if differing:
+            made_with = self._settings_of_checkpoints()
+            if all(key in made_with and made_with[key] == settings[key] for key in differing):
+                path = self.path / "manifest.json"
+                told = [f"{path} is another run's: the settings were taken from the run's checkpoints"]
+                return {"settings": made_with, "sessions": []}, told
         check_settings(self.path, manifest["settings"], settings)
         return manifest, told
 
@@ -219,8 +230,9 @@ class RunFolder:
         return self.read_results()[0]
 
     def read_results(self) -> tuple[list[Record], list[str]]:
-        """The same, and a message about each line that is left out."""
-        return read_results(self.path / "results.jsonl", self.number)
+        """The same, and a message about each line that is left out; nothing for a new run."""
+        path = self.path / "results.jsonl"
+        return read_results(path, self.number) if path.exists() else ([], [])
 
     @distributed.main_process_only
     def add_result(self, record: Record) -> None:

@@ -237,6 +237,21 @@ def anew(finished, folder):
     return people
 
 
+@pytest.mark.parametrize("b", [0, 1])
+def test_a_lost_query_is_chosen_again(flowers, finished, tmp_path, b):
+    """Also when some of its images have been labelled meanwhile."""
+    people, truth = anew(finished, tmp_path), flowers[1]
+    for i in range(b + 1):
+        people.run()
+        people.enter(truth, people.files(i)[: 4 if i < b else 2])
+    asked = people.asked(b)
+    for lost in people.folder.glob(f"query_*_batch_{b}_*"):
+        lost.unlink()
+    (people.datadir / f"ask_b{b}.csv").unlink()
+    assert f"b={b}: 2 labels are missing" in people.run().stdout
+    assert people.asked(b) == asked
+
+
 def test_labels_from_before_are_trained_on_and_not_asked_for(flowers, finished, tmp_path):
     people, truth = anew(finished, tmp_path), flowers[1]
     first = finished[0].files(0)

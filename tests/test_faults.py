@@ -21,8 +21,10 @@ import numpy as np
 import pytest
 import torch
 
+import run_plot
 from alfk.cli import scripts
 from alfk.files import load_checkpoint, save_checkpoint
+from alfk.plotting import plots
 from mnist.config import DIGITS
 from tests.helpers import Done, outcome, records
 from vaal import main as vaal
@@ -392,3 +394,57 @@ def stop(*_: object) -> None:
 @pytest.mark.parametrize("kind", VAAL_KINDS)
 def test_a_damaged_file_of_vaal(vaal_scene, kind, damage, tmp_path):
     assert end_of(vaal_scene, kind, damage, tmp_path / "copy") in ("equal", "mended")
+
+
+# Figures: what is wrong with a results line or a manifest is named and left out, and the run's own command mends it
+
+
+CURVES = "TINY_ir20_nr0.1_curves.csv"
+
+
+def figures(datadir: Path, out: Path, *more: object) -> Done:
+    """run_plot.py without the drawing itself."""
+    flags = ["--datadir", datadir, "--dataset", "TINY", "--out", out, *more]
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(plots, "plot_curves", lambda *_: out.mkdir(exist_ok=True))
+        return run(run_plot.main, *flags)
+
+
+def tables(out: Path) -> dict[str, str]:
+    return {path.name: path.read_text() for path in out.iterdir()}
+
+
+@pytest.fixture(scope="module")
+def drawn(scene, tmp_path_factory):
+    """The scene's runs, finished, the tables of their figures, and the points of those of either run alone."""
+    folder = tmp_path_factory.mktemp("drawn")
+    shutil.copytree(scene.root, folder / "TINY")
+    assert al(folder / "TINY", "--run-stop", 2).returncode == 0
+    found = []
+    for runs in ([], ["--run-stop", 1], ["--run-start", 1]):
+        assert figures(folder, folder / "out", *runs).returncode == 0
+        found.append(tables(folder / "out"))
+    points = {line for each in found for line in each[CURVES].splitlines()}
+    return folder, found[0], points
+
+
+@pytest.mark.parametrize("damage", DAMAGES)
+@pytest.mark.parametrize("kind", ["results", "manifest"])
+def test_a_damaged_file_that_figures_are_drawn_from(drawn, kind, damage, tmp_path):
+    folder, wanted, points = drawn
+    shutil.copytree(folder / "TINY", tmp_path / "TINY")
+    own, other = (tmp_path / "TINY" / run / KINDS[kind][0] for run in ("run0", "run1"))
+    DAMAGES[damage](Case(own, other, tmp_path / "TINY" / "run0" / KINDS[kind][1]))
+    with without_roots_rights() if damage == "unreadable" else contextlib.nullcontext():
+        done = figures(tmp_path, tmp_path / "out")
+    named = str(own) in done.stderr
+    if done.returncode == 0:
+        found = tables(tmp_path / "out")
+        assert found == wanted or (named and str(own) in found["TINY_ir20_nr0.1.md"])
+        assert set(found[CURVES].splitlines()) <= points
+    else:
+        assert (done.returncode, named, len(done.stderr.splitlines())) == (2, True, 1)
+    own.chmod(0o600) if damage == "unreadable" else delete(own) if done.returncode else None
+    assert al(tmp_path / "TINY", "--run-stop", 2).returncode == 0
+    assert figures(tmp_path, tmp_path / "out").returncode == 0
+    assert tables(tmp_path / "out") == wanted

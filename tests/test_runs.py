@@ -146,6 +146,17 @@ def test_a_lost_manifest_is_made_again_from_the_checkpoints(folder, damage):
     assert folder.check_manifest({}) == ({"settings": about["settings"], "sessions": [{"by": "b"}]}, [])
 
 
+def test_a_manifest_of_another_run_is_replaced(folder):
+    about = {"kind": "best", "settings": {"seed": 0, "epochs": 50}}
+    files.save_checkpoint(folder.checkpoint(TRIAL, 0, 125), {}, about)
+    files.write_json(folder.path / "manifest.json", {"settings": {"seed": 0, "epochs": 5}, "sessions": []})
+    manifest, (told,) = folder.check_manifest(about["settings"])
+    assert manifest["settings"] == about["settings"]
+    assert "another run's" in told
+    with pytest.raises(UserError, match=r"epochs = 5, this command says 7"):
+        folder.check_manifest({"seed": 0, "epochs": 7})
+
+
 def test_checkpoints_round_trip(folder):
     path = folder.checkpoint(TRIAL, 0, 125)
     state = {"w": torch.arange(6.0).view(2, 3)}

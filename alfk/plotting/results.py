@@ -2,6 +2,7 @@
 
 import dataclasses
 import functools
+import os
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -65,8 +66,10 @@ def read_runs(folder: Path, start: int, stop: int | None, warn: Print) -> Result
         UserError: a file that cannot be read.
     """
     records, settings, left_out = [], {}, []
-    for path in sorted(folder.glob("run*/results.jsonl")):
+    for path in sorted(run / "results.jsonl" for run in folder.glob("run*")):
         number = path.parent.name.removeprefix("run")
+        if not os.path.lexists(path):  # there is none yet; a link that leads nowhere is an error
+            continue
         if not number.isdecimal() or int(number) < start or (stop is not None and int(number) >= stop):
             continue
         found, problems = read_results(path, int(number))

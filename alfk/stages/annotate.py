@@ -11,6 +11,7 @@ import torch
 
 from alfk.annotation import Annotations
 from alfk.errors import UserError
+from alfk.files import has_array
 from alfk.records import Record
 from alfk.stages.acquire import acquire
 from alfk.stages.describe import describe
@@ -41,14 +42,15 @@ def annotated(read: Callable[[], Annotations]) -> Stages:
     """
 
     def choose(current: Round) -> None:
-        acquire(current, unavailable=read().settled)
+        settled = read().settled
+        if has_array(current.index_list):  # its query was lost, and some of its images may be labelled by now
+            settled = settled[~torch.isin(settled, current.labelled()[0][-current.experiment.query_size :])]
+        acquire(current, unavailable=settled)
 
     def retrain(current: Round) -> Record:
         queried, header = current.labelled()
         annotations = read()
-        missing = annotations.missing(
-            queried
-        )  # of earlier iterations too: a label that is taken back is asked for again
+        missing = annotations.missing(queried)  # also labels of earlier iterations that were taken back
         if len(missing):
             if current.b:
                 warn_at_chance(current, current.previous.finished())

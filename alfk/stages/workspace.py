@@ -65,8 +65,7 @@ class Workspace:
 
     def _common_settings(self) -> dict[str, Any]:
         common = {"protocol": PROTOCOL, "dataset": self.experiment.name, "seed": self.seed, "device": self.device.type}
-        if self.train.source or self.test.source:
-            common["data"] = [self.train.source, self.test.source]
+        common["data"] = [self.train.source, self.test.source]  # None for official images
         if self.train.classes:
             common["class_names"] = list(self.train.classes)
         return common
