@@ -10,7 +10,7 @@ import os
 from dataclasses import replace
 from pathlib import Path
 
-from alfk.cli.options import positive
+from alfk.cli.options import up_to
 from alfk.config import Experiment, Recipe, WarmUpAndDecay
 from alfk.errors import UserError
 from alfk.image_files import LOADERS, default_workers, has_dali
@@ -41,8 +41,8 @@ class ImageNetFlags:
         add("--imagenetdir", type=Path, metavar="DIR", help="the same folder, as a flag")
         add("-a", "--arch", choices=ARCHITECTURES, default="resnet18", help="network (resnet18)")
         add("--loader", choices=LOADERS, help="library that decodes (dali if it is installed, else torchvision)")
-        add("--workers", type=positive, metavar="N", help="threads that decode (the number of CPUs)")
-        add("--image-size", type=positive, metavar="PIXELS", help="side of the crops (224)")
+        add("--workers", type=up_to(1000), metavar="N", help="threads that decode (the number of CPUs)")
+        add("--image-size", type=up_to(4096), metavar="PIXELS", help="side of the crops (224)")
         text = "share of val reserved for test; 0: all of val is both validation and test, as in the paper (0 for "
         text += f"ImageNet, or if there is test/; {HOLDOUT:g} for other folders)"
         add("--holdout-val", type=float, metavar="F", help=text)

@@ -132,6 +132,11 @@ def test_names_of_the_papers_tables(trial, name):
     assert curves.parse_series(name) == (trial.method, trial.length, trial.ensemble)
 
 
+@pytest.mark.parametrize("name", ["Rz_", "_", "", "Rz_L", "Rz_L0", "varR_E0", "Rz_L-1", "Rz_L²", "Rz_L" + "9" * 5000])
+def test_names_that_are_no_series_are_methods_without_a_length(name):
+    assert curves.parse_series(name) == (name, 0, 1)
+
+
 def test_the_papers_curves(tmp_path):
     head = "series,init,labeled_percent,accuracy_mean,accuracy_std,off_axis,source\n"
     path = tmp_path / "x.csv"

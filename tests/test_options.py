@@ -7,8 +7,10 @@ import torch
 
 from alfk.cli.options import device_of, init_of, method_key, trials_of
 from alfk.errors import UserError
+from imagenet.config import IMAGENET
 from mnist.config import MNIST
 from svhn.config import SVHN
+from tests.helpers import refused
 
 CFG = [(ir, m, n, 1) for ir in (1, 100) for m, n in (("random", 0), ("Rz", 20), ("Rzg_pz", 20), ("Rzg_pz", 80))]
 
@@ -128,15 +130,97 @@ def test_initial_models():
         init(0, True)
     with pytest.raises(UserError, match="changes nothing on SVHN"):
         init(1, True, SVHN)
+    with pytest.raises(UserError, match="changes nothing on ImageNet"):
+        init(1, True, IMAGENET)  # whose classes are counted later
+
+
+def device(gpu=None, name=None):
+    return device_of(argparse.Namespace(gpu=gpu, device=name))
 
 
 def test_devices():
-    def device(gpu=None, name=None):
-        return device_of(argparse.Namespace(gpu=gpu, device=name))
-
     assert device(name="cpu") == torch.device("cpu")
     assert device().type == ("cuda" if torch.cuda.is_available() else "cpu")
     with pytest.raises(UserError, match="no cuda:97"):
         device(gpu=97)
-    with pytest.raises(UserError, match="no device 'toaster'"):
-        device(name="toaster")
+    for number in (128, 256):  # in the eight bits that torch has for it, -128 and 0
+        with pytest.raises(UserError, match=f"no cuda:{number}"):
+            device(gpu=number)
+
+
+@pytest.mark.parametrize(
+    "name",
+    [
+        *("toaster", "", "cuda:-1", "cuda:x", "cpu:-1", "cpu:256", "meta"),
+        *(
+            "mps",
+            "xla",
+            "hpu",
+            "mtia",
+            "vulkan",
+            "lazy",
+            "privateuseone",
+            "opengl",
+            "ideep",
+        ),  # not a part of this torch
+    ],
+)
+def test_a_device_holds_a_value_and_gives_it_back(name):
+    with pytest.raises(UserError, match=f"no device '{name}'") as caught:
+        device(name=name)
+    assert "\n" not in str(caught.value)
+    assert len(str(caught.value)) < 300
+
+
+HUGE = "1" + "0" * 300
+
+
+@pytest.mark.parametrize(
+    ("script", "arguments", "words"),
+    [
+        ("mnist/run.py", ["--run-start", HUGE], "(301 characters) is above the limit of 2147483647"),
+        ("mnist/run.py", ["--run-stop", "2147483648"], "2147483648 is above the limit of 2147483647"),
+        ("mnist/run.py", ["--batch-size", "1" + "0" * 30], "above the limit"),
+        ("mnist/run.py", ["--seed", HUGE], "above the limit"),
+        ("mnist/run.py", ["--seed", f"-{HUGE}"], "below the limit"),
+        ("mnist/run.py", ["--jobs", "1001"], "above the limit of 1000"),
+        ("mnist/run.py", ["-e", "9" * 5000], "(5000 characters) is not a whole number"),
+        ("mnist/run.py", ["-e", "1.5"], "1.5 is not a whole number"),
+        ("mnist/run.py", ["-e", "0"], "0 is not a positive number"),
+        ("mnist/unsup.py", ["-r", "-1"], "-1 is negative"),
+        ("mnist/unsup.py", ["--gpu", "-1"], "-1 is negative"),
+        ("mnist/unsup.py", ["--gpu", HUGE], "above the limit"),
+        ("mnist/unsup.py", ["-ir", "nan"], "at least 1, not nan"),
+        ("mnist/unsup.py", ["-ir", "inf"], "at least 1, not inf"),
+        ("mnist/unsup.py", ["-nr", "nan"], "in [0, 1), not nan"),
+        ("mnist/unsup.py", ["--lr", "nan"], "above 0, not nan"),
+        ("run_plot.py", ["--at", "nan"], "from 0 to 100 percent, not nan"),
+        ("vaal/main.py", ["--train-iterations", "1" + "0" * 15], "above the limit of 1000000"),
+        ("vaal/main.py", ["--adversary-param", "nan"], "not nan"),
+        ("imagenet/run.py", ["--image-size", "4097"], "above the limit of 4096"),
+        ("imagenet/run.py", [".", "--holdout-val", "nan"], "under 1, not nan"),
+        ("imagenet/run.py", [".", "--conv-only"], "--conv-only changes nothing on"),
+    ],
+)
+def test_absurd_numbers_end_at_once_in_one_line(script, arguments, words):
+    refused(script, *arguments, words=words)
+
+
+@pytest.mark.parametrize(
+    ("script", "arguments"),
+    [
+        ("mnist/unsup.py", ["--dataset", "DIGITS", "--device", "cpu", "--save-folder", "x" * 300]),
+        ("mnist/run.py", ["--dataset", "DIGITS", "--device", "cpu", "--save-folder", "x" * 300]),
+        ("mnist/unsup.py", ["--device", "cpu", "--datadir", "x" * 300]),
+        ("svhn/unsup.py", ["--device", "cpu", "--datadir", "x" * 300]),
+        ("run_plot.py", ["--datadir", "x" * 300, "--out", "figures"]),
+        ("run_plot.py", ["--out", "x" * 300]),
+        ("run_plot.py", ["--dataset", "x" * 300, "--out", "figures"]),
+        ("run_plot.py", ["--into", "x" * 300, "--out", "figures"]),
+        ("imagenet/unsup.py", ["x" * 300, "--device", "cpu", "--datadir", "."]),
+        ("mnist/visualize_tsne.py", ["--out", "x" * 300]),
+    ],
+)
+def test_names_that_are_too_long_end_in_one_line(tmp_path, monkeypatch, script, arguments):
+    monkeypatch.chdir(tmp_path)
+    refused(script, *arguments, words="x" * 300)

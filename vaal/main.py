@@ -190,7 +190,7 @@ def add_recipe(parser: flags.Parser) -> None:
     parser.set_defaults(epochs=None, samples=None, descr_batch=None, descr_dtype=None, initial=False, baseline=False)
     add = parser.add_argument
     add("--batch-size", type=flags.positive, metavar="N", help="images per batch, labelled and unlabelled each")
-    add("--train-iterations", type=flags.positive, metavar="N", help="steps of the task model per AL iteration")
+    add("--train-iterations", type=flags.up_to(1_000_000), metavar="N", help="steps of the task model per AL iteration")
     add("--latent-dim", type=flags.positive, metavar="N", help="length of the VAE's codes")
     add("--adversary-param", type=weight, metavar="X", help="weight of the adversarial term in the VAE's loss")
 

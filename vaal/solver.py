@@ -40,6 +40,8 @@ def _cross_entropy(logits: Tensor, target: float) -> Tensor:
     return F.binary_cross_entropy_with_logits(logits, torch.full_like(logits, target))
 
 
+MOST = 2**31 - 1  # images that one AL iteration takes from the pool: their order is kept in memory
+
 Batches = Iterator[tuple[Tensor, Tensor]]  # images and their positions in the pool
 
 
@@ -118,6 +120,8 @@ class Solver:
         """The batches of the remaining steps, all of the same size, from repeated shuffles of `rows`."""
         later = [steps - 1 for steps in (self.recipe.vae_steps, self.recipe.adversary_steps) if steps]
         size = self.recipe.batch_size * (1 + sum(later))  # the first update of either reuses the latest batch
+        if size * self.recipe.train_iterations > MOST:
+            raise UserError(f"VAAL takes at most {MOST} images in an iteration: lower --batch-size")
         order = endless(rows, size * self.recipe.train_iterations, shuffles)
         return iter(self.pool.batches(self.recipe.batch_size, order[size * self.step :]))
 

@@ -1,7 +1,7 @@
 """The flags of the scripts. Their names are those of the paper's release."""
 
 import argparse
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import NoReturn
@@ -18,6 +18,8 @@ from alfk.records import BASELINE
 from alfk.runs import Trial
 
 ROOT = Path(__file__).resolve().parents[2]
+
+LARGEST = 2**31 - 1  # of a number of things
 
 Cfg = Sequence[tuple[float, str, int, int]]  # rows of (ir, method, L, ensemble size)
 
@@ -58,7 +60,7 @@ def data_parser(experiments: Mapping[str, Experiment], about: str) -> Parser:
     add = parser.add_argument
     add("--dataset", choices=names, default=names[0], help=f"data set ({names[0]})")
     where = parser.add_mutually_exclusive_group()
-    where.add_argument("--gpu", type=int, metavar="N", help="CUDA device N")
+    where.add_argument("--gpu", type=count, metavar="N", help="CUDA device N")
     where.add_argument(
         "--device", help="torch device, e.g. cpu or cuda:1 (default: a GPU if there is one, else the CPU)"
     )
@@ -80,7 +82,7 @@ def protocol_parser(experiments: Mapping[str, Experiment], about: str) -> Parser
     """The flags of every method, including VAAL."""
     parser = data_parser(experiments, about)
     add = parser.add_argument
-    add("--seed", type=int, default=0, help="seed of all random draws; every run derives its own seeds from it (0)")
+    add("--seed", type=seed, default=0, help="seed of all random draws; every run derives its own seeds from it (0)")
     add("--unsup-epochs", type=positive, metavar="E", help="epochs of rotation pretraining, with --initial")
     add("-as", "--query-size", type=positive, metavar="N", help="images labelled in each AL iteration")
     return parser
@@ -166,13 +168,37 @@ def add_runs(parser: Parser, default_irs: str) -> None:
     add("--run-stop", type=positive, metavar="R", help="the run before which to stop (the data set's number of runs)")
     add("-ir", type=imbalance_ratio, nargs="+", metavar="IR", help=f"imbalance ratios ({default_irs})")
     add("--iterations", type=positive, metavar="B", help="AL iterations (the data set's)")
-    add("--jobs", type=positive, default=1, metavar="N", help="runs in parallel, each in a separate process (1)")
+    add("--jobs", type=up_to(1000), default=1, metavar="N", help="runs in parallel, each in a separate process (1)")
 
 
-def positive(text: str) -> int:
-    value = int(text)
-    if value < 1:
-        raise argparse.ArgumentTypeError(f"{text} is not a positive number")
+def positive(text: str, most: int = LARGEST) -> int:
+    return _integer(text, 1, most)
+
+
+def count(text: str) -> int:
+    return _integer(text, 0, LARGEST)
+
+
+def seed(text: str) -> int:
+    return _integer(text, -(2**63), 2**63 - 1)
+
+
+def up_to(most: int) -> Callable[[str], int]:
+    """`positive` with another limit."""
+    return lambda text: positive(text, most)
+
+
+def _integer(text: str, least: int, most: int) -> int:
+    shown = text if len(text) <= 24 else f"{text[:20]}... ({len(text)} characters)"
+    try:
+        value = int(text)
+    except ValueError:
+        raise argparse.ArgumentTypeError(f"{shown} is not a whole number") from None
+    if value < least:
+        wrong = {0: "negative", 1: "not a positive number"}.get(least, f"below the limit of {least}")
+        raise argparse.ArgumentTypeError(f"{shown} is {wrong}")
+    if value > most:
+        raise argparse.ArgumentTypeError(f"{shown} is above the limit of {most}")
     return value
 
 
@@ -183,17 +209,17 @@ def rate(text: str) -> float:
     return value
 
 
-def count(text: str) -> int:
-    value = int(text)
-    if value < 0:
-        raise argparse.ArgumentTypeError(f"{text} is negative")
-    return value
-
-
 def imbalance_ratio(text: str) -> float:
     value = float(text)
     if not 1 <= value < float("inf"):
         raise argparse.ArgumentTypeError(f"an imbalance ratio is at least 1, not {text}")
+    return value
+
+
+def accuracy(text: str) -> float:
+    value = float(text)
+    if not 0 <= value <= 100:
+        raise argparse.ArgumentTypeError(f"an accuracy is from 0 to 100 percent, not {text}")
     return value
 
 
@@ -238,19 +264,34 @@ def _changed(recipe: Recipe, given: Mapping[str, object], scaled: bool) -> Recip
 def device_of(options: argparse.Namespace) -> torch.device:
     """The device of --gpu or --device, under torchrun that of this process. Raises UserError if there is none."""
     default = "cuda" if torch.cuda.is_available() else "cpu"
-    name = options.device or (default if options.gpu is None else f"cuda:{options.gpu}")
+    name = options.device
+    if name is None:
+        name = default if options.gpu is None else f"cuda:{options.gpu}"
     try:
-        device = distributed.local_device(torch.device(name))
-        devices = torch.cuda.device_count()
-        if device.type == "cuda" and (device.index or 0) not in range(devices):
-            remedy = "name none and the CPU is used" if not devices else f"there are cuda:0 to cuda:{devices - 1}"
-            if distributed.world_size() > 1:
-                remedy = f"start {devices} processes on this machine, or work on the CPU: --device cpu"
-            raise UserError(f"there is no {device}: {devices} CUDA devices here; {remedy}")
-        torch.empty(1, device=device)
-    except RuntimeError as problem:
-        raise UserError(f"there is no device {name!r}: {str(problem).splitlines()[0]}") from None
+        device = torch.device(name)
+        if device.type == "cuda":
+            device = _gpu(name, device)
+        elif str(device) != name:  # torch keeps eight bits of a number: cpu:256 would be cpu:0
+            raise UserError(f"there is no device {name!r}")
+        torch.ones(1, device=device).item()
+    except UserError:
+        raise
+    except Exception as problem:  # of many types: a backend that torch knows may not be a part of it, or not be there
+        reason = str(problem).splitlines()[:1] or [type(problem).__name__]
+        raise UserError(f"there is no device {name!r}: {reason[0].partition('. ')[0]}") from None
     return device
+
+
+def _gpu(name: str, device: torch.device) -> torch.device:
+    """The GPU of this process. Raises UserError if it is not there."""
+    number, devices = name.partition(":")[2], torch.cuda.device_count()
+    device = distributed.local_device(device)
+    if int(number or device.index or 0) in range(devices):
+        return device
+    remedy = "name none and the CPU is used" if not devices else f"there are cuda:0 to cuda:{devices - 1}"
+    if distributed.world_size() > 1:
+        remedy = f"start {devices} processes on this machine, or work on the CPU: --device cpu"
+    raise UserError(f"there is no {name if number else device}: {devices} CUDA devices here; {remedy}")
 
 
 def method_key(sub: str | None, aug: str | None) -> str:
@@ -291,7 +332,8 @@ def init_of(experiment: Experiment, options: argparse.Namespace) -> str:
         return "rotation" if options.unsupervised else "random"
     if not options.unsupervised:
         raise UserError("--conv-only keeps a part of the rotation model: it does not go with --unsupervised 0")
-    if len(linear_layers(experiment.network(experiment.classes))) == 1:
+    classes = experiment.classes or 2  # unknown before a folder is read; there are as many layers for any number
+    if len(linear_layers(experiment.network(classes))) == 1:
         raise UserError(f"--conv-only changes nothing on {experiment.name}: the last layer is the only linear one")
     return "rotation_conv"
 

@@ -7,6 +7,7 @@ a curve.
 import csv
 import dataclasses
 import math
+import re
 from collections.abc import Iterable, Sequence
 from pathlib import Path
 from statistics import fmean
@@ -76,10 +77,11 @@ def series(trial: Trial) -> str:
 
 def parse_series(name: str) -> tuple[str, int, int]:
     """ "Rzg_pz_L80" -> ("Rzg_pz", 80, 1), "varR_E4" -> ("varR", 0, 4), "random" -> ("random", 0, 1)."""
-    method, _, last = name.rpartition("_")
-    if method and last[0] in "LE" and last[1:].isdecimal():
-        return (method, int(last[1:]), 1) if last[0] == "L" else (method, 0, int(last[1:]))
-    return name, 0, 1
+    found = re.fullmatch(r"(.+)_([LE])([1-9][0-9]{0,8})", name)
+    if not found:
+        return name, 0, 1
+    method, letter, number = found.groups()
+    return (method, int(number), 1) if letter == "L" else (method, 0, int(number))
 
 
 Reference = dict[tuple[str, str], Curve]  # (series, initial model) -> a curve to compare with
