@@ -15,39 +15,30 @@ import argparse
 import csv
 import dataclasses
 import io
-import os
 import sys
 from collections.abc import Sequence
 from pathlib import Path
 
+from alfk.acquisition import METHODS
 from alfk.cli.datasets import all_experiments, get_experiment
-from alfk.cli.options import Parser, count, imbalance_ratio, positive
+from alfk.cli.guard import check_writable
+from alfk.cli.options import Parser, accuracy, count, imbalance_ratio, positive
+from alfk.cli.scripts import guarded
 from alfk.errors import UserError
 from alfk.files import atomic
 from alfk.plotting import contact_sheets, results, tables
-from alfk.plotting.curves import ranges
-from alfk.records import INITS, Record
+from alfk.plotting.curves import parse_series, ranges
+from alfk.records import BASELINE, INITS, Record
 
 ROOT = Path(__file__).resolve().parent
 REFERENCE = ROOT / "reference"
 
 
 def main() -> int:
-    options = parse()
-    try:
-        status = run(options)
-        sys.stdout.flush()
-        return status
-    except UserError as problem:
-        print(f"run_plot.py: {problem}", file=sys.stderr)
-        return 2
-    except BrokenPipeError:
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())  # else Python reports the error again at exit
-        print("run_plot.py: stopped, because its output is not read any longer; not all was drawn", file=sys.stderr)
-        return 1
+    return guarded(make_parser(), run)
 
 
-def parse() -> argparse.Namespace:
+def make_parser() -> Parser:
     parser = Parser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     add = parser.add_argument
     add("--dataset", help="one data set (all with results)")
@@ -60,13 +51,20 @@ def parse() -> argparse.Namespace:
     add("--out", type=Path, default=ROOT / "local_data" / "figures", help="folder for figures (local_data/figures)")
     add("--reference", action="store_true", help="also draw the curves of the paper and its release, and compare")
     add("--claim", metavar="SERIES", help="series whose claims are computed (Rzg_pz at its largest L)")
-    add("--at", type=float, metavar="ACC", help="accuracy at which labels are compared (the highest both reach)")
+    add("--at", type=accuracy, metavar="ACC", help="accuracy at which labels are compared (the highest both reach)")
     add("--into", type=Path, metavar="FILE", help="Markdown file whose <!-- NAME --> tables are replaced")
     add("--show-selected", action="store_true", help="draw the images that each method chose, instead of the curves")
-    return parser.parse_args()
+    return parser
 
 
 def run(options: argparse.Namespace) -> int:
+    """Draw the figures that the flags name; returns the exit status. Raises UserError."""
+    check_writable(options.out, "--out")
+    if options.into and not options.into.is_file():
+        raise UserError(f"--into {options.into} is not there, or not a file")
+    for name in options.methods:
+        if parse_series(name)[0] not in (*METHODS, "vaal", BASELINE):
+            raise UserError(f"there is no method or series {name!r}: name {', '.join(METHODS)}, or e.g. Rzg_pz_L80")
     drawn = 0
     for dataset in datasets(options):
         folder = results_folder(dataset, options)
@@ -170,7 +168,7 @@ def relative(path: Path) -> str:
 
 def fill(path: Path, name: str, text: str) -> None:
     """Replace the text between <!-- name --> and <!-- end --> in a Markdown file, if it has that mark."""
-    content, start = path.read_text(), f"<!-- {name} -->\n"
+    content, start = path.read_text(encoding="utf-8"), f"<!-- {name} -->\n"
     before, found, rest = content.partition(start)
     if found:
         _, end, after = rest.partition("<!-- end -->")

@@ -11,8 +11,8 @@ from typing import Any
 
 import torch
 
+from alfk.cli.guard import OutputClosed, line_of
 from alfk.cli.progress import Progress
-from alfk.errors import UserError
 from alfk.stages.workspace import Report
 
 RunTask = Callable[[int, Report], None]  # (run, report) -> everything that is computed in that run
@@ -24,7 +24,7 @@ class Failure:
 
     run: int
     cause: str  # one line
-    user: bool  # whether it is a UserError, which the user can fix
+    user: bool  # whether the user can mend it
     details: str = ""  # a traceback
 
 
@@ -44,13 +44,13 @@ def run_in_parallel(runs: Sequence[int], task: RunTask, progress: Progress, jobs
         task: must be picklable.
     """
     context = multiprocessing.get_context("spawn")
-    waiting, running, failures = list(runs), {}, []
+    waiting, running, failures = runs, {}, []
     threads = max(1, (os.cpu_count() or 1) // jobs)
     try:
         while waiting or running:
             while waiting and len(running) < jobs:
                 receiver, sender = context.Pipe(duplex=False)
-                run = waiting.pop(0)
+                run, waiting = waiting[0], waiting[1:]
                 process = context.Process(target=_child_main, args=(run, task, sender, threads), daemon=True)
                 process.start()
                 sender.close()
@@ -87,8 +87,8 @@ def _child_main(run: int, task: RunTask, sender: Connection, threads: int) -> No
 
     try:
         sender.send(("end", {"failure": _attempt(run, task, report)}))
-    except KeyboardInterrupt:
-        os._exit(130)  # the parent prints the message
+    except (KeyboardInterrupt, BrokenPipeError):  # the parent prints the message, or has died
+        os._exit(130)
 
 
 def _exit_with_parent() -> None:
@@ -100,11 +100,12 @@ def _exit_with_parent() -> None:
 def _attempt(run: int, task: RunTask, report: Report) -> Failure | None:
     try:
         task(run, report)
-    except BrokenPipeError:
+    except OutputClosed:
         raise
-    except UserError as problem:
-        return Failure(run, str(problem), user=True)
     except Exception as problem:
+        line = line_of(problem)
+        if line is not None:
+            return Failure(run, line, user=True)
         cause = f"{type(problem).__name__}: {problem}".splitlines()[0]
         return Failure(run, cause, user=False, details=traceback.format_exc())
     return None

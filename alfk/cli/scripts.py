@@ -2,9 +2,7 @@
 
 import argparse
 import datetime
-import errno
 import functools
-import os
 import platform
 import re
 import signal
@@ -19,6 +17,7 @@ import torch
 
 from alfk import distributed
 from alfk.cli import options as flags
+from alfk.cli.guard import guard
 from alfk.cli.jobs import RunTask, run_in_parallel, run_sequentially
 from alfk.cli.progress import Progress, cost_table, table
 from alfk.config import Experiment, Load
@@ -199,9 +198,18 @@ def check_initial_models(
             for member in range(trial.ensemble):
                 path = folder.initial(trial.distortion, trial.unsupervised, member, trial.select)
                 if not path.exists():
-                    command, images = trial.initial_command(), getattr(options, "folder", None)
-                    command = command.replace("run.py", f"run.py {images}", 1) if images else command
-                    raise UserError(f"there is no initial model {path}: {command}{place} makes it")
+                    command = initial_command(experiment, options, trial, place)
+                    raise UserError(f"there is no initial model {path}: {command} makes it")
+
+
+def initial_command(experiment: Experiment, options: Options, trial: Trial, place: str = "") -> str:
+    """The command that makes the initial models of a trial: for a user's own images the one that was given, whose flags
+    they need, with --initial, if its script has that flag.
+    """
+    if experiment.own_images and hasattr(options, "initial") and not place:
+        return f"the same command with --initial{' in place of --baseline' if options.baseline else ''}"
+    command, images = trial.initial_command(), getattr(options, "folder", None)
+    return (command.replace("run.py", f"run.py {images}", 1) if images else command) + place
 
 
 class ExperimentRun:
@@ -293,6 +301,14 @@ def doubts(experiment: Experiment, initial: bool, sized: bool) -> list[str]:
     return found
 
 
+def other_files(images: Dataset) -> list[str]:
+    """A warning if files of other types lie beside the images of a folder."""
+    splits = {id(split): split for split in images if split is not None}.values()
+    count = sum(split.left_out for split in splits)
+    files = "file that is no" if count == 1 else "files that are no"
+    return [f"{count} {files} .jpeg, .jpg or .png {'was' if count == 1 else 'were'} left out"] if count else []
+
+
 def root(experiment: Experiment, options: Options) -> Path:
     return options.save_folder or options.datadir / experiment.name
 
@@ -349,7 +365,7 @@ def _commit() -> str | None:
 
 
 def guarded(parser: argparse.ArgumentParser, body: Callable[[Options], int], distributable: bool = False) -> int:
-    """Parse the flags and call `body`; errors that the user can fix are printed as one line, with exit status 2.
+    """Parse the flags and call `body`; returns the exit status (see `guard`).
 
     Args:
         distributable: whether torchrun may start several processes.
@@ -359,26 +375,11 @@ def guarded(parser: argparse.ArgumentParser, body: Callable[[Options], int], dis
         options = parser.parse_args()
         if distributed.world_size() == 1:  # torchrun's SIGTERM has to end a process that waits in a collective
             signal.signal(signal.SIGTERM, _interrupt)
-        try:
-            if distributed.world_size() > 1 and not distributable:
-                raise UserError("this script runs as one process: start it without torchrun")
-            return body(options)
-        except UserError as problem:
-            distributed.print_error(f"{parser.prog}: {problem}")
-        except BrokenPipeError:
-            os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())  # or the interpreter reports it at exit
-            distributed.print_error(f"{parser.prog}: stopped, its output is no longer read; the same command continues")
-            return 1
-        except OSError as problem:
-            if problem.errno not in (errno.ENOSPC, errno.EDQUOT, errno.EACCES, errno.EROFS):
-                raise
-            distributed.print_error(f"{parser.prog}: {problem}")
-        except KeyboardInterrupt as stop:
-            distributed.print_error(f"{parser.prog}: interrupted; the same command continues from here")
-            return 128 + (stop.args or [signal.SIGINT])[0]
-        return 2
+        elif not distributable:
+            raise UserError("this script runs as one process: start it without torchrun")
+        return body(options)
 
-    return distributed.run_distributed(attempt)
+    return distributed.run_distributed(lambda: guard(parser.prog, attempt))
 
 
 def _interrupt(number: int, _: object) -> None:

@@ -7,6 +7,7 @@ from collections.abc import Mapping, Sequence
 from alfk.acquisition import get_method
 from alfk.cli import options as flags
 from alfk.cli import scripts
+from alfk.cli.guard import check_writable
 from alfk.config import Experiment
 from alfk.errors import UserError
 from alfk.plotting import plots
@@ -37,6 +38,7 @@ def visualise(experiments: Mapping[str, Experiment], about: str, taps: Sequence[
     def body(options: argparse.Namespace) -> int:
         experiment = experiments[options.dataset]
         options.select = options.select or experiment.default_select
+        check_writable(options.out, "--out")
         work = _workspace(experiment, options)
         ir = options.ir or experiment.default_ir
         trials = [_trial(name, ir, experiment, options) for name in options.methods]
