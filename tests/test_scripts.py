@@ -250,7 +250,8 @@ def test_more_than_the_pool_holds(finished, tmp_path):
     refused("mnist/unsup.py", *SMALL, "-as", 0, "--save-folder", tmp_path, words="not a positive number")
     big = [*SMALL, "--run-stop", 1, "-as", 100, "--iterations", 6, "--save-folder", tmp_path]
     refused("mnist/run.py", *big, "--initial", words="need 600 pool images, the pool at ir=20 has 473")
-    assert not (tmp_path / "run0" / "manifest.json").exists()
+    assert not (tmp_path / "run0").exists()
+    call("mnist/unsup.py", *SMALL, "--save-folder", tmp_path)
     huge = [*SMALL, "-as", 9000, "-sub", "random", "--save-folder", tmp_path]
     refused("mnist/main_descr.py", *huge, words="need 9000 pool images")
 
@@ -258,6 +259,7 @@ def test_more_than_the_pool_holds(finished, tmp_path):
 def test_stages_out_of_order(finished, tmp_path):
     here = [*SMALL, "--save-folder", tmp_path, "-ir", 20, "-sub", "Rzg_pz"]
     refused("mnist/gen_descr.py", *here, words="run.py --initial -ir 20 makes it")
+    assert not (tmp_path / "run0").exists()
     call("mnist/unsup.py", *SMALL, "--save-folder", tmp_path)
     refused("mnist/main_descr.py", *here, words="run gen_descr.py first")
     refused("mnist/main_descr.py", *here, "-b", 1, words="AL iteration b=0 has to be run first")

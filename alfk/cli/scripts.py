@@ -115,11 +115,12 @@ def _one_iteration(experiments: Experiments, about: str, stage: Callable[[Round]
         trial = flags.trial_of(
             experiment, options.ir or experiment.default_ir, method, length, options.ensemble, options
         )
+        check_initial_models(experiment, options, [options.run], [trial])
+        before = experiment.for_data(data(experiment, options).train).query_size * options.b
+        if options.train_size not in (None, before):
+            raise UserError(f"before b={options.b} {before} images are labelled, not -ts {options.train_size}")
         with Progress(total=1) as progress:
             work = open_workspace(experiment, options, options.run, progress, [trial], options.b + 1)
-            before = work.experiment.query_size * options.b
-            if options.train_size not in (None, before):
-                raise UserError(f"before b={options.b} {before} images are labelled, not -ts {options.train_size}")
             with work.folder.lock(trial.name):
                 stage(Round(work, trial, options.b))
         return 0
@@ -272,6 +273,7 @@ def open_workspace(
     if recipe is None:
         sized = experiment.own_images or options.query_size or options.training_batch
         told += doubts(experiment, initial, bool(sized))
+    told += other_files(Dataset(train, test, separate_validation))
     for text in told + folder.read_results()[1]:
         report("warning", text=text)
     return work
