@@ -81,6 +81,7 @@ def test_errors_of_memory():
         line = line_of(problem)
         assert line.startswith("the memory does not suffice ("), line
         assert "\n" not in line
+        assert "enforce" not in line  # torch's place in its source
 
 
 def test_bugs_have_no_line():

@@ -118,8 +118,8 @@ def line_of(problem: BaseException) -> str | None:
         named = [os.fsdecode(f) for f in (problem.filename, problem.filename2) if isinstance(f, str | bytes | Path)]
         text = f"{' -> '.join(named)}: {reason_of(problem)}" if named else reason_of(problem)
     elif is_out_of_memory(problem):
-        found = str(problem).splitlines() or [type(problem).__name__]
-        text = f"the memory does not suffice ({found[0]}): smaller batches, or fewer --jobs, need less"
+        found = (str(problem).splitlines() or [type(problem).__name__])[0].rpartition("Allocator: ")[2]
+        text = f"the memory does not suffice ({found}): smaller batches, or fewer --jobs, need less"
     else:
         return None
     return " ".join(text.splitlines())
