@@ -4,6 +4,7 @@ import argparse
 import contextlib
 import io
 import json
+import math
 import os
 import shutil
 import signal
@@ -139,6 +140,8 @@ def in_a_group(number, folder):
     found["batch norm"] = [*model.state_dict().values(), *seen]
     found["names"] = list(model.state_dict())
     found["refused"] = [refusal(split(20), 1), refusal(split(1), 8)]
+    spoil = lambda images, labels: (images * (math.nan if number else 1), labels)  # noqa: E731
+    found["diverged"] = refusal(split(8), 8, spoil, epochs=2)
 
     found["agreed"] = distributed.broadcast_from_main(lambda: number + 10)
     found["everyone's error"] = said(lambda: distributed.broadcast_from_main(lambda: fail("there is no file")))
@@ -186,9 +189,9 @@ def note(order, number, folder):
     return open_array(folder / "loaded.npy", {"kind": "loaded"})
 
 
-def refusal(data, batch_size):
-    recipe = Recipe(epochs=1, batch_size=batch_size, lr=0.05, momentum=0, weight_decay=0, schedule=StepDecay(2))
-    return said(lambda: fit(net(), data, recipe, torch.Generator()))
+def refusal(data, batch_size, task=classify, epochs=1):
+    recipe = Recipe(epochs, batch_size=batch_size, lr=0.05, momentum=0, weight_decay=0, schedule=StepDecay(2))
+    return said(lambda: fit(net(), data, recipe, torch.Generator(), task))
 
 
 def fail(text):
@@ -262,6 +265,7 @@ def test_what_is_agreed(both):
         assert found["array"] == [7, 7, 7]
         assert "batch of 1 images is too small for 2" in found["refused"][0]
         assert "1 images are too few for 2 processes" in found["refused"][1]
+        assert "diverged in epoch 1" in found["diverged"]  # also where the loss of that epoch was finite
         assert found["vaal"][0] == 2
         assert "start it without torchrun" in found["vaal"][1]
     assert "another process is working on y" in both[1]["locked"]
