@@ -202,17 +202,17 @@ class RunFolder:
     def check_manifest(self, settings: Mapping[str, Any]) -> tuple[dict[str, Any], list[str]]:
         """The manifest, empty for a new run, and messages about it. Raises UserError if a setting in it differs.
 
-        A manifest that differs from the checkpoints where these agree with the settings is another run's: it is
-        replaced.
+        A setting with which no checkpoint was made does not count: it is left by a training that diverged, or the
+        manifest is another run's.
         """
         manifest, told = self.manifest()
         differing = [key for key, value in settings.items() if manifest["settings"].get(key, value) != value]
         if differing:
             made_with = self._settings_of_checkpoints()
-            if all(key in made_with and made_with[key] == settings[key] for key in differing):
-                path = self.path / "manifest.json"
-                told = [f"{path} is another run's: the settings were taken from the run's checkpoints"]
-                return {"settings": made_with, "sessions": []}, told
+            if all(made_with.get(key, settings[key]) == settings[key] for key in differing):
+                found = ", ".join(f"{key} = {manifest['settings'][key]}" for key in differing)
+                told = [f"{self.path / 'manifest.json'} had {found}, but no model of the run was made with it: replaced"]
+                return {"settings": made_with, "sessions": manifest["sessions"]}, told
         check_settings(self.path, manifest["settings"], settings)
         return manifest, told
 
