@@ -1,6 +1,6 @@
-"""The acquisition methods, a registry (paper, Section 4; the keys are those of the command line).
+"""The paper's acquisition methods (Section 4; the keys are those of the command line), and how a method is run.
 
-A method declares its inputs and an acquisition function that maps them to a `Selection`. An acquisition has two steps:
+`alfk.methods` states what a method declares and is given. An acquisition has two steps:
 `measure` runs the network over validation set and pool, `choose` calls the method's function. The scripts keep the
 measurement in files between the two; `select` does both in memory, for a training loop of your own. How to add a
 method: docs/method.md, section 11.
@@ -17,117 +17,11 @@ from alfk import distributed, matching, pseudo_labels
 from alfk.data import Split
 from alfk.descriptors import Descriptors, LabelRule, describe, logits_of
 from alfk.errors import UserError
+from alfk.methods import METHODS, Measurement, Method, Situation, register
 from alfk.network import count_passes
 from alfk.perturbation import RotationAndNoise, Strategy
 from alfk.selection import Selection
 from alfk.uncertainty import uncertainty
-
-INPUTS = {
-    "features": "standardised features z of every validation and pool image",
-    "scores": "standardised Fisher scores g of the same images, for the labels of the method's rules; implies features",
-    "uncertainty": "the method's MC-dropout measure of every pool image, from an ensemble of models",
-    "logits": "the network's output for every pool image",
-    "annotation": "labels of pool images, requested from the annotator while the query is being chosen",
-}
-
-DATABASES = {  # input -> the files in runN/descr that hold it
-    "features": ("validation", "pool"),
-    "scores": ("validation", "pool"),
-    "uncertainty": ("uncertainty",),
-    "logits": ("logits",),
-}
-
-
-@dataclasses.dataclass
-class Measurement:
-    """The inputs of a method, in memory or memory-mapped from files; None for inputs that it does not declare.
-
-    Attributes:
-        validation, pool: descriptors of validation set and pool ("features", "scores").
-        uncertainty: (N,) of the pool.
-        logits: (N, C) of the pool.
-        forward, backward: number of images in forward and backward passes, the cost of the measurement.
-    """
-
-    validation: Descriptors | None = None
-    pool: Descriptors | None = None
-    uncertainty: Tensor | None = None
-    logits: Tensor | None = None
-    forward: int = 0
-    backward: int = 0
-
-
-@dataclasses.dataclass
-class Situation:
-    """The argument of a method's acquisition function.
-
-    Attributes:
-        available: (N,) bool, pool images that are not labelled yet.
-        n: query size; at most the number of available images.
-        generator: source of all random draws.
-        measurement: None in an iteration in which the method draws at random.
-        validation_labels: (V,) int64, true labels.
-        annotate: positions (k,) in the pool -> their labels (k,), for methods that need "annotation".
-    """
-
-    available: Tensor
-    n: int
-    generator: torch.Generator
-    measurement: Measurement | None = None
-    validation_labels: Tensor | None = None
-    annotate: Callable[[Tensor], Tensor] | None = None
-
-
-@dataclasses.dataclass(frozen=True)
-class Method:
-    """An acquisition method.
-
-    Attributes:
-        key: its name on the command line and in files.
-        notation: its name in figures, in TeX.
-        choose: the acquisition function, which returns the n images to label next.
-        inputs: keys of INPUTS; they determine which passes through the network are run and which files are written.
-        from_first_label: whether it draws at random while no image is labelled.
-        pool_label, validation_label: the rules for the labels of g of pool and validation images ("scores").
-    """
-
-    key: str
-    notation: str
-    choose: Callable[[Situation], Selection]
-    inputs: frozenset[str] = frozenset()
-    from_first_label: bool = False
-    pool_label: str | None = None
-    validation_label: str | None = None
-
-    def __post_init__(self) -> None:
-        unknown = self.inputs - set(INPUTS)
-        if unknown:
-            raise ValueError(f"{self.key} needs unknown inputs: {', '.join(sorted(unknown))}")
-
-    @property
-    def needs_descriptors(self) -> bool:
-        return bool(self.inputs & {"features", "scores"})
-
-    @property
-    def needs_uncertainty(self) -> bool:
-        """Whether it samples networks with MC-dropout; only such a method can use an ensemble."""
-        return "uncertainty" in self.inputs
-
-    @property
-    def needs_passes(self) -> bool:
-        """Whether the network has to be run over the pool."""
-        return bool(self.inputs - {"annotation"})
-
-    @property
-    def estimates_from_copies(self) -> bool:
-        """Whether its pseudo-labels come from perturbed copies of the images."""
-        return self.pool_label in pseudo_labels.ESTIMATORS
-
-    @property
-    def estimates_labels(self) -> bool:
-        """Whether pool images get pseudo-labels, whose accuracy can be reported."""
-        return self.pool_label not in (None, "true")
-
 
 # Acquisition functions
 
@@ -179,17 +73,7 @@ def top_scoring(scores: Tensor, available: Tensor, n: int, generator: torch.Gene
     return candidates[scores[candidates].argsort(descending=True, stable=True)[:n]]
 
 
-# The registry
-
-METHODS: dict[str, Method] = {}
-
-
-def register(method: Method) -> Method:
-    """Add a method. Raises ValueError if its key is taken."""
-    if method.key in METHODS:
-        raise ValueError(f"there is a method {method.key!r} already")
-    METHODS[method.key] = method
-    return method
+# The paper's methods
 
 
 def _uncertainty_method(key: str, notation: str) -> Method:

@@ -211,7 +211,7 @@ class RunFolder:
             made_with = self._settings_of_checkpoints()
             if all(made_with.get(key, settings[key]) == settings[key] for key in differing):
                 found = ", ".join(f"{key} = {manifest['settings'][key]}" for key in differing)
-                told = [f"{self.path / 'manifest.json'} had {found}, but no model of the run was made with it: replaced"]
+                told = [f"{self.path / 'manifest.json'} had {found}, but no model of the run was made so: replaced"]
                 return {"settings": made_with, "sessions": manifest["sessions"]}, told
         check_settings(self.path, manifest["settings"], settings)
         return manifest, told

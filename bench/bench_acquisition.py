@@ -18,8 +18,9 @@ import torch
 ROOT = Path(__file__).resolve().parents[1]
 sys.path.insert(0, str(ROOT))
 
-from alfk.acquisition import METHODS, Sampling, Situation, choose, get_method, measure
+from alfk.acquisition import METHODS, Sampling, choose, get_method, measure
 from alfk.cli.options import positive
+from alfk.methods import Situation
 from alfk.runs import RunFolder
 from alfk.stages.memory import peak_mib, reset_peak
 from alfk.stages.round import Round

@@ -9,11 +9,12 @@ import torch
 from torch import nn
 
 from alfk import acquisition
-from alfk.acquisition import METHODS, Method, Sampling, Situation, choose, measure, register, select, top_scoring
+from alfk.acquisition import METHODS, Sampling, choose, measure, select, top_scoring
 from alfk.data import Split
 from alfk.descriptors import ForwardPass, describe, standardise
 from alfk.errors import UserError
 from alfk.matching import Selection
+from alfk.methods import Method, Situation, register
 from alfk.runs import Trial
 from alfk.stages.loop import STAGES, active_learning
 from alfk.stages.pretrain import make_initial_models

@@ -153,7 +153,7 @@ def test_a_manifest_of_another_run_is_replaced(folder):
     files.write_json(folder.path / "manifest.json", {"settings": {"seed": 0, "epochs": 5}, "sessions": []})
     manifest, (told,) = folder.check_manifest(about["settings"])
     assert manifest["settings"] == about["settings"]
-    assert "epochs = 5, but no model of the run was made with it" in told
+    assert "epochs = 5, but no model of the run was made so" in told
     with pytest.raises(UserError, match=r"epochs = 5, this command says 7"):
         folder.check_manifest({"seed": 0, "epochs": 7})
 

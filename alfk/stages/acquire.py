@@ -7,8 +7,9 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from alfk.acquisition import Situation, choose
+from alfk.acquisition import choose
 from alfk.files import save_array
+from alfk.methods import Situation
 from alfk.selection import Selection
 from alfk.stages.describe import read_databases
 from alfk.stages.round import Round

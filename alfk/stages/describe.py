@@ -11,11 +11,12 @@ import numpy as np
 import torch
 
 from alfk import distributed
-from alfk.acquisition import DATABASES, Measurement, Method, Sampling, measure
+from alfk.acquisition import Sampling, measure
 from alfk.data import Split
 from alfk.descriptors import Descriptors
 from alfk.errors import UserError
 from alfk.files import complete_array, create_array, has_array, open_array, read_header, save_array
+from alfk.methods import DATABASES, Measurement, Method
 from alfk.perturbation import STRATEGIES
 from alfk.stages.round import Round
 from alfk.training import accuracy, accuracy_per_class

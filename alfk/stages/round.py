@@ -10,7 +10,7 @@ import torch
 from torch import Tensor, nn
 
 from alfk import distributed
-from alfk.acquisition import DATABASES, Method, get_method
+from alfk.acquisition import get_method
 from alfk.bias import minority_of
 from alfk.config import Experiment
 from alfk.data import Split
@@ -27,6 +27,7 @@ from alfk.files import (
     pack_files,
     restore_array,
 )
+from alfk.methods import DATABASES, Method
 from alfk.network import fingerprint, fits
 from alfk.records import BASELINE, Record, check_record
 from alfk.runs import RunFolder, Trial

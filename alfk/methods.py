@@ -1,0 +1,134 @@
+"""The registry of acquisition methods: what a method declares, what it is given, and what it returns.
+
+A method declares its inputs and an acquisition function that maps them to a `Selection`; `alfk.acquisition` registers
+the paper's methods and runs them. How to add a method: docs/method.md, section 11.
+"""
+
+import dataclasses
+from collections.abc import Callable
+
+import torch
+from torch import Tensor
+
+from alfk import pseudo_labels
+from alfk.descriptors import Descriptors
+from alfk.selection import Selection
+
+INPUTS = {
+    "features": "standardised features z of every validation and pool image",
+    "scores": "standardised Fisher scores g of the same images, for the labels of the method's rules; implies features",
+    "uncertainty": "the method's MC-dropout measure of every pool image, from an ensemble of models",
+    "logits": "the network's output for every pool image",
+    "annotation": "labels of pool images, requested from the annotator while the query is being chosen",
+}
+
+DATABASES = {  # input -> the files in runN/descr that hold it
+    "features": ("validation", "pool"),
+    "scores": ("validation", "pool"),
+    "uncertainty": ("uncertainty",),
+    "logits": ("logits",),
+}
+
+
+@dataclasses.dataclass
+class Measurement:
+    """The inputs of a method, in memory or memory-mapped from files; None for inputs that it does not declare.
+
+    Attributes:
+        validation, pool: descriptors of validation set and pool ("features", "scores").
+        uncertainty: (N,) of the pool.
+        logits: (N, C) of the pool.
+        forward, backward: number of images in forward and backward passes, the cost of the measurement.
+    """
+
+    validation: Descriptors | None = None
+    pool: Descriptors | None = None
+    uncertainty: Tensor | None = None
+    logits: Tensor | None = None
+    forward: int = 0
+    backward: int = 0
+
+
+@dataclasses.dataclass
+class Situation:
+    """The argument of a method's acquisition function.
+
+    Attributes:
+        available: (N,) bool, pool images that are not labelled yet.
+        n: query size; at most the number of available images.
+        generator: source of all random draws.
+        measurement: None in an iteration in which the method draws at random.
+        validation_labels: (V,) int64, true labels.
+        annotate: positions (k,) in the pool -> their labels (k,), for methods that need "annotation".
+    """
+
+    available: Tensor
+    n: int
+    generator: torch.Generator
+    measurement: Measurement | None = None
+    validation_labels: Tensor | None = None
+    annotate: Callable[[Tensor], Tensor] | None = None
+
+
+@dataclasses.dataclass(frozen=True)
+class Method:
+    """An acquisition method.
+
+    Attributes:
+        key: its name on the command line and in files.
+        notation: its name in figures, in TeX.
+        choose: the acquisition function, which returns the n images to label next.
+        inputs: keys of INPUTS; they determine which passes through the network are run and which files are written.
+        from_first_label: whether it draws at random while no image is labelled.
+        pool_label, validation_label: the rules for the labels of g of pool and validation images ("scores").
+    """
+
+    key: str
+    notation: str
+    choose: Callable[[Situation], Selection]
+    inputs: frozenset[str] = frozenset()
+    from_first_label: bool = False
+    pool_label: str | None = None
+    validation_label: str | None = None
+
+    def __post_init__(self) -> None:
+        unknown = self.inputs - set(INPUTS)
+        if unknown:
+            raise ValueError(f"{self.key} needs unknown inputs: {', '.join(sorted(unknown))}")
+
+    @property
+    def needs_descriptors(self) -> bool:
+        return bool(self.inputs & {"features", "scores"})
+
+    @property
+    def needs_uncertainty(self) -> bool:
+        """Whether it samples networks with MC-dropout; only such a method can use an ensemble."""
+        return "uncertainty" in self.inputs
+
+    @property
+    def needs_passes(self) -> bool:
+        """Whether the network has to be run over the pool."""
+        return bool(self.inputs - {"annotation"})
+
+    @property
+    def estimates_from_copies(self) -> bool:
+        """Whether its pseudo-labels come from perturbed copies of the images."""
+        return self.pool_label in pseudo_labels.ESTIMATORS
+
+    @property
+    def estimates_labels(self) -> bool:
+        """Whether pool images get pseudo-labels, whose accuracy can be reported."""
+        return self.pool_label not in (None, "true")
+
+
+# The registry
+
+METHODS: dict[str, Method] = {}
+
+
+def register(method: Method) -> Method:
+    """Add a method. Raises ValueError if its key is taken."""
+    if method.key in METHODS:
+        raise ValueError(f"there is a method {method.key!r} already")
+    METHODS[method.key] = method
+    return method
