@@ -1,7 +1,9 @@
 """Items of a torch.utils.data.Dataset as the storage of a `Split`: read one by one, never all at once."""
 
+import contextlib
 import copy
 import multiprocessing
+import re
 from collections.abc import Iterator, Sequence
 
 import numpy as np
@@ -28,7 +30,7 @@ class DatasetItems:
     Attributes:
         shape, dtype: of all images, from the first; uint8 or float32.
     Raises:
-        UserError: no items, or items that are not images.
+        UserError: no items, items that are not images, or a process that dies.
     """
 
     def __init__(self, dataset: Dataset, workers: int = 0, device: torch.device | str = "cpu"):
@@ -90,14 +92,15 @@ class DatasetItems:
             collate_fn=_as_it_is,
             generator=torch.Generator(),  # without it the DataLoader would advance the global generator
         )
-        for found in loader:
-            if isinstance(found, str):  # an error message: a worker's exception would carry its traceback as text
-                raise UserError(found)
-            yield found
+        with worker_deaths():
+            for found in loader:
+                if isinstance(found, str):  # an error message: a worker's exception would carry its traceback as text
+                    raise UserError(found)
+                yield torch.from_numpy(found) if isinstance(found, np.ndarray) else found
 
 
 class _Chunks(Dataset):
-    """Item i: images (B, ...) or labels, a list, of the items in chunk i, or an error message."""
+    """Item i: images (B, ...), an array, or labels, a list, of the items in chunk i, or an error message."""
 
     def __init__(self, dataset: Dataset, chunks: list[list[int]], draws: Tensor, part: str):
         self.dataset, self.chunks, self.draws, self.part = dataset, chunks, draws, part
@@ -105,11 +108,14 @@ class _Chunks(Dataset):
     def __len__(self) -> int:
         return len(self.chunks)
 
-    def __getitem__(self, i: int) -> Tensor | list[object] | str:
+    def __getitem__(self, i: int) -> np.ndarray | list[object] | str:
         state = torch.get_rng_state()
         try:
             items = [self._item(row) for row in self.chunks[i]]
-            return as_images(items, self.chunks[i]) if items and self.part == "image" else items
+            if not items or self.part == "label":
+                return items
+            # As an array it comes through a pipe: a worker that finds no room for a tensor in /dev/shm would never end.
+            return as_images(items, self.chunks[i]).numpy()
         except UserError as problem:
             return str(problem)
         finally:
@@ -122,6 +128,20 @@ class _Chunks(Dataset):
             raise UserError("items are dictionaries: wrap the data set in one whose items are (image, label)")
         parts = (*item, None) if isinstance(item, tuple | list) else (item, None)
         return parts[self.part == "label"]
+
+
+@contextlib.contextmanager
+def worker_deaths() -> Iterator[None]:
+    """Raises UserError if a process that reads items ends before its work; torch raises its error anywhere."""
+    try:
+        yield
+    except RuntimeError as problem:
+        if not re.match(r"DataLoader worker .*(exited unexpectedly|is killed by signal)", str(problem)):
+            raise
+        raise UserError(
+            "a process that reads the data set ended before its work, as when memory runs out: use fewer workers, or "
+            "workers=0, which reads in this process and shows its errors"
+        ) from None
 
 
 def _as_it_is(found: object) -> object:

@@ -85,12 +85,15 @@ def add_passes(forward: int = 0, backward: int = 0) -> None:
 
 @contextlib.contextmanager
 def computing() -> Iterator[None]:
-    """Gradients on, autocast off and compiled networks run eagerly inside the block, whatever is set around it.
+    """Gradients on, autocast off, float32 as default, compiled networks run eagerly, whatever is set around the block.
 
     A query so gives the same result inside the caller's `torch.no_grad()`, `torch.inference_mode()` or `torch.autocast`
-    as outside. A compiled network has no second derivatives, and may not call the hooks of its layers.
+    and after `torch.set_default_dtype` as without. A compiled network has no second derivatives, and may not call the
+    hooks of its layers.
     """
     with contextlib.ExitStack() as stack:
+        stack.callback(torch.set_default_dtype, torch.get_default_dtype())
+        torch.set_default_dtype(torch.float32)
         stack.enter_context(torch.inference_mode(False))
         stack.enter_context(torch.enable_grad())
         for device_type in ("cpu", "cuda", "mps", "xpu"):
@@ -169,12 +172,20 @@ def dropout_mode(models: Iterable[nn.Module]) -> Iterator[None]:
         for model in models:
             stack.enter_context(evaluation_mode(model))
             for module in model.modules():
-                if isinstance(module, nn.modules.dropout._DropoutNd):
+                if isinstance(module, nn.modules.dropout._DropoutNd) or _is_scripted_dropout(module):
                     module.train()
                 elif isinstance(module, MCDropout):
                     module.active = True
                     stack.callback(setattr, module, "active", False)
         yield
+
+
+def _is_scripted_dropout(module: nn.Module) -> bool:
+    """Whether it was one of torch's dropout layers before torch.jit.script."""
+    if not isinstance(module, torch.jit.ScriptModule):
+        return False
+    kind = getattr(nn, module.original_name, None)
+    return isinstance(kind, type) and issubclass(kind, nn.modules.dropout._DropoutNd)
 
 
 def has_batch_norm(model: nn.Module) -> bool:

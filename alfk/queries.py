@@ -12,24 +12,15 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from alfk.acquisition import (
-    POOL,
-    VALIDATION,
-    Measurement,
-    Method,
-    Sampling,
-    Situation,
-    check_query_size,
-    choose,
-    get_method,
-    measure,
-)
+from alfk.acquisition import POOL, VALIDATION, Sampling, check_query_size, choose, get_method, measure
 from alfk.data import Split
+from alfk.dataset_items import worker_deaths
 from alfk.descriptors import logits_of
 from alfk.errors import UserError
 from alfk.files import atomic
 from alfk.image_files import ImageFiles
 from alfk.inputs import check_labels, positions
+from alfk.methods import Measurement, Method, Situation
 from alfk.network import computing, prepare
 from alfk.perturbation import RotationAndNoise, Strategy
 from alfk.selection import Selection
@@ -187,27 +178,29 @@ def query(
         UserError: unknown method, fewer than n unlabelled images, or arguments that do not fit together.
     """
     definition = get_method(method)
-    _check_arguments(taps, batch_size)
+    _check_arguments(taps, batch_size, samples)
     validation = matching_validation(pool, validation, required=definition.needs_descriptors)
     situation = _situation(pool, labelled, n, generator, annotate)
     situation.validation_labels = None if validation is None else validation.labels
     check_query_size(situation)  # before anything is computed
-    if definition.needs_passes and not (definition.from_first_label and situation.available.all()):
-        sampling = Sampling(situation.generator, samples, strategy or RotationAndNoise())
-        situation.measurement = _measured(definition, model, pool, validation, sampling, taps, batch_size)
-    selection = choose(definition, situation)
+    with computing():  # similarities too are float32
+        if definition.needs_passes and not (definition.from_first_label and situation.available.all()):
+            sampling = Sampling(situation.generator, samples, strategy or RotationAndNoise())
+            situation.measurement = _measured(definition, model, pool, validation, sampling, taps, batch_size)
+        selection = choose(definition, situation)
     if definition.needs_passes and situation.measurement is None:
         selection = dataclasses.replace(selection, at_random=len(selection.indices))
     classes = (validation and validation.classes) or pool.classes
     return Query.of(selection, method, situation.validation_labels, classes)
 
 
-def _check_arguments(taps: Sequence[int] | None, batch_size: int | None) -> None:
-    """Raises UserError for taps by name, and for a batch size that is no positive whole number."""
+def _check_arguments(taps: Sequence[int] | None, batch_size: int | None, samples: int) -> None:
+    """Raises UserError for taps by name, and for numbers that are not positive whole ones."""
     if isinstance(taps, str | int) or any(isinstance(tap, str) for tap in taps or ()):
         raise UserError(f"taps are positions in the model's list of taps, as (0, 1), not {taps!r}: names go to tapped")
-    if batch_size is not None and _whole_number(batch_size, "batch_size") < 1:
-        raise UserError(f"batch_size is at least 1, not {batch_size}")
+    for number, name in ((batch_size, "batch_size"), (samples, "samples")):
+        if number is not None and _whole_number(number, name) < 1:
+            raise UserError(f"{name} is at least 1, not {number}")
 
 
 def _situation(
@@ -238,7 +231,7 @@ def _measured(
     if method.needs_uncertainty and (not models or sampling.samples % len(models)):
         raise UserError(f"{sampling.samples} samples cannot be shared equally by {len(models)} models: change samples")
     batch_size = batch_size or default_batch(pool)
-    with computing(), out_of_memory(batch_size):
+    with out_of_memory(batch_size), worker_deaths():
         networks = [prepare(each) for each in models]
         if method.needs_descriptors:
             _check_outputs(networks[0], pool, validation, labels_used=method.pool_label == "true")
@@ -251,7 +244,7 @@ def _check_outputs(network: nn.Module, pool: Split, validation: Split, labels_us
     Args:
         labels_used: whether the method uses the labels of the pool.
     """
-    outputs = logits_of(network, validation.subset([0])).shape[1]
+    outputs = logits_of(network, validation.subset([0]), name=VALIDATION).shape[1]
     check_labels(validation.labels, outputs, VALIDATION)
     names = validation.classes or ()
     if names and len(names) != outputs:

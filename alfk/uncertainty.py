@@ -96,12 +96,14 @@ def uncertainty(
         (N,) float64 on the split's device; larger values are less certain.
     Raises:
         ValueError: K is not a positive multiple of E.
-        UserError: a model breaks the contract (see `alfk.taps`), the K > 1 samples of the first batch are equal, or a
-            logit is not finite.
+        UserError: a model breaks the contract (see `alfk.taps`), the samples of the first batch are equal, there is one
+            sample alone for a measure of how samples differ, or a logit is not finite.
     """
     per_model, remainder = divmod(samples, len(models))
     if remainder or not per_model:
         raise ValueError(f"{samples} samples cannot be shared by {len(models)} models")
+    if samples == 1 and measure != "entropy":
+        raise UserError(f"{measure} measures how samples differ, of which there is one: take more samples")
     models = [prepare(model) for model in models]
     # One seed per batch, so that its masks do not depend on the number of processes.
     seeds = [draw_seed(generator) for _ in range(0, len(split), batch_size)]

@@ -1,5 +1,6 @@
 """Models as people have them: right, to the bit of the same float32 network where it can be, or refused in one line."""
 
+import contextlib
 import copy
 import dataclasses
 
@@ -323,14 +324,6 @@ def test_small_gradients_survive_float16():
         assert ours.jacobian().isfinite().all()
 
 
-def test_a_network_that_casts_its_input_is_refused():
-    class Own(Net):
-        def forward(self, x):
-            return super().forward(x.half())
-
-    refuses(lambda: rz(tapped(made(Own).half(), ["conv1"])), "pass model.float()")
-
-
 @pytest.mark.parametrize("call", [rz, lambda model: logits_of(model, POOL)])
 def test_batch_norm_that_mixes_the_images_of_a_batch_is_refused(call):
     model = with_taps()
@@ -470,27 +463,164 @@ def test_an_overflow_is_named():
 # Whole queries
 
 
+QUERYING = [key for key in METHODS if key != "random"]
+WITH_GRADIENTS = [key for key in QUERYING if METHODS[key].pool_label]
+every_query = pytest.mark.parametrize("key", QUERYING)
+
+
+def choose(key, model, pool=POOL, validation=VALIDATION):
+    """What a method chooses after a first query, so that uncertainty counts too."""
+    return select(key, model, pool, validation, 5, labelled=torch.tensor([2]), samples=4).tolist()
+
+
+def half(model):
+    return model.half()
+
+
+def bfloat16(model):
+    return model.bfloat16()
+
+
+def double(model):
+    return model.double()
+
+
+def mixed(model):
+    """A head of double precision behind half a network of half precision, as people leave it after quantising."""
+    model.model.conv1.half()
+    model.model.fc.double()
+    return model
+
+
 QUERIED = (
     frozen,
     frozen_backbone,
     data_parallel,
     compiled_outside,
+    scripted,
     inplace,
     made_in_inference_mode,
-    torch.nn.Module.half,
+    half,
+    bfloat16,
+    double,
+    mixed,
 )
 
 
-@pytest.mark.parametrize("key", [key for key in METHODS if key != "random"])
+@every_query
 @pytest.mark.parametrize("kind", QUERIED)
 def test_queries_choose_what_the_float32_network_chooses(kind, key):
-    def choose(model):
-        return select(key, model, POOL, VALIDATION, 5, labelled=torch.tensor([2]), samples=4).tolist()
-
-    wanted = choose(with_taps().half().float() if kind is torch.nn.Module.half else with_taps())
     model = kind(with_taps())
+    wanted = choose(key, kind(with_taps()).float() if kind in (half, bfloat16, mixed) else with_taps())
     with torch.inference_mode():
-        assert choose(model) == wanted
+        assert choose(key, model) == wanted
+
+
+@contextlib.contextmanager
+def default_dtype(dtype):
+    before = torch.get_default_dtype()
+    torch.set_default_dtype(dtype)
+    try:
+        yield
+        assert torch.get_default_dtype() == dtype
+    finally:
+        torch.set_default_dtype(before)
+
+
+AROUND = {
+    "nothing": contextlib.nullcontext,
+    "no_grad": torch.no_grad,
+    "inference_mode": torch.inference_mode,
+    "float16": lambda: torch.autocast("cpu", torch.float16),
+    "bfloat16": lambda: torch.autocast("cpu", torch.bfloat16),
+    "default bfloat16": lambda: default_dtype(torch.bfloat16),
+    "default float64": lambda: default_dtype(torch.float64),
+}
+
+
+@every_query
+@pytest.mark.parametrize("around", AROUND)
+def test_similarities_too_are_float32_whatever_is_set_around_a_query(around, key):
+    """A pool of 200 images, of which similarities of reduced precision choose others."""
+    pool, model = split(200, 3), with_taps()
+    wanted = choose(key, model, pool)
+    with AROUND[around]():
+        assert choose(key, model, pool) == wanted
+
+
+@every_query
+def test_the_global_generator_does_not_change_a_choice(key):
+    """Dropout that is active in evaluation too."""
+
+    class Own(Net):
+        def forward(self, x):
+            return self.fc(F.dropout(self.features(x), 0.5, training=True).mean((2, 3)))
+
+    model, found = tapped(made(Own), ["conv2"]), []
+    for seed in (1, 2):
+        with torch.random.fork_rng([]):
+            torch.manual_seed(seed)
+            found.append(choose(key, model))
+    assert found[0] == found[1]
+
+
+RETURNED = {**{name: BAD[name] for name in ("dictionary", "logits alone", "dictionary of taps")}, **NEED_A_GRAPH}
+
+
+@every_query
+@pytest.mark.parametrize("name", RETURNED)
+def test_the_contract_is_stated_by_every_method_that_needs_it(name, key):
+    """A tap aside is no trouble for features and uncertainty alone."""
+    change, words = RETURNED[name]
+    if name in BAD:
+        refuses(lambda: choose(key, Returning(change)), words.partition("(")[0])
+        refuses(lambda: choose(key, Returning(change)), "forward must return (logits (B, C), list of taps)")
+    elif key in WITH_GRADIENTS:
+        refuses(lambda: choose(key, Returning(change)), words)
+    else:
+        assert len(choose(key, Returning(change))) == 5
+
+
+class CastsItsInput(Net):
+    def forward(self, x):
+        return super().forward(x.half())
+
+
+class CastsToItsWeights(Net):
+    def forward(self, x):
+        return super().forward(x.to(self.conv1.weight.dtype))
+
+
+@every_query
+def test_networks_that_cast_their_input(key):
+    """To the type of their weights, which are float32 in a query; or to a fixed one, which no longer fits."""
+    model = tapped(made(CastsToItsWeights).half(), ["relu1", "relu2"])
+    assert choose(key, model) == choose(key, with_taps().half().float())
+    model = tapped(made(CastsItsInput).half(), ["relu1", "relu2"])
+    refuses(lambda: choose(key, model), "pass model.float(), without casts in its forward")
+
+
+class NotFinite(WithTaps):
+    """Features and logits of images whose first pixel is white are NaN."""
+
+    def features(self, x):
+        white = x[:, 0, 0, 0] > 1
+        return super().features(x).masked_fill(white.view(-1, 1, 1, 1), float("nan"))
+
+    def forward(self, x):
+        x2 = self.features(x)
+        return self.fc(self.drop(x2.mean((2, 3)))), [x2]
+
+
+@every_query
+def test_rows_that_are_not_finite_are_never_chosen(key):
+    pool = Split(POOL.images.clamp(max=200), POOL.labels, (0.5,), (0.3,))
+    pool.images[11, 0, 0, 0] = 255
+    validation = Split(VALIDATION.images.clamp(max=200), VALIDATION.labels, (0.5,), (0.3,))
+    refuses(lambda: choose(key, made(NotFinite), pool, validation), "image 11 of the pool: its ")
+    diverged = with_taps()
+    diverged.model.fc.weight.data[1] = float("nan")
+    refuses(lambda: choose(key, diverged), "not finite, nor are the model's weights: its training diverged")
 
 
 # Taps by hooks

@@ -7,10 +7,10 @@ import torch
 from torch import nn
 
 from alfk.data import Split
-from alfk.errors import UserError
 from alfk.network import MCDropout, dropout, dropout_mode, kaiming_fan_out
 from alfk.uncertainty import MEASURES, Samples, sampler, uncertainty
 from mnist.custom_models.lenet import LeNet
+from tests.helpers import refuses
 
 K, B, C = 7, 5, 3
 
@@ -121,13 +121,34 @@ class DropoutAsAFunction(nn.Module):
         return logits, [logits]
 
 
-@pytest.mark.parametrize("model", [without_dropout(lenet(0)), DropoutAsAFunction()])
-def test_samples_that_do_not_differ_are_an_error(model):
-    with pytest.raises(UserError, match="the 4 dropout samples are equal, since no dropout is active: use"):
-        uncertainty("BALD", [model, model], images(), 4, torch.Generator(), 3)
+def with_p(p):
+    model = lenet(0)
+    for module in model.modules():
+        if isinstance(module, MCDropout):
+            module.p = p
+    return model
+
+
+@pytest.mark.parametrize("measure", MEASURES)
+@pytest.mark.parametrize("model", [without_dropout(lenet(0)), DropoutAsAFunction(), with_p(0.0)])
+def test_samples_that_do_not_differ_are_an_error(model, measure):
+    refuses(
+        lambda: uncertainty(measure, [model, model], images(), 4, torch.Generator(), 3),
+        "the 4 dropout samples are equal, since no dropout is active: use",
+    )
     for other in ([model, lenet(1)], [lenet(1), model]):
-        assert uncertainty("BALD", other, images(), 2, torch.Generator(), 3).shape == (6,)
-    assert uncertainty("entropy", [model], images(), 1, torch.Generator(), 3).shape == (6,)  # nothing to compare
+        assert uncertainty(measure, other, images(), 2, torch.Generator(), 3).shape == (6,)
+
+
+@pytest.mark.parametrize("measure", MEASURES)
+def test_a_single_sample_has_an_entropy_and_differs_from_nothing(measure):
+    def measured():
+        return uncertainty(measure, [lenet(0)], images(), 1, torch.Generator(), 3)
+
+    if measure == "entropy":
+        assert (measured() > 0).all()
+    else:
+        refuses(measured, f"{measure} measures how samples differ, of which there is one: take more samples")
 
 
 @pytest.mark.parametrize("samples", [0, 2, 5])
