@@ -1,6 +1,9 @@
 """Arrays, lists, data sets, files, masks and names as inputs; what would be misread is refused."""
 
+import os
 import pickle
+import signal
+import time
 
 import numpy as np
 import pytest
@@ -13,6 +16,7 @@ from torch.utils.data import IterableDataset, Subset, TensorDataset
 from torchvision import transforms
 from torchvision.datasets import FakeData
 
+import alfk
 from alfk.data import Split
 from alfk.errors import UserError
 from alfk.inputs import check_labels, mean_and_std, positions
@@ -522,6 +526,46 @@ def test_data_sets_that_cannot_be_indexed_are_refused():
 
 def odd_sizes(i):
     return torch.zeros(3, 8, 8 + i // 7)
+
+
+def in_a_worker():
+    return torch.utils.data.get_worker_info() is not None
+
+
+DEATHS = {"killed": lambda: os.kill(os.getpid(), signal.SIGKILL), "ended": lambda: os._exit(1)}
+DEAD = "a process that reads the data set ended before its work, as when memory runs out: use fewer workers"
+
+
+@pytest.mark.parametrize("death", DEATHS)
+def test_a_reading_process_that_dies_ends_the_reading_in_a_line(death):
+    split = Split.of(Items(lambda i: DEATHS[death]() if in_a_worker() and i == 8 else torch.ones(1, 4, 6)), workers=2)
+    start = time.monotonic()
+    refused(DEAD, lambda: list(split.batches(3)))
+    assert time.monotonic() - start < 20
+    refused(
+        DEAD,
+        lambda: Split.of(
+            Items(lambda i: (torch.ones(1, 4, 6), DEATHS[death]() if in_a_worker() else 0), 300), workers=2
+        ),
+    )
+
+
+def test_a_reading_process_whose_death_is_noticed_in_the_midst_of_a_query():
+    """torch raises its error from a signal handler, wherever the main process is."""
+
+    class Net(torch.nn.Module):
+        def forward(self, _):
+            raise RuntimeError("DataLoader worker (pid 7) is killed by signal: Killed. ")
+
+    split = Split.of(Items(labelled_float))
+    refused(DEAD, alfk.select, "Rz", Net(), split, split, 3)
+
+
+def test_items_of_reading_processes_need_no_shared_memory(monkeypatch):
+    """A container's /dev/shm has few MiB; a process that finds no room for a tensor would be waited for for ever."""
+    monkeypatch.setattr(torch.UntypedStorage, "_share_fd_cpu_", lambda *_: os._exit(1))
+    split = Split.of(Items(labelled_float), workers=2)
+    assert torch.equal(torch.cat([images for images, _ in split.batches(5)]), torch.from_numpy(FIRST / 60 - 2).float())
 
 
 # Files
