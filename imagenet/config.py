@@ -118,7 +118,7 @@ def find(folder: Path) -> Experiment | None:
         folder: local_data/<name>.
     """
     lists = {part: folder / "processed" / f"{part}_labels.json" for part in ("pool", "train")}
-    used = [part for part, path in lists.items() if path.exists()]
+    used = [part for part, path in lists.items() if os.path.lexists(path)]
     if not used:
         return None
     root = image_folder.root_of(lists[used[0]])

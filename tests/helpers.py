@@ -2,11 +2,14 @@
 
 import contextlib
 import functools
+import gzip
+import hashlib
 import http.server
 import io
 import json
 import os
 import runpy
+import struct
 import subprocess
 import sys
 import threading
@@ -20,6 +23,7 @@ import pytest
 import scipy.io
 import torch
 import torch.nn.functional as F
+import torchvision
 from PIL import Image
 from sklearn.datasets import load_digits
 
@@ -27,6 +31,8 @@ from alfk.cli.scripts import _load
 from alfk.errors import UserError
 from alfk.runs import RunFolder
 from alfk.stages.workspace import Workspace
+from mnist.custom_datasets import mnist
+from svhn.custom_datasets import svhn
 
 ROOT = Path(__file__).resolve().parents[1]
 SHARED = ROOT.parent / "shared"
@@ -205,6 +211,66 @@ def served(folder: Path) -> Iterator[str]:
 # Data sets
 
 
+def idx(array: np.ndarray) -> bytes:
+    """The content of an IDX file of bytes."""
+    return struct.pack(f">HBB{array.ndim}I", 0, 8, array.ndim, *array.shape) + array.tobytes()
+
+
+def small_files(seed: int = 0) -> dict[str, bytes]:
+    """The content of four small files, not gzipped, by MNIST's names: 12 training and 5 test images."""
+    rng, found = np.random.default_rng(seed), {}
+    for name, count in zip(mnist.FILES, (12, 12, 5, 5), strict=True):
+        shape = (count, 28, 28) if "images" in name else (count,)
+        found[name] = idx(rng.integers(0, 10, shape, dtype=np.uint8))
+    return found
+
+
+@contextlib.contextmanager
+def official_mnist(server: Path) -> Iterator[None]:
+    """Inside the block the small files are MNIST's official ones. They are written, gzipped, into the folder `server`;
+    no mirror answers.
+    """
+    server.mkdir()
+    with pytest.MonkeyPatch.context() as patch:
+        resources = []
+        for name, content in small_files().items():
+            zipped = gzip.compress(content)
+            (server / f"{name}.gz").write_bytes(zipped)
+            patch.setitem(mnist.SHA256, name, hashlib.sha256(content).hexdigest())
+            resources.append((f"{name}.gz", hashlib.md5(zipped).hexdigest()))
+        patch.setattr(torchvision.datasets.MNIST, "resources", resources)
+        patch.setattr(torchvision.datasets.MNIST, "mirrors", ["http://127.0.0.1:9/"])
+        yield
+
+
+@contextlib.contextmanager
+def mnist_mirror(server: Path) -> Iterator[None]:
+    """Inside the block the second mirror of MNIST has the files of a folder; the first one does not answer."""
+    with served(server) as place, pytest.MonkeyPatch.context() as patch:
+        patch.setattr(torchvision.datasets.MNIST, "mirrors", ["http://127.0.0.1:9/", f"{place}/"])
+        yield
+
+
+def write_mat(path: Path, counts: Sequence[int], seed: int, compressed: bool = False) -> tuple[np.ndarray, np.ndarray]:
+    """A .mat file in SVHN's form, of random pixels: its images (N, 3, 32, 32) and labels, 0 to 9."""
+    generator = np.random.default_rng(seed)
+    labels = generator.permutation(np.repeat(np.arange(10), counts))
+    images = generator.integers(0, 256, (len(labels), 3, 32, 32), dtype=np.uint8)
+    digits = np.where(labels == 0, 10, labels).astype(np.uint8)[:, None]
+    scipy.io.savemat(path, {"X": images.transpose(2, 3, 1, 0), "y": digits}, do_compression=compressed)
+    return images, labels
+
+
+@contextlib.contextmanager
+def official_svhn(raw: Path) -> Iterator[None]:
+    """Inside the block the three .mat files of a folder are SVHN's official ones, also on a server."""
+    right = {part: hashlib.md5((raw / name).read_bytes()).hexdigest() for part, name in svhn.NAMES.items()}
+    with served(raw) as place, pytest.MonkeyPatch.context() as patch:
+        patch.setattr(svhn, "MD5", right)
+        patch.setattr(svhn, "URLS", {part: f"{place}/{name}" for part, name in svhn.NAMES.items()})
+        yield
+
+
 def picture(seed: int, height: int = 80, width: int = 100) -> Image.Image:
     """A smooth colourful image, as photos are smooth."""
     rng = np.random.default_rng(seed)
@@ -212,14 +278,15 @@ def picture(seed: int, height: int = 80, width: int = 100) -> Image.Image:
     return coarse.resize((width, height), Image.Resampling.BICUBIC)
 
 
-def write_tree(root: Path, classes: int = 4, train: int = 5, val: int = 3) -> Path:
-    """train/<class>/*.JPEG and val/<class>/*.JPEG."""
+def write_tree(root: Path, classes: int = 4, train: int = 5, val: int = 3, suffix: str = "JPEG") -> Path:
+    """train/<class>/*.JPEG and val/<class>/*.JPEG, or files of another type."""
     for part, count in (("train", train), ("val", val)):
         for c in range(classes):
             (root / part / f"n{c:02}").mkdir(parents=True)
             for i in range(count):
                 seed = 1000 * (part == "val") + 100 * c + i
-                picture(seed, 50 + seed % 37, 50 + seed % 53).save(root / part / f"n{c:02}" / f"{i}.JPEG", quality=95)
+                path = root / part / f"n{c:02}" / f"{i}.{suffix}"
+                picture(seed, 50 + seed % 37, 50 + seed % 53).save(path, quality=95)
     return root
 
 

@@ -66,24 +66,32 @@ class Hangs(BaseException):
     pass
 
 
-def run(script: Callable[[], int], *flags: object) -> Done:
-    """What a script prints and its exit status; Hangs if it does not end in time."""
+@contextlib.contextmanager
+def in_time() -> Iterator[None]:
+    """Raises Hangs if the block does not end in time."""
 
     def alarm(*_):
         raise Hangs
 
-    out, err, argv, before = io.StringIO(), io.StringIO(), sys.argv, signal.signal(signal.SIGALRM, alarm)
-    terminate = signal.getsignal(signal.SIGTERM)
-    sys.argv = ["run.py", *map(str, flags)]
+    before = signal.signal(signal.SIGALRM, alarm)
     signal.alarm(SECONDS)
     try:
-        with contextlib.redirect_stdout(out), contextlib.redirect_stderr(err):
+        yield
+    finally:
+        signal.alarm(0)
+        signal.signal(signal.SIGALRM, before)
+
+
+def run(script: Callable[[], int], *flags: object) -> Done:
+    """What a script prints and its exit status; Hangs if it does not end in time."""
+    out, err, argv, terminate = io.StringIO(), io.StringIO(), sys.argv, signal.getsignal(signal.SIGTERM)
+    sys.argv = ["run.py", *map(str, flags)]
+    try:
+        with in_time(), contextlib.redirect_stdout(out), contextlib.redirect_stderr(err):
             code = script()
     except SystemExit as end:
         code = end.code
     finally:
-        signal.alarm(0)
-        signal.signal(signal.SIGALRM, before)
         signal.signal(signal.SIGTERM, terminate)
         sys.argv = argv
         scripts._load.cache_clear()

@@ -1,17 +1,14 @@
 """MNIST's files, the embedded digits, and how a run divides them."""
 
 import gzip
-import hashlib
 import json
 import os
 import re
 import socket
-import struct
 
 import numpy as np
 import pytest
 import torch
-import torchvision
 
 from alfk.data import UNOFFICIAL
 from alfk.errors import UserError
@@ -19,45 +16,24 @@ from alfk.plotting.contact_sheets import same_images
 from mnist.config import DIGITS, MNIST
 from mnist.custom_datasets import mnist
 from mnist.custom_datasets.digits import enlarge
-from tests.helpers import call, draw, refused, refuses, served, workspace
-
-
-def idx(array):
-    return struct.pack(f">HBB{array.ndim}I", 0, 8, array.ndim, *array.shape) + array.tobytes()
-
-
-def small_files(seed=0):
-    """The content of four small files, not gzipped, by name: 12 training and 5 test images."""
-    rng, found = np.random.default_rng(seed), {}
-    for name, count in zip(mnist.FILES, (12, 12, 5, 5), strict=True):
-        shape = (count, 28, 28) if "images" in name else (count,)
-        found[name] = idx(rng.integers(0, 10, shape, dtype=np.uint8))
-    return found
+from tests.helpers import call, draw, idx, mnist_mirror, official_mnist, refused, refuses, small_files, workspace
 
 
 @pytest.fixture
-def small(tmp_path, monkeypatch):
+def small(tmp_path):
     """A folder with four small files, two of them gzipped, which are the official ones, also on the server."""
-    raw, server = tmp_path / "MNIST" / "raw", tmp_path / "server"
+    raw = tmp_path / "MNIST" / "raw"
     raw.mkdir(parents=True)
-    server.mkdir()
-    resources = []
     for i, (name, content) in enumerate(small_files().items()):
-        monkeypatch.setitem(mnist.SHA256, name, hashlib.sha256(content).hexdigest())
-        zipped = gzip.compress(content)
-        (server / f"{name}.gz").write_bytes(zipped)
-        (raw / (f"{name}.gz" if i % 2 else name)).write_bytes(zipped if i % 2 else content)
-        resources.append((f"{name}.gz", hashlib.md5(zipped).hexdigest()))
-    monkeypatch.setattr(torchvision.datasets.MNIST, "resources", resources)
-    monkeypatch.setattr(torchvision.datasets.MNIST, "mirrors", ["http://127.0.0.1:9/"])
-    return raw.parent
+        (raw / (f"{name}.gz" if i % 2 else name)).write_bytes(gzip.compress(content) if i % 2 else content)
+    with official_mnist(tmp_path / "server"):
+        yield raw.parent
 
 
 @pytest.fixture
-def online(small, monkeypatch):
+def online(small):
     """The same folder, with a server that has the official files; the first mirror does not answer."""
-    with served(small.parent / "server") as place:
-        monkeypatch.setattr(torchvision.datasets.MNIST, "mirrors", ["http://127.0.0.1:9/", f"{place}/"])
+    with mnist_mirror(small.parent / "server"):
         yield small
 
 

@@ -1,6 +1,5 @@
 """SVHN's files, splits and ResNet-10, and its four scripts end to end on a real subset."""
 
-import hashlib
 import os
 import shutil
 
@@ -18,29 +17,19 @@ from alfk.config import Recipe, StepDecay
 from alfk.data import UNOFFICIAL, Split
 from alfk.descriptors import describe
 from alfk.errors import UserError
-from alfk.files import read_json, write_json
+from alfk.files import read_json, save_checkpoint, write_json
 from alfk.network import dropout_mode, kaiming_fan_out
 from alfk.resnet import TappedResNet
 from alfk.training import fit
 from svhn.config import SVHN
 from svhn.custom_datasets import svhn
 from svhn.custom_models.resnet10 import ResNet10
-from tests.helpers import call, draw, outcome, records, refused, refuses, served, workspace
+from tests.helpers import call, draw, official_svhn, outcome, records, refused, refuses, workspace, write_mat
 
 # Images of each digit, 0 to 9, in the official files.
 TRAIN = (4948, 13861, 10585, 8497, 7458, 6882, 5727, 5595, 5045, 4659)
 EXTRA = (45550, 90560, 74740, 60765, 50633, 53490, 41582, 43997, 35358, 34456)
 TEST = (1744, 5099, 4149, 2882, 2523, 2384, 1977, 2019, 1660, 1595)
-
-
-def write_mat(path, counts, seed):
-    """A .mat file in SVHN's form, of random pixels: its images (N, 3, 32, 32) and labels, 0 to 9."""
-    generator = np.random.default_rng(seed)
-    labels = generator.permutation(np.repeat(np.arange(10), counts))
-    images = generator.integers(0, 256, (len(labels), 3, 32, 32), dtype=np.uint8)
-    digits = np.where(labels == 0, 10, labels).astype(np.uint8)[:, None]
-    scipy.io.savemat(path, {"X": images.transpose(2, 3, 1, 0), "y": digits})
-    return images, labels
 
 
 @pytest.fixture(scope="module")
@@ -132,20 +121,31 @@ def test_a_conversion_that_was_cut_short_is_done_again(miniature, tmp_path, monk
     assert np.array_equal(train.images[-5:].numpy(), miniature[1]["extra"][0][-5:])
 
 
-def test_files_of_another_origin_are_refused_unless_asked_for(miniature):
-    with pytest.raises(UserError, match=r"train_32x32.mat, extra_32x32.mat, test_32x32.mat .*--allow-subset"):
-        svhn.load_svhn(miniature[0])
+def test_files_of_another_origin_are_refused_unless_asked_for(miniature, tmp_path):
+    """Before they are converted, and after; what the line says leads back to the official ones."""
+    folder = tmp_path / "SVHN"
+    shutil.copytree(miniature[0] / "raw", folder / "raw")
+    with official_svhn(miniature[0] / "raw"):
+        path, header = folder / "raw" / svhn.NAMES["test"], folder / "processed" / "test_labels.json"
+        _, labels = write_mat(path, [2] * 10, 4)
+        for _ in range(2):
+            told = f"{path}: not the official content (md5), figures are not those of SVHN; delete it, then it is"
+            refuses(lambda: svhn.load_svhn(folder), told)
+            refuses(lambda: svhn.load_svhn(folder), "or take other files of the same form by --allow-subset")
+            assert load(folder)[1].labels.tolist() == labels.tolist()
+            told = f"{header}: made of test_32x32.mat, not the official content (md5), figures are not those of SVHN"
+            refuses(lambda: svhn.load_svhn(folder), f"{told}; delete it, then the .mat files are converted again")
+            header.unlink()
+        path.unlink()
+        assert same(svhn.load_svhn(folder), miniature[1])
 
 
 @pytest.fixture
-def online(miniature, tmp_path, monkeypatch):
+def online(miniature, tmp_path):
     """A folder with the three .mat files, which are the official ones, also on a server; nothing is converted yet."""
     folder, raw = tmp_path / "SVHN", miniature[0] / "raw"
     shutil.copytree(raw, folder / "raw")
-    right = {part: hashlib.md5((raw / name).read_bytes()).hexdigest() for part, name in svhn.NAMES.items()}
-    monkeypatch.setattr(svhn, "MD5", right)
-    with served(raw) as place:
-        monkeypatch.setattr(svhn, "URLS", {part: f"{place}/{name}" for part, name in svhn.NAMES.items()})
+    with official_svhn(raw):
         yield folder
 
 
@@ -162,7 +162,8 @@ def test_a_damaged_file_is_named_and_downloaded_again_after_it_is_deleted(online
     path = online / "raw" / svhn.NAMES[part]
     content = {"truncated": path.read_bytes()[:-20_000], "empty": b"", "text": b"<html>not found</html>" * 50}
     path.write_bytes(content[harm])
-    told = f"{path} is truncated or not a MATLAB file: delete it, then it is downloaded again"
+    refuses(lambda: load(online), f"{path} is truncated or not a MATLAB file: delete it, then it is downloaded again")
+    told = f"{path}: not the official content (md5), figures are not those of SVHN; delete it, then it is downloaded"
     refuses(lambda: svhn.load_svhn(online), told)
     path.unlink()
     splits = svhn.load_svhn(online)
@@ -313,6 +314,8 @@ def test_a_run_is_bound_to_the_files_it_was_made_of(miniature, tmp_path):
     before = svhn_workspace(folder, tmp_path)
     before.folder.check_manifest(before.settings())
     before.folder.record_session(before.settings("initial"), {})
+    model = before.folder.initial("ir_1_nr_0", unsupervised=False)
+    save_checkpoint(model, {}, {"settings": before.settings("initial")})
     write_mat(folder / "raw" / svhn.NAMES["test"], [round(count / 100) for count in TEST], 77)
     after = svhn_workspace(folder, tmp_path)
     with pytest.raises(UserError, match=r"was made with other image files.*unofficial"):

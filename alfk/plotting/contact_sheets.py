@@ -1,6 +1,9 @@
 """Contact sheets of a run: the images that a method chose, and why, one block per AL iteration."""
 
-from collections.abc import Iterator, Mapping, Sequence
+import dataclasses
+import functools
+import os
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -10,7 +13,7 @@ import torch
 from alfk.config import Experiment
 from alfk.data import UNOFFICIAL, Dataset, Split
 from alfk.errors import UserError
-from alfk.files import has_array, open_array
+from alfk.files import MEND, has_array, open_array
 from alfk.plotting import plots, reasons
 from alfk.plotting.results import Results, name_of
 from alfk.plotting.saving import save
@@ -18,9 +21,11 @@ from alfk.queries import Query
 from alfk.records import BASELINE, Record
 from alfk.runs import RunFolder, Trial
 from alfk.selection import Selection
+from alfk.stages.workspace import Workspace
 
 MAX_IMAGES = 125  # images shown per AL iteration
 MAX_PAIRS = 8  # the same with the validation images that they answer
+AGAIN = "the run's own command makes it again"
 
 
 def contact_sheets(experiment: Experiment, results: Results, datadir: Path, out: Path) -> Iterator[Path]:
@@ -41,12 +46,15 @@ def contact_sheets(experiment: Experiment, results: Results, datadir: Path, out:
         raise UserError(f"the images of {experiment.name} are not those of these runs: {mend}")
     for (run, trial), unsorted in groups.items():
         folder, records = RunFolder(results.folder, run), sorted(unsorted, key=lambda r: r["b"])
-        pool = data.train.subset(_read(folder.data(f"pool_{trial.distortion}"), _of_run(records[0])))
+        name = f"pool_{trial.distortion}"
+        pool = data.train.subset(_read(folder.data(name), {"kind": name, **_of_run(records[0])}))
         title = f"{experiment.name}, {imbalance(trial.ir)}run {run}: what {name_of(trial)} chose"
         path = out / f"{experiment.name}_selected_run{run}_{trial.name}"
         plots.plot_contact_sheet(path, title, [_row(r, pool, _chosen(folder, trial, r), experiment) for r in records])
         yield path
-        blocks = [_reasons(folder, trial, r, pool, data, results.holdout) for r in records]
+        about = _of_run(records[0])
+        validation = functools.partial(_validation, folder, experiment, data, results.holdout, about)
+        blocks = [_reasons(folder, trial, r, pool, validation) for r in records]
         if any(blocks):
             path = out / f"{experiment.name}_answers_run{run}_{trial.name}"
             figure = reasons.draw(f"{title}, and the errors that these images answer", [b for b in blocks if b])
@@ -69,11 +77,20 @@ def imbalance(ir: float) -> str:
     return "" if ir == 1 else f"{ir:g}x class imbalance, "
 
 
-def _read(path: Path, expected: Mapping[str, Any]) -> np.ndarray:
+def _read(path: Path, expected: Mapping[str, Any], mend: str = f"delete it, and {AGAIN}") -> np.ndarray:
     """An array of a run, whose header must have the expected entries."""
     if not has_array(path):
-        raise UserError(f"there is no {path}: --show-selected needs the run's index lists, not only its results lines")
-    return np.array(open_array(path, expected, mend="delete it, and the run's own command makes it again")[0])
+        needed = "--show-selected needs the run's index lists, not only its results lines"
+        raise UserError(f"there is no {path}: {needed}; {AGAIN}")
+    try:
+        return np.array(open_array(path, expected)[0])
+    except UserError as problem:
+        raise UserError(str(problem).replace(MEND, mend)) from None
+
+
+def _is_kept(path: Path) -> bool:
+    """Whether there is an array or its header, or a link that should lead to it."""
+    return any(map(os.path.lexists, (path, path.with_suffix(".json"))))
 
 
 def _of_run(record: Record) -> dict[str, Any]:
@@ -90,9 +107,11 @@ def _of_iteration(trial: Trial, record: Record) -> dict[str, Any]:
 def _chosen(folder: RunFolder, trial: Trial, record: Record) -> np.ndarray:
     """Positions in the pool of the images that an iteration chose."""
     size, of_iteration = record.get("queried", record["labelled"]), _of_iteration(trial, record)
-    if folder.query(trial, record["b"], size).exists():
-        return np.ascontiguousarray(_read(folder.query(trial, record["b"], size), of_iteration)["index"])
-    return _read(folder.index_list(trial, record["b"], size), of_iteration)[-sum(record["selected_histogram"]) :]
+    query = folder.query(trial, record["b"], size)
+    if _is_kept(query):
+        return np.ascontiguousarray(_read(query, {"kind": "query", **of_iteration})["index"])
+    rows = _read(folder.index_list(trial, record["b"], size), {"kind": "labelled set", **of_iteration})
+    return rows[-sum(record["selected_histogram"]) :]
 
 
 def _row(record: Record, pool: Split, chosen: np.ndarray, experiment: Experiment) -> plots.Row:
@@ -105,16 +124,16 @@ def _row(record: Record, pool: Split, chosen: np.ndarray, experiment: Experiment
 
 
 def _reasons(
-    folder: RunFolder, trial: Trial, record: Record, pool: Split, data: Dataset, holdout: float
+    folder: RunFolder, trial: Trial, record: Record, pool: Split, validation_images: Callable[[], Split]
 ) -> reasons.Block | None:
     """The first images of a query beside their errors; None if it has no reasons, or was not kept with them."""
     path = folder.query(trial, record["b"], record.get("queried", record["labelled"]))
-    if not has_array(path):
+    if not _is_kept(path):
         return None
     selection = Selection.of_array(_read(path, {"kind": "query", **_of_iteration(trial, record)}))
     if selection.answers_to is None:
         return None
-    validation = _validation(folder, data, holdout, _of_run(record))
+    validation = validation_images()
     query = Query.of(selection, trial.method, validation.labels, pool.classes)
     shown: Sequence[reasons.Pair] = reasons.pairs(query, pool, validation, min(MAX_PAIRS, len(query)))
     heading = f"b={record['b']}: {record['misclassified']} validation images misclassified, "
@@ -124,12 +143,30 @@ def _reasons(
     return reasons.Block(heading, shown)
 
 
-def _validation(folder: RunFolder, data: Dataset, holdout: float, expected: Mapping[str, Any]) -> Split:
-    """The run's validation images."""
+def _validation(
+    folder: RunFolder, experiment: Experiment, data: Dataset, holdout: float, expected: Mapping[str, Any]
+) -> Split:
+    """The run's validation images.
+
+    Args:
+        expected: entries of the header of their list.
+    """
     if data.validation is None:
-        return data.train.subset(_read(folder.data("validation"), expected))
+        path = folder.data("validation")
+        if not has_array(path):
+            _draw_validation(folder, experiment, data, expected["seed"])
+        return data.train.subset(_read(path, {"kind": "validation", **expected}, MEND))
     if not holdout:
         return data.validation
-    rest = torch.ones(len(data.validation), dtype=torch.bool)
-    rest[torch.from_numpy(_read(folder.data(f"test_{holdout:g}"), expected))] = False
+    rest, name = torch.ones(len(data.validation), dtype=torch.bool), f"test_{holdout:g}"
+    rest[torch.from_numpy(_read(folder.data(name), {"kind": name, **expected}))] = False
     return data.validation.subset(rest)
+
+
+def _draw_validation(folder: RunFolder, experiment: Experiment, data: Dataset, seed: int) -> None:
+    """Make the lost list of a run's validation images again, which its own command does not if all is finished."""
+    settings, experiment = folder.manifest()[0]["settings"], experiment.for_data(data.train)
+    counts = settings.get("validation_per_class", experiment.validation_per_class)
+    experiment = dataclasses.replace(experiment, validation_per_class=tuple(counts))
+    work = Workspace(experiment, folder, data.train, data.test, seed, data.train.device, recorded=settings)
+    work.validation_indices()

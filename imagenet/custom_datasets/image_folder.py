@@ -92,9 +92,11 @@ def _split(folder: Path, root: Path, part: str, names: list[str], size: int, loa
                 save_array(labels_file, labels, {"kind": "labels", "md5": digest, "left_out": others, **about})
             paths, labels, digest, others = _read_list(paths_file, labels_file)
     except OSError as problem:
-        path = problem.filename or processed  # an image folder that cannot be read, or the lists' folder
-        remedy = f"; if that is in {folder}, give --datadir another folder"
-        raise UserError(f"{path}: {problem.strerror}{remedy}") from None
+        path = Path(os.fsdecode(problem.filename or processed))  # among the images, or in the lists' folder
+        remedy = "give --datadir another folder"
+        if path.is_relative_to(root) and not path.is_relative_to(processed):
+            remedy = "make it readable, replace or remove it"
+        raise UserError(f"{path}: {problem.strerror}; {remedy}") from None
     changed = is_imagenet(root) and len(labels) != OFFICIAL.get(part)
     prefix = f"{UNOFFICIAL} " if changed else ""
     files = ImageFiles(root, paths, size, loader, workers)
@@ -126,13 +128,13 @@ def _check_utf8(root: Path, paths: np.ndarray) -> None:
 def _default_root(folder: Path) -> Path:
     """The image folder if none is given."""
     default, header = folder.parent / "ILSVRC2012_pytorch", folder / "processed" / "val_labels.json"
-    return root_of(header) if header.exists() and not default.exists() else default
+    return root_of(header) if os.path.lexists(header) and not default.exists() else default
 
 
 def root_of(header: Path) -> Path:
     """The folder whose images are listed, by the header of a list. Raises UserError if that does not name one."""
     mend = "delete it, and give imagenet/run.py the folder with the images again"
-    root = read_json(header, mend=mend).get("root")
+    root = read_json(header, mend=mend).get("root") if os.path.exists(header) else None  # a link that leads nowhere
     if not isinstance(root, str) or not os.path.isabs(root) or "\0" in root:
         raise UserError(f"{header} does not name the folder of its images: {mend}")
     return Path(root)

@@ -1,6 +1,7 @@
 """SVHN, cropped digits: the three .mat files, converted once to memory-mapped arrays of bytes."""
 
 import hashlib
+import math
 import os
 from pathlib import Path
 from typing import Any
@@ -22,6 +23,9 @@ CHUNK = 8192  # images converted at a time
 IMAGE = (3, 32, 32)
 SOURCE = {"name": str, "bytes": int, "mtime_ns": int, "md5": str}  # what a header states of a .mat file
 CONVERTED = "delete it, then the .mat files are converted again"
+AGAIN = "delete it, then it is downloaded again"
+ALL_THE_SAME = "or take other files of the same form by --allow-subset"
+DENSEST = 1032  # bytes that a compressed byte can stand for (zlib)
 
 
 def load_svhn(folder: Path, strict: bool = True) -> tuple[Split, Split]:
@@ -34,16 +38,17 @@ def load_svhn(folder: Path, strict: bool = True) -> tuple[Split, Split]:
     Raises:
         UserError: a file is missing and cannot be downloaded, is damaged, or is not official.
     """
-    splits = tuple(_split(folder, split) for split in PARTS)
-    foreign = [name for split in PARTS for name in _foreign(folder, split)]
+    splits = tuple(_split(folder, split, strict) for split in PARTS)
+    foreign = {split: names for split in PARTS if (names := _foreign(_sources(folder, split)))}
     if foreign:
-        problem = f"{', '.join(foreign)} in {folder / 'raw'} differ from the official files (md5): figures are not "
-        problem += "those of SVHN"
-        warn_or_refuse(problem, strict, "--allow-subset takes them all the same")
+        headers = ", ".join(str(_path(folder, split, "labels").with_suffix(".json")) for split in foreign)
+        names = ", ".join(name for names in foreign.values() for name in names)
+        problem = f"{headers}: made of {names}, not the official content (md5), figures are not those of SVHN"
+        warn_or_refuse(problem, strict, f"{CONVERTED}, {ALL_THE_SAME}")
     return splits
 
 
-def _split(folder: Path, split: str) -> Split:
+def _split(folder: Path, split: str, strict: bool) -> Split:
     """The split "train" or "test"; its .mat files are converted first if that was not done or if they have changed."""
     processed = folder / "processed"
     if not _up_to_date(folder, split):
@@ -52,13 +57,13 @@ def _split(folder: Path, split: str) -> Split:
             os.utime(processed)  # which has to be writable
             with locked(processed / ".lock"):
                 if not _up_to_date(folder, split):  # another process may have converted them in the meantime
-                    _convert(folder, split)
+                    _convert(folder, split, strict)
         except OSError as problem:
             place = "give --datadir a folder that can be written, whose SVHN/raw may be a link to the .mat files"
             raise UserError(f"cannot write to {processed}: {problem.strerror}; {place}") from None
     sources = _sources(folder, split)
     images, labels = (_open(_path(folder, split, what), what, sources) for what in KINDS)
-    prefix = f"{UNOFFICIAL} " if _foreign(folder, split) else ""
+    prefix = f"{UNOFFICIAL} " if _foreign(sources) else ""
     source = prefix + " ".join(source["md5"] for source in sources)
     return Split(torch.from_numpy(images), torch.from_numpy(np.array(labels)), MEAN, STD, source=source)
 
@@ -90,10 +95,10 @@ def _is_source(found: object) -> bool:
     return isinstance(found, dict) and all(type(found.get(key)) is kind for key, kind in SOURCE.items())
 
 
-def _foreign(folder: Path, split: str) -> list[str]:
-    """The names of the .mat files of a split that are not the official ones."""
-    pairs = zip(_sources(folder, split), PARTS[split], strict=True)
-    return [source["name"] for source, part in pairs if source["md5"] != MD5[part]]
+def _foreign(sources: list[dict[str, Any]]) -> list[str]:
+    """The names of the .mat files that are not the official ones."""
+    official = {NAMES[part]: MD5[part] for part in NAMES}
+    return [source["name"] for source in sources if source["md5"] != official[source["name"]]]
 
 
 def _up_to_date(folder: Path, split: str) -> bool:
@@ -112,13 +117,18 @@ def _stamp(path: Path) -> dict[str, int]:
     return {"bytes": status.st_size, "mtime_ns": status.st_mtime_ns}
 
 
-def _convert(folder: Path, split: str) -> None:
+def _convert(folder: Path, split: str, strict: bool) -> None:
     """Write processed/<split>_{images,labels}.npy; the labels, written last, mark the conversion complete.
 
-    One .mat file is in memory at a time, as bytes.
+    One .mat file is in memory at a time, as bytes. If `strict`, other files than the official ones are refused first:
+    a conversion takes minutes, and scipy's reader can crash on damaged files.
     """
     paths = [_raw(folder, part) for part in PARTS[split]]
     sources = [{"name": path.name, **_stamp(path), "md5": _md5(path)} for path in paths]
+    if strict and _foreign(sources):
+        foreign = ", ".join(str(folder / "raw" / name) for name in _foreign(sources))
+        problem = f"{foreign}: not the official content (md5), figures are not those of SVHN"
+        raise UserError(f"{problem}; {AGAIN}, {ALL_THE_SAME}")
     counts = [_count(path) for path in paths]
     _path(folder, split, "labels").with_suffix(".json").unlink(missing_ok=True)
     images = create_array(_path(folder, split, "images"), (sum(counts), *IMAGE), np.dtype(np.uint8))
@@ -155,8 +165,9 @@ def _count(path: Path) -> int:
     from scipy.io import whosmat  # slow to import, and needed for a conversion only
 
     shape = {name: shape for name, shape, _ in _mat(path, whosmat)}.get("X", ())
-    if len(shape) != 4 or shape[:3] != (32, 32, 3) or not shape[3]:
-        raise UserError(f"{path} does not hold SVHN's cropped digits: it has no X of 32x32x3xN bytes")
+    most = DENSEST * path.stat().st_size // math.prod(IMAGE)
+    if len(shape) != 4 or shape[:3] != (32, 32, 3) or not 0 < shape[3] <= most:
+        raise UserError(f"{path} does not hold SVHN's cropped digits: it has no X of 32x32x3xN bytes; {AGAIN}")
     return int(shape[3])
 
 
@@ -167,7 +178,8 @@ def _read(path: Path, count: int) -> tuple[np.ndarray, np.ndarray]:
     content = _mat(path, loadmat)
     pixels, digits = content["X"], content.get("y")
     if pixels.dtype != np.uint8 or not _is_labels(digits, count):
-        raise UserError(f"{path} does not hold SVHN's cropped digits: X has to be of bytes, y {count} labels 1 to 10")
+        wanted = f"X has to be of bytes, y {count} labels 1 to 10"
+        raise UserError(f"{path} does not hold SVHN's cropped digits: {wanted}; {AGAIN}")
     return pixels, digits.astype(np.int64).ravel()
 
 
@@ -181,4 +193,4 @@ def _mat(path: Path, read: Any) -> Any:
     try:
         return read(path)
     except Exception:  # scipy raises exceptions of many types for damaged files
-        raise UserError(f"{path} is truncated or not a MATLAB file: delete it, then it is downloaded again") from None
+        raise UserError(f"{path} is truncated or not a MATLAB file: {AGAIN}") from None
