@@ -1,7 +1,8 @@
 """Decoding with NVIDIA DALI: on the GPU if there is one, else in CPU threads."""
 
+import itertools
 import os
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Sequence
 
 import numpy as np
 import torch
@@ -12,9 +13,12 @@ from nvidia.dali.plugin.pytorch import feed_ndarray
 from torch import Tensor
 
 from alfk.errors import UserError
-from alfk.image_decoding import Request, evaluation_side, open_image
+from alfk.image_decoding import Request, evaluation_side, open_image, opened
 
 PREFETCH = 2  # batches decoded while another one is in use
+COMMON = (b"\xff\xd8", b"\x89PNG", b"RIFF", b"BM")  # JPEG, PNG, WebP, BMP: their pixels are Pillow's in every mode
+MODES = ("L", "RGB", "RGBA", "P", "CMYK", "I;16")  # in which those of other formats, as TIFF, are too
+MEND = "save it as JPEG or PNG, or use --loader torchvision"
 RGB = {"output_type": types.RGB, "adjust_orientation": False}
 
 
@@ -33,17 +37,19 @@ class DaliDecoder:
         source.pending.clear()
         while True:
             try:
-                (pixels,) = pipeline.run()
+                pixels, heads = pipeline.run()
             except StopIteration:
                 break
             except RuntimeError as problem:
-                raise UserError(_error_message(source.pending, str(problem))) from None
-            del source.pending[0]
+                raise UserError(self._error_message(source.pending, str(problem))) from None
+            for path, head in zip(source.pending.pop(0), heads.as_array(), strict=True):
+                if not head.tobytes().startswith(COMMON):
+                    _require_pillows_pixels(path)
             yield self._tensor(pixels)
         pipeline.reset()
         idle.append((pipeline, source))  # not reached, and so not reused, if iteration was abandoned or failed
 
-    def _build(self, largest: int, augmented: bool) -> "tuple[Pipeline, _Source]":
+    def _build(self, largest: int, augmented: bool, prefetch: int = PREFETCH) -> "tuple[Pipeline, _Source]":
         source = _Source(augmented)
         on_gpu = self.device.type == "cuda"
         pipeline = _decoding(
@@ -54,10 +60,23 @@ class DaliDecoder:
             batch_size=largest,
             num_threads=self.workers,
             device_id=(self.device.index or 0) if on_gpu else None,
-            prefetch_queue_depth=PREFETCH,
+            prefetch_queue_depth=prefetch,
         )
         pipeline.build()
         return pipeline, source
+
+    def _error_message(self, pending: Sequence[list[str]], problem: str) -> str:
+        """The error message for a failed pipeline. DALI names no file, so it decodes each pending one alone."""
+        pipeline, source = self._build(1, augmented=False, prefetch=1)
+        paths = list(itertools.chain.from_iterable(pending))
+        source.requests = iter([([path], None) for path in paths])
+        for path in paths:
+            try:
+                pipeline.run()
+            except RuntimeError:
+                return _undecodable(path)
+        reason = problem.partition("encountered:")[2].split("Current pipeline")[0] or problem
+        return f"NVIDIA DALI failed: {' '.join(reason.split())}; try --loader torchvision"
 
     def _tensor(self, pixels: object) -> Tensor:
         """A copy that outlives the pipeline's next run."""
@@ -90,12 +109,15 @@ class _Source:
 
 @pipeline_def
 def _decoding(source: _Source, size: int, augmented: bool, device: str) -> DataNode:
-    """(B, size, size, 3) uint8 on the device; the same operations as `image_decoding` with Pillow."""
+    """(B, size, size, 3) uint8 on the device, by the same operations as `image_decoding` with Pillow, and the first
+    bytes of the files (B, 4) uint8 on the CPU.
+    """
     if not augmented:
         (path,) = fn.external_source(source=source, num_outputs=1, batch=True, dtype=[types.UINT8], ndim=[1])
-        images = fn.decoders.image(fn.io.file.read(path), device=device, **RGB)
+        encoded = fn.io.file.read(path)
+        images = fn.decoders.image(encoded, device=device, **RGB)
         images = fn.resize(images, resize_shorter=evaluation_side(size), antialias=True)
-        return fn.crop(images, crop=(size, size), rounding="truncate")
+        return fn.crop(images, crop=(size, size), rounding="truncate"), _head(encoded)
     dtypes = [types.UINT8, types.FLOAT]
     path, crop = fn.external_source(source=source, num_outputs=2, batch=True, dtype=dtypes, ndim=[1, 1])
     encoded = fn.io.file.read(path)
@@ -109,7 +131,7 @@ def _decoding(source: _Source, size: int, augmented: bool, device: str) -> DataN
     absolute = {"normalized_anchor": False, "normalized_shape": False, "axes": [0, 1]}
     images = fn.decoders.image_slice(encoded, anchor, extent, device=device, **absolute, **RGB)
     images = fn.resize(images, size=(size, size), antialias=True)
-    return fn.flip(images, horizontal=fn.cast(flip < 0.5, dtype=types.INT32))
+    return fn.flip(images, horizontal=fn.cast(flip < 0.5, dtype=types.INT32)), _head(encoded)
 
 
 def _pixels(side: DataNode, limit: DataNode) -> DataNode:
@@ -117,13 +139,24 @@ def _pixels(side: DataNode, limit: DataNode) -> DataNode:
     return math.min(limit, math.max(1.0, math.floor(side + 0.5)))
 
 
-def _error_message(pending: list[list[str]], problem: str) -> str:
-    """The error message for a failed pipeline. DALI names no file, so Pillow opens the pending files to find it."""
-    for paths in pending:
-        for path in paths:
-            try:
-                open_image(path)
-            except UserError as found:
-                return str(found)
-    reason = next((line for line in problem.splitlines() if "rror" in line and "pipeline" not in line), problem)
-    return f"NVIDIA DALI failed: {reason.strip()}; try --loader torchvision"
+def _head(encoded: DataNode) -> DataNode:
+    return fn.slice(encoded, 0, 4, axes=[0], out_of_bounds_policy="pad")
+
+
+def _require_pillows_pixels(path: str) -> None:
+    """Raises UserError if the pixels of a file in a rare format are not those that Pillow decodes."""
+    with opened(path) as image:
+        found, mode = image.format, image.mode
+    if mode not in MODES:
+        open_image(path)  # raises UserError if Pillow cannot decode it either
+        raise UserError(f"{path} ({found}, mode {mode}) cannot be decoded by NVIDIA DALI as by Pillow: {MEND}")
+
+
+def _undecodable(path: str) -> str:
+    """The error message for a file that DALI cannot decode."""
+    try:
+        open_image(path)
+        with opened(path) as image:
+            return f"{path} ({image.format}) cannot be decoded by NVIDIA DALI, but by Pillow: {MEND}"
+    except UserError as problem:
+        return str(problem)

@@ -3,6 +3,7 @@
 Random crops are drawn once, by `draw_crops`, so that every loader gives a network the same images.
 """
 
+import contextlib
 import functools
 import itertools
 import math
@@ -147,14 +148,21 @@ def open_image(path: str) -> Image.Image:
     Raises:
         UserError: it cannot be read or decoded, or its values have no fixed range.
     """
+    with opened(path) as image:
+        if image.mode.startswith("I;16") or (image.mode == "I" and image.format == "PNG"):
+            values = np.asarray(image).astype(np.uint32)  # convert("RGB") would clip them at 255
+            return Image.fromarray(((values * 255 + 32767) // 65535).astype(np.uint8)).convert("RGB")
+        if image.mode in ("I", "F"):
+            raise ValueError(f"its values (mode {image.mode}) have no fixed range, so save it with 8 bits")
+        return image.convert("RGB")
+
+
+@contextlib.contextmanager
+def opened(path: str) -> Iterator[Image.Image]:
+    """The file as Pillow opens it, not yet decoded. Raises UserError for Pillow's errors, also inside the block."""
     try:
         with open(path, "rb", opener=_without_waiting) as file, Image.open(_regular(file)) as image:
-            if image.mode.startswith("I;16") or (image.mode == "I" and image.format == "PNG"):
-                values = np.asarray(image).astype(np.uint32)  # convert("RGB") would clip them at 255
-                return Image.fromarray(((values * 255 + 32767) // 65535).astype(np.uint8)).convert("RGB")
-            if image.mode in ("I", "F"):
-                raise ValueError(f"its values (mode {image.mode}) have no fixed range, so save it with 8 bits")
-            return image.convert("RGB")
+            yield image
     except (OSError, SyntaxError, ValueError, Image.DecompressionBombError) as problem:  # Pillow's, for damaged files
         raise UserError(f"{path} cannot be decoded: {problem}; replace or remove it") from None
 

@@ -542,12 +542,8 @@ def test_a_reading_process_that_dies_ends_the_reading_in_a_line(death):
     start = time.monotonic()
     refused(DEAD, lambda: list(split.batches(3)))
     assert time.monotonic() - start < 20
-    refused(
-        DEAD,
-        lambda: Split.of(
-            Items(lambda i: (torch.ones(1, 4, 6), DEATHS[death]() if in_a_worker() else 0), 300), workers=2
-        ),
-    )
+    labelled = Items(lambda i: (torch.ones(1, 4, 6), DEATHS[death]() if in_a_worker() else 0), 300)
+    refused(DEAD, Split.of, labelled, workers=2)
 
 
 def test_a_reading_process_whose_death_is_noticed_in_the_midst_of_a_query():
