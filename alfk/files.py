@@ -70,7 +70,8 @@ def atomic(path: Path) -> Iterator[IO[bytes]]:
     except OSError as problem:
         with contextlib.suppress(OSError):
             temporary.unlink(missing_ok=True)
-        raise UserError(f"cannot write {path}: {problem.strerror or problem}") from None
+        named = problem.filename if problem.filename == str(temporary) else path
+        raise UserError(f"cannot write {named}: {problem.strerror or problem}") from None
 
 
 @contextlib.contextmanager
@@ -125,13 +126,17 @@ def _damaged(path: Path, how: str, mend: str = MEND) -> DamagedFileError:
 def with_crc32(content: Mapping[str, Any]) -> dict[str, Any]:
     """A JSON object with an entry `crc32`, the checksum of all others."""
     plain = json.loads(json.dumps({key: value for key, value in content.items() if key != "crc32"}))
-    return {**plain, "crc32": f"{zlib.crc32(json.dumps(plain, sort_keys=True).encode()):08x}"}
+    return {**plain, "crc32": _crc32_of_json(plain)}
+
+
+def _crc32_of_json(plain: Mapping[str, Any]) -> str:
+    return _crc32(json.dumps(plain, sort_keys=True).encode())
 
 
 def without_crc32(content: Mapping[str, Any]) -> dict[str, Any]:
     """The object without that entry. Raises ValueError if it is there and wrong."""
     plain = {key: value for key, value in content.items() if key != "crc32"}
-    if "crc32" in content and with_crc32(plain)["crc32"] != content["crc32"]:
+    if "crc32" in content and _crc32_of_json(plain) != content["crc32"]:
         raise ValueError("its content does not match its crc32")
     return plain
 
@@ -189,7 +194,8 @@ def pack_array(array: np.ndarray, header: Mapping[str, Any]) -> dict[str, Any]:
 def is_array(path: Path, packed: Mapping[str, Any]) -> bool:
     """Whether the files of an array are those that `pack_files` has packed."""
     try:
-        return has_array(path) and torch.equal(pack_files(path)["npy"], packed["npy"])
+        found = pack_files(path) if has_array(path) else None
+        return bool(found) and found["header"] == packed["header"] and torch.equal(found["npy"], packed["npy"])
     except UserError:
         return False
 
@@ -264,16 +270,24 @@ def _layout(array: np.ndarray) -> dict[str, Any]:
     return {"shape": list(array.shape), "dtype": str(array.dtype)}
 
 
-def _crc32(content: bytes | memoryview | mmap.mmap) -> str:
+def _crc32(content: bytes | memoryview) -> str:
     return f"{zlib.crc32(content):08x}"
 
 
 def _crc32_of_file(path: Path) -> str:
-    with open_file(path, MEND) as file:
-        if not os.fstat(file.fileno()).st_size:
-            return _crc32(b"")
-        with mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ) as content:
-            return _crc32(content)
+    with _mapped(path, MEND) as content:
+        return _crc32(content)
+
+
+@contextlib.contextmanager
+def _mapped(path: Path, mend: str) -> Iterator[memoryview]:
+    """The content of a file, memory-mapped. Argument and errors as of `open_file`."""
+    with open_file(path, mend) as file:
+        if not os.fstat(file.fileno()).st_size:  # which cannot be mapped
+            yield memoryview(b"")
+            return
+        with mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ) as mapping, memoryview(mapping) as content:
+            yield content
 
 
 def has_array(path: Path) -> bool:
@@ -302,28 +316,31 @@ def save_checkpoint(path: Path, state: Mapping[str, Any], about: Mapping[str, An
         file.write(TRAILER + _crc32(buffer.getbuffer()).encode())  # torch.load passes over it
 
 
-def load_checkpoint(path: Path, expected: Mapping[str, Any], mend: str = MEND) -> tuple[dict[str, Any], dict[str, Any]]:
-    """The weights and the description of a checkpoint. No code in the file is run (weights_only).
+def load_checkpoint(
+    path: Path, expected: Mapping[str, Any], mend: str = MEND, weights: bool = True
+) -> tuple[dict[str, Any], dict[str, Any]]:
+    """The weights and the description of a checkpoint, memory-mapped. No code in the file is run (weights_only).
 
     Args:
         expected: entries that the description must have.
         mend: what to do about another or a damaged file, for the message.
+        weights: whether these are wanted; if not, it is not looked at whether they are finite.
     Raises:
         UserError: missing, damaged, foreign, or of other settings than expected.
     """
     if not has_file(path):
         raise UserError(f"there is no checkpoint {path}")
-    content = memoryview(read_file(path, mend))
-    end = len(content) - len(TRAILER) - 8
-    if end < 0 or content[end:] != TRAILER + _crc32(content[:end]).encode():
-        raise _damaged(path, "it does not end with the crc32 of its content", mend)
+    with _mapped(path, mend) as content:
+        end = max(0, len(content) - len(TRAILER) - 8)
+        if bytes(content[end:]) != TRAILER + _crc32(content[:end]).encode():
+            raise _damaged(path, "it does not end with the crc32 of its content", mend)
     try:
-        loaded = torch.load(io.BytesIO(content[:end]), map_location="cpu", weights_only=True)
+        loaded = torch.load(path, map_location="cpu", weights_only=True, mmap=True)
         state, about = loaded["state"], loaded["about"]
     except Exception:  # torch.load raises exceptions of many types for files of another kind
         raise _damaged(path, "it is not a checkpoint of this project", mend) from None
     check(path, about, expected, mend)
-    if not _is_finite(state):
+    if weights and not _is_finite(state):
         raise _damaged(path, "a weight is not finite", mend)
     return state, about
 

@@ -131,12 +131,14 @@ def line_of(record: Mapping[str, Any]) -> str:
     return json.dumps(with_crc32(record)) + "\n"
 
 
-def read_results(path: Path, run: int | None = None) -> tuple[list[Record], list[str]]:
+def read_results(path: Path, expected: Mapping[str, Any]) -> tuple[list[Record], list[str]]:
     """The records of a results file, and a message about each line that is left out, or that there is none.
 
-    A line is left out if it is no record, its checksum or a value is wrong, it is of another run than `run`, or it is
-    there twice; of two lines about the same iteration the last one counts. Lines of earlier versions have no checksum.
+    A line is left out if it is no record, its checksum or a value is wrong, or it is there twice; of two lines about
+    the same iteration the last one counts. Lines of earlier versions have no checksum.
 
+    Args:
+        expected: entries that the records must have, e.g. data set and run.
     Raises:
         UserError: the file cannot be read.
     """
@@ -145,8 +147,7 @@ def read_results(path: Path, run: int | None = None) -> tuple[list[Record], list
     problems = [] if lines else [f"{path}: empty; its command makes it again"]
     for number, line in enumerate(lines, 1):
         record, wrong = _parse(line)
-        if not wrong and run is not None and record["run"] != run:
-            wrong = f"of run {record['run']}"
+        wrong = wrong or next((f"of {k} {record[k]}" for k, value in expected.items() if record[k] != value), None)
         if wrong:
             problems.append(f"{path}, line {number}: {wrong}; left out, its command makes it again")
             continue
@@ -165,6 +166,8 @@ def _parse(line: str) -> tuple[Record, str | None]:
     except (ValueError, RecursionError):
         return {}, "cut short or not a results record" if line.strip() else "empty"
     wrong = problem(record)
+    if not wrong and "made_with" in record and "crc32" not in record:
+        wrong = "no crc32"
     if wrong:
         return {}, wrong
     try:

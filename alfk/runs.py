@@ -4,13 +4,13 @@ import contextlib
 import dataclasses
 import hashlib
 import json
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 from alfk import distributed
 from alfk.errors import DamagedFileError, UserError
-from alfk.files import atomic, load_checkpoint, locked, read_json, write_json
+from alfk.files import atomic, load_checkpoint, locked, read_file, read_json, write_json
 from alfk.records import INITS, Record, key_of, line_of, read_results
 
 
@@ -149,6 +149,10 @@ class RunFolder:
         """The images that iteration b chose, with why each was chosen."""
         return self.path / f"query_{trial.stem(b, size)}.npy"
 
+    def labels(self, trial: Trial, b: int, size: int) -> Path:
+        """The labels that iteration b was trained on, where people enter them."""
+        return self.path / f"labels_{trial.stem(b, size)}.npy"
+
     def descriptors(self, side: str, trial: Trial, b: int, size: int) -> Path:
         return self.path / "descr" / f"{side}_{trial.stem(b, size)}.npy"
 
@@ -181,21 +185,35 @@ class RunFolder:
         try:
             if path.exists():
                 manifest = read_json(path)
-                if isinstance(manifest.get("settings"), dict) and isinstance(manifest.get("sessions"), list):
+                right = isinstance(manifest.get("settings"), dict) and isinstance(manifest.get("sessions"), list)
+                if right and manifest.get("run") == self.number:
                     return manifest, []
-                raise DamagedFileError(f"{path} is damaged (no settings)")
+                raise DamagedFileError(f"{path} is of another run" if right else f"{path} is damaged")
             damage = f"{path} is lost"
         except DamagedFileError as problem:
             damage = str(problem).partition(":")[0]
         settings = self._settings_of_checkpoints()
+        if not settings and self._is_of_earlier_version():
+            raise UserError(
+                f"{self.path} was made by an earlier version, without checksums: delete it, or give another "
+                "--save-folder"
+            )
         told = [f"{damage}: its settings were taken from the run's checkpoints"] if settings or path.exists() else []
-        return {"settings": settings, "sessions": []}, told
+        return {"run": self.number, "settings": settings, "sessions": []}, told
+
+    def _is_of_earlier_version(self) -> bool:
+        """Whether there are checkpoints and a manifest without a checksum (and none of them was read)."""
+        with contextlib.suppress(UserError, ValueError):
+            manifest = json.loads(read_file(self.path / "manifest.json"))
+            found = any((self.path / "checkpoint").glob("*.pt"))
+            return found and isinstance(manifest, dict) and "settings" in manifest and "crc32" not in manifest
+        return False
 
     def _settings_of_checkpoints(self) -> dict[str, Any]:
         settings: dict[str, Any] = {}
         for path in sorted((self.path / "checkpoint").glob("*.pt")):
             with contextlib.suppress(UserError):  # whoever needs a damaged one will say so
-                found = load_checkpoint(path, {})[1].get("settings")
+                found = load_checkpoint(path, {}, weights=False)[1].get("settings")
                 settings = (found if isinstance(found, dict) else {}) | settings
         return settings
 
@@ -212,7 +230,7 @@ class RunFolder:
             if all(made_with.get(key, settings[key]) == settings[key] for key in differing):
                 found = ", ".join(f"{key} = {manifest['settings'][key]}" for key in differing)
                 told = [f"{self.path / 'manifest.json'} had {found}, but no model of the run was made so: replaced"]
-                return {"settings": made_with, "sessions": manifest["sessions"]}, told
+                return {**manifest, "settings": made_with}, told
         check_settings(self.path, manifest["settings"], settings)
         return manifest, told
 
@@ -229,16 +247,27 @@ class RunFolder:
         """The records of the finished iterations, lines that are damaged left out."""
         return self.read_results()[0]
 
-    def read_results(self) -> tuple[list[Record], list[str]]:
-        """The same, and a message about each line that is left out; nothing for a new run."""
+    def read_results(self, **expected: Any) -> tuple[list[Record], list[str]]:
+        """The same, and a message about each line that is left out; nothing for a new run.
+
+        Args:
+            expected: entries that the records must have besides the run's number.
+        """
         path = self.path / "results.jsonl"
-        return read_results(path, self.number) if path.exists() else ([], [])
+        return read_results(path, {"run": self.number, **expected}) if path.exists() else ([], [])
+
+    def without_line(self, records: Sequence[Record]) -> list[str]:
+        """A message about each finished iteration, by its checkpoint, that is not among the records."""
+        of = ((Trial.of(record), record["b"], record.get("queried", record["labelled"])) for record in records)
+        known = {self.checkpoint(*each).name for each in of}
+        names = sorted(path.name for path in (self.path / "checkpoint").glob("best_*.pt") if path.name not in known)
+        return [f"{self.path / 'checkpoint' / name} has no results line; its command makes it again" for name in names]
 
     @distributed.main_process_only
     def add_result(self, record: Record) -> None:
         """Add a record, or put it in place of one of the same trial and iteration; damaged lines are removed."""
         with locked(self.path / ".lock"):
-            found, problems = self.read_results()
+            found, problems = self.read_results(dataset=record["dataset"], seed=record["seed"])
             if record in found and not problems:
                 return
             kept = [record if key_of(old) == key_of(record) else old for old in found]

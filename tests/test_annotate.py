@@ -237,6 +237,38 @@ def anew(finished, folder):
     return people
 
 
+def test_an_iteration_is_repeated_with_the_labels_that_it_had(finished, tmp_path):
+    """After its checkpoint was lost, though more labels are known by now."""
+    shutil.copytree(finished[0].datadir, tmp_path / "x")
+    people = Annotators(finished[0].root, tmp_path / "x")
+    next(people.folder.glob("checkpoint/best_*batch_0_*")).unlink()
+    people.run()
+    assert outcome(people.datadir) == outcome(finished[0].datadir)
+
+
+def test_a_lost_list_of_a_round_that_people_work_on_is_made_again(flowers, finished, tmp_path):
+    people, truth = anew(finished, tmp_path), flowers[1]
+    people.run()
+    request = (people.datadir / "ask_b0.csv").read_bytes()
+    people.enter(truth, people.files(0)[:2])
+    for lost in people.folder.glob("index_list_*"):
+        lost.unlink()
+    assert "b=0: 2 labels are missing" in people.run().stdout
+    assert (people.datadir / "ask_b0.csv").read_bytes() == request
+
+
+def test_labels_that_were_corrected_count_from_the_next_round(flowers, finished, tmp_path):
+    people, truth = anew(finished, tmp_path), flowers[1]
+    people.run()
+    first = people.files(0)
+    people.enter(truth, first)
+    people.run()
+    other = next(label for label in truth.values() if label != truth[first[0]])
+    people.labels.unlink()
+    people.enter({**truth, first[0]: other}, [*first, *people.files(1)])
+    assert "1 label is another one than b=0 was trained on: it counts from b=1 on" in people.run().stderr
+
+
 @pytest.mark.parametrize("b", [0, 1])
 def test_a_lost_query_is_chosen_again(flowers, finished, tmp_path, b):
     """Also when some of its images have been labelled meanwhile."""

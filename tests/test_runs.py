@@ -87,6 +87,7 @@ def test_a_spoilt_line_in_the_middle_is_named(folder):
         ("", "line 2: empty"),
         ("[]", "line 2: not a results record"),
         (elsewhere, "line 2: of run 4"),
+        (json.dumps(record(1, made_with="x")), "line 2: no crc32"),
         (first, "line 2: a second line about the same iteration"),
     ):
         path.write_text(f"{first}\n{spoilt}\n{third}\n")
@@ -94,6 +95,8 @@ def test_a_spoilt_line_in_the_middle_is_named(folder):
         assert found == [record(0), record(2)]
         assert len(problems) == 1
         assert f"{path}, {words}" in problems[0]
+    assert folder.read_results(seed=7)[0] == []
+    assert "line 1: of seed 0" in folder.read_results(seed=7)[1][0]
     folder.add_result(record(1))
     assert folder.read_results() == ([record(0), record(2), record(1)], [])
 
@@ -144,18 +147,40 @@ def test_a_lost_manifest_is_made_again_from_the_checkpoints(folder, damage):
     assert manifest["settings"] == {"seed": 0, "epochs": 50}
     assert str(path) in told
     folder.record_session({"seed": 0, "epochs": 50}, {"by": "b"})
-    assert folder.check_manifest({}) == ({"settings": about["settings"], "sessions": [{"by": "b"}]}, [])
+    assert folder.check_manifest({}) == ({"run": 3, "settings": about["settings"], "sessions": [{"by": "b"}]}, [])
 
 
 def test_a_manifest_of_another_run_is_replaced(folder):
     about = {"kind": "best", "settings": {"seed": 0, "epochs": 50}}
     files.save_checkpoint(folder.checkpoint(TRIAL, 0, 125), {}, about)
-    files.write_json(folder.path / "manifest.json", {"settings": {"seed": 0, "epochs": 5}, "sessions": []})
+    other = {"run": 3, "settings": {"seed": 0, "epochs": 5}, "sessions": []}
+    files.write_json(folder.path / "manifest.json", other)
     manifest, (told,) = folder.check_manifest(about["settings"])
     assert manifest["settings"] == about["settings"]
     assert "epochs = 5, but no model of the run was made so" in told
     with pytest.raises(UserError, match=r"epochs = 5, this command says 7"):
         folder.check_manifest({"seed": 0, "epochs": 7})
+    files.write_json(folder.path / "manifest.json", {**other, "run": 2})
+    manifest, (told,) = folder.check_manifest(about["settings"])
+    assert manifest["settings"] == about["settings"]
+    assert "is of another run" in told
+
+
+def test_a_run_of_a_version_without_checksums_is_left_alone(folder):
+    path = folder.path / "manifest.json"
+    path.write_text(json.dumps({"settings": {"seed": 0}, "sessions": []}))
+    torch.save({"state": {}, "about": {}}, folder.checkpoint(TRIAL, 0, 125))
+    with pytest.raises(UserError, match="made by an earlier version, without checksums"):
+        folder.check_manifest({"seed": 0})
+
+
+def test_iterations_without_a_results_line_are_named(folder):
+    for b in (0, 1):
+        files.save_checkpoint(folder.checkpoint(TRIAL, b, 15 * (b + 1)), {}, {})
+    lines = [record(0), record(1, labelled=30)]
+    assert folder.without_line(lines) == []
+    (told,) = folder.without_line(lines[:1])
+    assert f"{folder.checkpoint(TRIAL, 1, 30)} has no results line" in told
 
 
 def test_checkpoints_round_trip(folder):

@@ -15,7 +15,8 @@ import torch
 import torchvision
 
 from alfk.acquisition import METHODS
-from alfk.files import write_json
+from alfk.files import load_checkpoint, save_checkpoint, write_json
+from alfk.network import fingerprint
 from tests.helpers import (
     ONE_THREAD,
     ROOT,
@@ -185,6 +186,33 @@ def test_deleting_a_damaged_file_mends_the_run(finished, tmp_path):
         victim.unlink()
         call("mnist/run.py", *SMALL, *TWO, "--save-folder", copy)
         assert outcome(copy) == outcome(folder)
+
+
+def test_a_rotation_model_of_another_pretraining_is_named_and_made_again(finished, tmp_path):
+    """Before learning, and half-way, where the results that were made with the right one are kept."""
+    one = ["--dataset", "DIGITS", "--device", "cpu", "-e", 4, "--methods", "random", "--run-stop", 1]
+    for epochs, folder in ((1, tmp_path / "a"), (2, tmp_path / "b")):
+        call("mnist/run.py", *one, "--unsup-epochs", epochs, "--initial", "--save-folder", folder)
+    name = "run0/checkpoint/init_unsup_batch_0_ir_20_nr_0.pt"
+    own = tmp_path / "own.pt"
+    shutil.copy(tmp_path / "a" / name, own)
+    for iterations in (1, 2):
+        shutil.copy(tmp_path / "b" / name, tmp_path / "a" / name)
+        same = [*one, "--save-folder", tmp_path / "a", "--iterations", iterations]
+        refused("mnist/run.py", *same, words=f"{name} was made with pretraining.epochs = 2, the run with 1: delete it")
+        shutil.copy(own, tmp_path / "a" / name)
+        call("mnist/run.py", *same)
+    assert len(records(tmp_path / "a" / "run0")) == 2
+
+
+def test_an_iteration_that_was_not_trained_from_the_one_before_is_named(finished, tmp_path):
+    folder, _ = finished
+    shutil.copytree(folder, tmp_path / "x")
+    path = next((tmp_path / "x" / "run0" / "checkpoint").glob("best_*batch_0_*random*"))
+    state, about = load_checkpoint(path, {})
+    state = {name: value + 1 for name, value in state.items()}
+    save_checkpoint(path, state, {**about, "weights": fingerprint(state)})
+    refused("mnist/run.py", *SMALL, *TWO, "--save-folder", tmp_path / "x", words="was trained from another model than")
 
 
 def test_initial_models_do_not_bind_what_comes_later(tmp_path):

@@ -264,19 +264,27 @@ def open_workspace(
     folder = RunFolder(root(experiment, options), number)
     work = Workspace(experiment, folder, train, test, options.seed, train.device, report, separate_validation, recipe)
     settings = work.settings("initial" if initial else "learning")
-    _, told = folder.check_manifest(settings)
+    recorded, told = distributed.broadcast_from_main(lambda: folder.check_manifest(settings))
+    work.pretrained_with = {k: v for k, v in recorded["settings"].items() if k.startswith("pretraining.")}
+    _warn(report, told)
     work.check_sizes(trials, iterations)
     folder.create()  # a command that is refused leaves no folder
     folder.record_session(settings, _session(train.device))
     if experiment.holdout:
         work.hold_out(experiment.holdout)
+    told = []
     if recipe is None:
         sized = experiment.own_images or options.query_size or options.training_batch
         told += doubts(experiment, initial, bool(sized))
     told += other_files(Dataset(train, test, separate_validation))
-    for text in told + folder.read_results()[1]:
-        report("warning", text=text)
+    _warn(report, told + folder.read_results(dataset=experiment.name, seed=options.seed)[1])
     return work
+
+
+def _warn(report: Report, texts: Sequence[str]) -> None:
+    """Report warnings, once for all processes."""
+    for text in texts if distributed.is_main_process() else ():
+        report("warning", text=text)
 
 
 def doubts(experiment: Experiment, initial: bool, sized: bool) -> list[str]:

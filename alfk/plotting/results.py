@@ -25,7 +25,7 @@ from alfk.plotting.curves import (
 )
 from alfk.plotting.plots import PlottedCurve
 from alfk.records import BASELINE, Record, read_results
-from alfk.runs import Trial, selection_suffix
+from alfk.runs import RunFolder, Trial, selection_suffix
 
 Print = Callable[[str], None]
 
@@ -68,11 +68,13 @@ def read_runs(folder: Path, start: int, stop: int | None, warn: Print) -> Result
     records, settings, left_out = [], {}, []
     for path in sorted(run / "results.jsonl" for run in folder.glob("run*")):
         number = path.parent.name.removeprefix("run")
-        if not os.path.lexists(path):  # there is none yet; a link that leads nowhere is an error
-            continue
         if not number.isdecimal() or int(number) < start or (stop is not None and int(number) >= stop):
             continue
-        found, problems = read_results(path, int(number))
+        run = RunFolder(folder, int(number))
+        found, problems = [], []
+        if os.path.lexists(path):  # there is none yet; a link that leads nowhere is an error
+            found, problems = read_results(path, {"run": run.number, "dataset": folder.name})
+        problems += run.without_line(found)
         records += found
         manifest = path.parent / "manifest.json"
         try:

@@ -4,11 +4,12 @@ import time
 from collections.abc import Mapping
 from typing import Any
 
+import numpy as np
 import torch
 from torch import Tensor
 
 from alfk.acquisition import choose
-from alfk.files import save_array
+from alfk.files import has_array, open_array, save_array
 from alfk.methods import Situation
 from alfk.selection import Selection
 from alfk.stages.describe import read_databases
@@ -28,6 +29,7 @@ NOTHING_MEASURED = {
     "seconds_acquire": 0.0,
 }
 
+LABELLED_SET = "positions in the pool, in the order they were labelled; the pool's own index list is in data/"
 QUERY_FIELDS = (
     "the images of this iteration in the order they were chosen; index: position in the pool; similarity: to the "
     "misclassified validation image at answers_to, mean correlation from -1 to 1; error_prediction: the class that the "
@@ -45,6 +47,10 @@ def acquire(current: Round, unavailable: Tensor | None = None) -> None:
         UserError: a missing or damaged file, or too few unlabelled images.
     """
     if current.is_labelled():
+        return
+    if has_array(current.query):  # the labelled set was lost
+        query, header = open_array(current.query, {"kind": "query", **current.identity()})
+        write_labelled_set(current, torch.from_numpy(np.array(query["index"])), header)
         return
     situation = situation_of(current)
     if unavailable is not None:
@@ -79,9 +85,7 @@ def write_labelled(current: Round, selection: Selection, facts: Mapping[str, Any
         facts: entries of the header that replace those of NOTHING_MEASURED.
     """
     header = {
-        "kind": "labelled set",
         **current.identity(),
-        "meaning": "positions in the pool, in the order they were labelled; the pool's own index list is in data/",
         **NOTHING_MEASURED,
         "misclassified": selection.misclassified,
         "centres": selection.centres,
@@ -89,9 +93,16 @@ def write_labelled(current: Round, selection: Selection, facts: Mapping[str, Any
         **summary(selection),
         **facts,
     }
-    save_array(current.query, selection.to_array(), {"kind": "query", **current.identity(), "meaning": QUERY_FIELDS})
-    labelled = torch.cat([current.labelled_before(), selection.indices])
-    save_array(current.index_list, labelled.numpy(), header)
+    save_array(current.query, selection.to_array(), {**header, "kind": "query", "meaning": QUERY_FIELDS})
+    write_labelled_set(current, selection.indices, header)
+
+
+def write_labelled_set(current: Round, chosen: Tensor, header: Mapping[str, Any]) -> None:
+    """Write the labelled set of an AL iteration that chose the pool positions `chosen` (n,)."""
+    layout = ("shape", "dtype", "array_crc32")  # of the query, if it is the query's header
+    header = {key: value for key, value in header.items() if key not in layout}
+    labelled = torch.cat([current.labelled_before(), chosen])
+    save_array(current.index_list, labelled.numpy(), {**header, "kind": "labelled set", "meaning": LABELLED_SET})
 
 
 def summary(selection: Selection) -> dict[str, Any]:

@@ -7,17 +7,21 @@ image of its query has a label or is skipped.
 import dataclasses
 from collections.abc import Callable
 
+import numpy as np
 import torch
+from torch import Tensor
 
 from alfk.annotation import Annotations
 from alfk.errors import UserError
-from alfk.files import has_array
+from alfk.files import has_array, open_array, save_array
 from alfk.records import Record
 from alfk.stages.acquire import acquire
 from alfk.stages.describe import describe
 from alfk.stages.loop import Stages, warn_at_chance
 from alfk.stages.retrain import train_and_record
 from alfk.stages.round import Round
+
+MEANING = "rows of: position in the pool, number of its class in the order of the classes' names"
 
 
 @dataclasses.dataclass
@@ -49,16 +53,53 @@ def annotated(read: Callable[[], Annotations]) -> Stages:
 
     def retrain(current: Round) -> Record:
         queried, header = current.labelled()
-        annotations = read()
-        missing = annotations.missing(queried)  # also labels of earlier iterations that were taken back
-        if len(missing):
-            if current.b:
-                warn_at_chance(current, current.previous.finished())
-            raise LabelsMissing(current, missing)
-        if not len(annotations.positions):
-            raise UserError("every image so far was skipped: there is nothing to train on; label at least one")
-        data = current.pool.subset(annotations.positions, annotations.labels)
-        newest = torch.isin(annotations.positions, queried[-current.experiment.query_size :])
+        if not has_array(current.labels):
+            keep_labels(current, read(), queried)
+        positions, labels = kept_labels(current)
+        data = current.pool.subset(positions, labels)
+        newest = torch.isin(positions, queried[-current.experiment.query_size :])
         return train_and_record(current, data, data.labels[newest.to(data.labels.device)], header)
 
     return Stages(describe, choose, retrain)
+
+
+def keep_labels(current: Round, annotations: Annotations, queried: Tensor) -> None:
+    """Write the labels that an iteration is trained on, so that it can be repeated when more of them are known.
+
+    Args:
+        queried: positions in the pool of the images of all queries so far.
+    Raises:
+        LabelsMissing: of these images, also of earlier iterations.
+        UserError: all were skipped.
+    """
+    missing = annotations.missing(queried)
+    if len(missing):
+        if current.b:
+            warn_at_chance(current, current.previous.finished())
+        raise LabelsMissing(current, missing)
+    if not len(annotations.positions):
+        raise UserError("every image so far was skipped: there is nothing to train on; label at least one")
+    warn_of_corrections(current, annotations)
+    table = torch.stack([annotations.positions, annotations.labels], 1).numpy()
+    save_array(current.labels, table, {"kind": "labels", **current.identity(), "meaning": MEANING})
+
+
+def kept_labels(current: Round) -> tuple[Tensor, Tensor]:
+    """Positions in the pool and labels (k,) that an iteration is trained on. Raises UserError."""
+    array, _ = open_array(current.labels, {"kind": "labels", **current.identity()})
+    return torch.from_numpy(np.array(array)).unbind(1)
+
+
+def warn_of_corrections(current: Round, annotations: Annotations) -> None:
+    """Report a warning if labels are other ones now than those that the previous iteration was trained on."""
+    if not current.b or not has_array(current.previous.labels):
+        return
+    before = torch.full((len(current.pool),), -1)
+    positions, labels = kept_labels(current.previous)
+    before[positions] = labels
+    known = before[annotations.positions]
+    changed = int(((known >= 0) & (known != annotations.labels)).sum())
+    if changed:
+        labels = "1 label is another one than" if changed == 1 else f"{changed} labels are other ones than"
+        text = f"{labels} b={current.previous.b} was trained on: it counts from b={current.b} on; to begin anew with it "
+        current.report("warning", text=f"{text}delete the run's folder")

@@ -24,6 +24,7 @@ def make_initial_models(work: Workspace, ir: float, nr: float, members: int = 1,
                 facts = {"init": init, "ir": ir, "member": member}
                 path = work.folder.initial(distortion, init == "rotation", member, select)
                 about = {"kind": "initial", **facts, "nr": nr, **work.identity()}
+                about |= {"select": select} if init == "rotation" else {}
                 if has_file(path):
                     found = load_checkpoint(path, about)[1]
                     check_settings(path, found.get("settings", {}), settings)

@@ -12,6 +12,7 @@ from torch import Tensor, nn
 from alfk import distributed
 from alfk.data import Split
 from alfk.files import save_checkpoint
+from alfk.network import fingerprint
 from alfk.records import Record
 from alfk.seeding import global_randomness
 from alfk.stages.acquire import NOTHING_MEASURED
@@ -66,11 +67,11 @@ def train_on_all(current: Round) -> Record:
 
 def train_and_record(current: Round, data: Split, newest: Tensor, header: Mapping[str, Any]) -> Record:
     """Train on the labelled images `data`; write checkpoint and results line. Arguments as of `make_record`."""
-    models, _ = current.starting_models()
+    models, starts_from = current.starting_models()
     start = time.perf_counter()
     members = [_train(current, number, model, data) for number, model in enumerate(models)]
     record = make_record(current, len(data), newest, header, members, time.perf_counter() - start)
-    write_result(current, record, members)
+    write_result(current, record, members, starts_from)
     return record
 
 
@@ -195,9 +196,15 @@ def _mean_of(members: Sequence[Trained], attribute: str) -> dict[str, float]:
     return {} if None in values else {attribute: fmean(values)}
 
 
-def write_result(current: Round, record: Record, members: Sequence[Trained]) -> None:
-    """Write the checkpoint, which marks the iteration finished and holds all that it leaves, and its results line."""
+def write_result(current: Round, record: Record, members: Sequence[Trained], starts_from: str | None = None) -> None:
+    """Write the checkpoint, which marks the iteration finished and holds all that it leaves, and its results line.
+
+    Args:
+        starts_from: fingerprint of the weights that the training started from; None if these do not matter.
+    """
+    weights = join_states([member.weights for member in members])
     about = {"kind": "best", **current.identity(), "record": record, "arrays": current.arrays()}
-    about["settings"] = current.work.settings()
-    save_checkpoint(current.checkpoint, join_states([member.weights for member in members]), about)
+    about["settings"] = current.work.initial_settings(current.trial) | current.work.settings()
+    about |= {"starts_from": starts_from, "weights": fingerprint(weights)}
+    save_checkpoint(current.checkpoint, weights, about)
     current.folder.add_result(record)

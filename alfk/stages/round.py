@@ -113,6 +113,11 @@ class Round:
         return self.folder.query(self.trial, self.b, self.size)
 
     @property
+    def labels(self) -> Path:
+        """The labels that this iteration was trained on, where people enter them."""
+        return self.folder.labels(self.trial, self.b, self.size)
+
+    @property
     def scores(self) -> Path:
         """VAAL's scores of the pool images after this iteration, from which the next one chooses."""
         return self.folder.descriptors("scores", self.trial, self.b, self.size)
@@ -142,7 +147,7 @@ class Round:
         return {path.name: pack_files(path) for path in self._arrays() if has_array(path)}
 
     def _arrays(self) -> tuple[Path, ...]:
-        return self.query, self.index_list, self.scores
+        return self.query, self.index_list, self.labels, self.scores
 
     def labelled(self) -> tuple[Tensor, dict[str, Any]]:
         """(n (b+1),) int64 positions in the pool in the order they were labelled, and the index list's header.
@@ -167,6 +172,8 @@ class Round:
         models = [self.work.network(self.experiment.classes) for _ in range(self.trial.ensemble)]
         if self.b > 0:
             path = self.previous.checkpoint
+            if not has_file(path):
+                raise UserError(f"there is no checkpoint {path}: AL iteration b={self.b - 1} has to be run first")
             state, _ = load_checkpoint(path, {"kind": "best", **self.previous.identity()})
             if not fits(state, nn.ModuleList(models)):
                 raise UserError(f"{path} is of another network: {MEND}")
@@ -187,7 +194,8 @@ class Round:
     def _finished(self) -> Record | None:
         if not has_file(self.checkpoint):
             return None
-        about = load_checkpoint(self.checkpoint, {"kind": "best", **self.identity()})[1]
+        about = self._about()
+        self._check_start(about)
         record = check_record(about.get("record"), f"the record in {self.checkpoint}")
         arrays = about.get("arrays", {})
         for path in self._arrays():
@@ -196,6 +204,22 @@ class Round:
                 self.report("warning", text=f"{path} was damaged or lost: restored from the iteration's checkpoint")
         self.folder.add_result(record)
         return record
+
+    def _about(self) -> dict[str, Any]:
+        """The description of the iteration's checkpoint."""
+        about = load_checkpoint(self.checkpoint, {"kind": "best", **self.identity()}, weights=False)[1]
+        self.work.weights[self.checkpoint] = about.get("weights", "")
+        return about
+
+    def _check_start(self, about: dict[str, Any]) -> None:
+        """Raises UserError if the iteration was not trained from the model of the previous one."""
+        if not self.b or about.get("starts_from") is None or not has_file(self.previous.checkpoint):
+            return
+        before = self.previous
+        if before.checkpoint not in self.work.weights:
+            before._about()
+        if self.work.weights[before.checkpoint] != about["starts_from"]:
+            raise UserError(f"{self.checkpoint} was trained from another model than {before.checkpoint} is: {MEND}")
 
     def delete_temporary_files(self, keep_descriptors: bool = False) -> None:
         """Delete the files that a finished iteration does not need any longer, also those left by a crash."""

@@ -38,6 +38,8 @@ class Workspace:
         seed: of the whole experiment; the run's generators are derived from it and the run's number.
         recipe: constants of another training (VAAL's) that results depend on in place of the experiment's.
         recorded: settings of a finished run, which count in place of the experiment's constants.
+        weights: checkpoint -> fingerprint of its weights, of those that were read.
+        pretrained_with: the recorded settings of the pretraining; initial models of other ones are refused.
     """
 
     experiment: Experiment
@@ -50,7 +52,9 @@ class Workspace:
     separate_validation: Split | None = None
     recipe: Mapping[str, Any] | None = None
     recorded: Mapping[str, Any] = dataclasses.field(default_factory=dict)
-    _initial_digests: dict[Path, str] = dataclasses.field(default_factory=dict, repr=False)
+    pretrained_with: Mapping[str, Any] = dataclasses.field(default_factory=dict)
+    _initial_models: dict[Path, dict[str, Any]] = dataclasses.field(default_factory=dict, repr=False)
+    weights: dict[Path, str] = dataclasses.field(default_factory=dict, repr=False)
 
     def settings(self, stage: str = "learning") -> dict[str, Any]:
         """The settings that a stage depends on: "data" (the index lists in data/), "initial" or "learning"."""
@@ -80,16 +84,16 @@ class Workspace:
 
     def made_with(self, trial: Trial) -> str:
         """The digest of all settings that a trial's results depend on, those of its initial models included."""
-        initial = [self._initial_digest(trial, member) for member in range(trial.ensemble)]
+        initial = [digest_of(self.initial_settings(trial, member)) for member in range(trial.ensemble)]
         return digest_of({**self.settings(), "initial": initial})
 
-    def _initial_digest(self, trial: Trial, member: int) -> str:
-        """The digest of an initial model's settings, as its file states it."""
+    def initial_settings(self, trial: Trial, member: int = 0) -> dict[str, Any]:
+        """The settings that an initial model was made with, as its file states them."""
         path = self.folder.initial(trial.distortion, trial.unsupervised, member, trial.select)
-        if path not in self._initial_digests:
+        if path not in self._initial_models:
             with distributed.single_process():  # the processes need not come here together
-                self._initial_digests[path] = self._load_initial(trial, member)[1].get("made_with", "")
-        return self._initial_digests[path]
+                self._initial_models[path] = self._load_initial(trial, member)[1].get("settings", {})
+        return self._initial_models[path]
 
     def validation_indices(self) -> Tensor:
         """(V,) positions of the validation images in the training set: drawn once, then read from a file."""
@@ -190,7 +194,7 @@ class Workspace:
         """
         path = self.folder.data(name)
         about = {"kind": name, **self.identity(), "made_with": digest_of(self.settings("data"))}
-        if not has_file(path.parent):
+        if not distributed.broadcast_from_main(path.parent.is_dir):
             return draw()
 
         def make() -> None:
@@ -243,7 +247,11 @@ class Workspace:
         settings = {k: v for k, v in self.settings("initial").items() if not k.startswith("pretraining.")}
         if not fits(state, self.experiment.network(4 if trial.unsupervised else self.experiment.classes)):
             raise UserError(f"{path} is of another network: {mend}")
-        check_settings(path, found.get("settings", {}), settings)  # the command that made it had flags of its own
+        made_with = found.get("settings", {})
+        check_settings(path, made_with, settings)  # the command that made it had flags of its own
+        for key, value in self.pretrained_with.items():
+            if made_with.get(key) != value:
+                raise UserError(f"{path} was made with {key} = {made_with.get(key)}, the run with {value}: {mend}")
         return state, found
 
 
