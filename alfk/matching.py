@@ -25,6 +25,7 @@ from alfk.selection import Selection
 TILE = 2**22  # similarities in a tile: 16 MiB in float32, which is fastest on a CPU
 BUDGET = 2**30  # bytes that the largest tensor may take on a CPU
 SHARE = 32  # the largest tensor may take 1/32 of a GPU's memory
+HEIGHT = 2**16  # rows that k-centre updates at a time, which affects speed and memory alone
 SHORTLIST = 1024  # rows that k-centre updates in every step; affects speed alone
 
 Rows = Tensor | np.ndarray
@@ -104,18 +105,23 @@ def _top(scores: Tensor, k: int) -> tuple[Tensor, Tensor]:
     return scores.topk(min(k, scores.shape[1]), dim=1)
 
 
-def k_centre(vectors: Tensor, n: int, first: int) -> Tensor:
+def k_centre(
+    vectors: Tensor, n: int, first: int, offsets: Tensor | None = None, closest: Tensor | None = None
+) -> Tensor:
     """Greedy k-centre: repeatedly the row whose largest similarity to the centres so far is smallest.
 
     A row's largest similarity only grows, so that its value after an earlier step is a lower bound. Only a shortlist of
     the rows with the smallest bounds is updated in every step; as long as its minimum is below the bounds of all other
     rows, it is the global minimum. Otherwise all rows are updated for the new centres in one matrix product. O(n M D)
-    at most, exact.
+    at most, exact. Of equal rows the lowest is taken.
 
     Args:
         vectors: (M, D).
         n: number of centres, 1 to M.
         first: the row that is the first centre.
+        offsets: (M,) b, for the similarity <x_i, x_j> + b_i + b_j: -|x_i - x_j|^2 / 2 if b_i = -|x_i|^2 / 2. 0 if None.
+        closest: (M,) each row's largest similarity to centres that are there already; inf for rows that are no
+            candidates. -inf if None.
     Returns:
         (n,) int64, the centres in the order they were chosen.
     """
@@ -123,13 +129,20 @@ def k_centre(vectors: Tensor, n: int, first: int) -> Tensor:
         raise ValueError(f"cannot choose {n} centres from {len(vectors)} vectors")
     centres = torch.empty(n, dtype=torch.int64, device=vectors.device)
     centres[0], done, included = first, 1, 0
-    closest = torch.full((len(vectors),), -torch.inf, device=vectors.device, dtype=vectors.dtype)
+    lowest = torch.full((len(vectors),), -torch.inf, device=vectors.device, dtype=vectors.dtype)
+    closest = lowest if closest is None else closest.clone()
+    height = min(HEIGHT, len(vectors))
     while done < n:
-        for block in centres[included:done].split(max(1, TILE // len(vectors))):
-            torch.maximum(closest, (vectors @ vectors[block].T).amax(1), out=closest)
+        for start in range(0, len(vectors), height):
+            part = slice(start, start + height)
+            for block in centres[included:done].split(max(1, TILE // height)):
+                similarity = vectors[part] @ vectors[block].T
+                if offsets is not None:
+                    similarity.add_(offsets[block]).add_(offsets[part, None])
+                torch.maximum(closest[part], similarity.amax(1), out=closest[part])
         closest[centres[included:done]] = torch.inf
         included = done
-        short = closest.topk(min(SHORTLIST, len(vectors)), largest=False).indices.sort().values
+        short = smallest(closest, SHORTLIST)
         similarity, rows = closest[short], vectors[short]
         limit = similarity.max() if len(short) < len(vectors) else torch.inf
         while done < n:
@@ -137,10 +150,26 @@ def k_centre(vectors: Tensor, n: int, first: int) -> Tensor:
             if done > included and similarity[place] >= limit:
                 break
             centres[done] = short[place]
-            torch.maximum(similarity, rows @ rows[place], out=similarity)
+            to_centre = rows @ rows[place]
+            if offsets is not None:
+                to_centre.add_(offsets[short[place]]).add_(offsets[short])
+            torch.maximum(similarity, to_centre, out=similarity)
             similarity[place] = torch.inf
             done += 1
     return centres
+
+
+def smallest(values: Tensor, count: int) -> Tensor:
+    """Positions of the `count` smallest of `values` (N,), or of all if N is smaller: int64, ascending.
+
+    If not all of several equal values fit in, those at the lowest positions are taken.
+    """
+    taken, short = values.topk(min(count, len(values)), largest=False)
+    last = taken[-1]
+    fitting = int((taken == last).sum())
+    if int((values == last).sum()) > fitting:
+        short = torch.cat([short[taken < last], (values == last).nonzero().flatten()[:fitting]])
+    return short.sort().values
 
 
 def walk_ranks(similarity: Tensor, index: Tensor, n: int) -> tuple[Tensor, Tensor, Tensor]:

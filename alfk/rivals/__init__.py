@@ -1,0 +1,1 @@
+"""Acquisition methods of other papers, as functions of features and logits."""

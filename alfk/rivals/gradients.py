@@ -1,0 +1,42 @@
+"""The gradient of the cross-entropy by the logits, a = p - e_y, and what BADGE and FLQMI make of it.
+
+The gradient by the weights of the last layer is the outer product a z', with z the layer's input, and a [1; z]' by
+weights and bias. It is never formed, since <a z', b w'> = <a, b> <z, w>.
+"""
+
+from collections.abc import Iterator
+
+import torch
+from torch import Tensor
+
+from alfk.matching import TILE
+
+
+def row_slices(rows: int, width: int) -> Iterator[slice]:
+    """Slices that cover `rows` rows in tiles of at most TILE entries (or one row) if a row takes `width`."""
+    height = max(1, TILE // max(1, width))
+    return (slice(start, min(rows, start + height)) for start in range(0, rows, height))
+
+
+def gradients(logits: Tensor, labels: Tensor | None = None) -> Tensor:
+    """a = softmax(l) - e_y of every row l.
+
+    Args:
+        logits: (N, C).
+        labels: (N,) int64, y; the arg max of the logits if None, the first of equal ones.
+    Returns:
+        (N, C) float32; computed in float64, since p_y - 1 would lose its digits where the network is sure.
+    """
+    found = torch.empty(logits.shape, dtype=torch.float32, device=logits.device)
+    for rows in row_slices(*logits.shape):
+        label = logits[rows].argmax(1) if labels is None else labels[rows].to(logits.device)
+        p = logits[rows].double().softmax(1)
+        p[torch.arange(len(p), device=p.device), label] -= 1
+        found[rows] = p
+    return found
+
+
+def squared_norms(vectors: Tensor) -> Tensor:
+    """|x|^2 of the rows (N, D): (N,) float64."""
+    tiles = [vectors[rows].double().square().sum(1) for rows in row_slices(*vectors.shape)]
+    return torch.cat(tiles) if tiles else vectors.new_zeros(0, dtype=torch.float64)
