@@ -266,7 +266,7 @@ def test_labels_that_were_corrected_count_from_the_next_round(flowers, finished,
     other = next(label for label in truth.values() if label != truth[first[0]])
     people.labels.unlink()
     people.enter({**truth, first[0]: other}, [*first, *people.files(1)])
-    assert "1 label is another one than b=0 was trained on: it counts from b=1 on" in people.run().stderr
+    assert "changed since b=0 was trained: 1; they count from b=1 on" in people.run().stderr
 
 
 @pytest.mark.parametrize("b", [0, 1])

@@ -100,6 +100,5 @@ def warn_of_corrections(current: Round, annotations: Annotations) -> None:
     known = before[annotations.positions]
     changed = int(((known >= 0) & (known != annotations.labels)).sum())
     if changed:
-        labels = "1 label is another one than" if changed == 1 else f"{changed} labels are other ones than"
-        text = f"{labels} b={current.previous.b} was trained on: it counts from b={current.b} on; to begin anew with it "
-        current.report("warning", text=f"{text}delete the run's folder")
+        text = f"labels that were changed since b={current.previous.b} was trained: {changed}; they count from "
+        current.report("warning", text=f"{text}b={current.b} on (to begin anew, delete the run's folder)")
