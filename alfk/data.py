@@ -42,7 +42,7 @@ class Split:
     Attributes:
         in_files: whether images are read batch by batch, from files or a data set, and not stored in memory.
         computed: whether mean or std were computed from the split's own images.
-        left_out: files of other types that lie beside the images of a folder, and are not in the split.
+        left_out: files of other types, and folders inside classes, that lie beside the images and are not in the split.
     Raises:
         UserError: what does not fit, in one line. Float images are read once for that; uint8 images are not.
     """

@@ -450,6 +450,30 @@ def test_files_that_are_no_images_are_counted(pool, tmp_path):
     assert data.train.subset([0]).left_out == 2
 
 
+@pytest.mark.parametrize("name", ["._0.JPEG", "._pool.jpg"])
+def test_hidden_files_are_no_images(tree, tmp_path, name):
+    """macOS leaves such files beside those that it copies: they have the suffix of an image, but are none."""
+    copied = shutil.copytree(tree, tmp_path / "copied")
+    for folder in ("train/n00", "val/n01"):
+        (copied / folder / name).write_bytes(b"\0\5\x16\7")
+    for found, wanted in zip(load(copied, tmp_path / "a"), load(tree, tmp_path / "b"), strict=True):
+        assert (found.store.paths.tolist(), found.left_out) == (wanted.store.paths.tolist(), 0)
+    (copied / "pool").mkdir()
+    (copied / "pool" / name).write_bytes(b"\0\5\x16\7")
+    picture(1).save(copied / "pool" / "a.jpg")
+    assert list(load_pool(copied, tmp_path / "c").train.store.paths) == [b"pool/a.jpg"]
+
+
+def test_folders_inside_classes_are_counted_and_read_in_pool_alone(pool, tmp_path):
+    for folder in (pool / "pool", pool / "val" / "n01"):
+        for inside in ("more", ".hidden"):
+            (folder / inside).mkdir()
+            picture(1).save(folder / inside / "b.png")
+    data = load_pool(pool, tmp_path)
+    assert (data.train.left_out, data.validation.left_out) == (0, 1)
+    assert list(data.train.store.paths) == [b"pool/a.JPEG", b"pool/more/b.png"]
+
+
 def test_only_regular_files_are_images(pool, tmp_path):
     """Links to them are followed."""
     os.mkfifo(pool / "pool" / "fifo.png")

@@ -8,14 +8,17 @@ import shutil
 
 import numpy as np
 import pytest
+import torch
 from PIL import Image
 
-from alfk.cli.scripts import doubts
+from alfk.cli.scripts import doubts, emptied
+from alfk.data import Split
 from alfk.plotting import plots, reasons
+from alfk.runs import Trial
 from imagenet.config import IMAGENET, of_folder
 from mnist.config import EXPERIMENTS as MNISTS
 from svhn.config import EXPERIMENTS as SVHNS
-from tests.helpers import call, draw, outcome, records, refused, write_tree
+from tests.helpers import call, draw, outcome, records, refused, workspace, write_tree
 
 NAME, SIZE = "garden", 6
 COUNTS = {"anemone": 20, "bluebell": 19, "iris": 4, "rose": 18}  # iris alone has under half of the mean, 15.25
@@ -188,7 +191,7 @@ def test_a_name_of_another_data_set_is_refused(name, tmp_path):
 
 # Warnings
 
-WARNINGS = {"warm-up", "fewer than a batch", "rotation task", "test accuracy"}
+WARNINGS = {"warm-up", "fewer than a batch", "rotation task", "test accuracy", "without images", "left out"}
 
 
 def warned(done):
@@ -243,6 +246,34 @@ def test_single_images_cannot_be_a_batch_of_a_network_with_batch_norm(noise, tmp
     words = "a network with batch norm cannot be trained on batches of a single image: raise --batch-size"
     assert words in done.stderr.strip().splitlines()[-1]
     assert "Traceback" not in done.stderr
+
+
+@pytest.mark.parametrize(("ratio", "lost"), [(1, 0), (10, 0), (19, 0), (20, 2), (100, 2)])
+def test_a_ratio_that_empties_classes_says_so(ratio, lost, tmp_path):
+    """Half of four classes of ten images; from 20 on none of ten is left."""
+    labels = torch.arange(40) % 4
+    split = Split(torch.zeros(40, 3, 8, 8, dtype=torch.uint8), labels, 0.5, 0.5)
+    own = dataclasses.replace(of_folder(tmp_path / NAME, IMAGENET), classes=4)
+    work = workspace(own, tmp_path, split, split, separate_validation=split)
+    trials = [Trial(ratio, method, 768, nr=noise) for method in ("random", "Rz") for noise in (0, 0.1)]
+    words = [f"-ir {ratio} leaves {lost} of 4 classes of the pool without images"] if lost else []
+    assert emptied(work, trials) == words
+    assert emptied(work, []) == []
+
+
+def test_what_is_left_out_and_emptied_is_said_once_at_the_start(noise, tmp_path):
+    """Also by the command that makes the initial models."""
+    (noise / "train" / "c0" / "more").mkdir()
+    (noise / "train" / "c0" / "a.webp").touch()
+    (noise / "val" / "c1" / "b.heic").touch()
+    (noise / "val" / "c1" / "._0.png").touch()  # macOS's, of its folder's settings; hidden, as folders may be
+    (noise / "val" / "c1" / ".folder").mkdir()
+    more = ["--run-stop", 2, "--methods", "random", "-ir", 100]
+    for done in (run(noise, tmp_path / "data", *more, "--initial"), run(noise, tmp_path / "data", *more)):
+        assert {"left out", "without images"} < warned(done)
+        first = done.stderr.splitlines()
+        assert "warning: 3 files that are no .jpeg, .jpg or .png, or folders inside a class, were left out" in first
+        assert "warning: -ir 100 leaves 2 of 4 classes of the pool without images" in first
 
 
 def test_epochs_within_the_warm_up():

@@ -276,7 +276,7 @@ def open_workspace(
     if recipe is None:
         sized = experiment.own_images or options.query_size or options.training_batch
         told += doubts(experiment, initial, bool(sized))
-    told += other_files(Dataset(train, test, separate_validation))
+    told += other_files(Dataset(train, test, separate_validation)) + emptied(work, trials)
     _warn(report, told + folder.read_results(dataset=experiment.name, seed=options.seed)[1])
     return work
 
@@ -312,11 +312,25 @@ def doubts(experiment: Experiment, initial: bool, sized: bool) -> list[str]:
 
 
 def other_files(images: Dataset) -> list[str]:
-    """A warning if files of other types lie beside the images of a folder."""
+    """A warning if files of other types lie beside the images of a folder, or folders inside those of its classes."""
     splits = {id(split): split for split in images if split is not None}.values()
     count = sum(split.left_out for split in splits)
-    files = "file that is no" if count == 1 else "files that are no"
-    return [f"{count} {files} .jpeg, .jpg or .png {'was' if count == 1 else 'were'} left out"] if count else []
+    if count == 1:
+        return ["1 file that is no .jpeg, .jpg or .png, or folder inside a class, was left out"]
+    return [f"{count} files that are no .jpeg, .jpg or .png, or folders inside a class, were left out"] if count else []
+
+
+def emptied(work: Workspace, trials: Sequence[Trial]) -> list[str]:
+    """A warning for each imbalance ratio that leaves classes of the pool without images."""
+    found = []
+    for ir, distortion in dict.fromkeys((trial.ir, trial.distortion) for trial in trials if trial.ir != 1):
+        labels = work.train.labels.cpu()
+        before, after = (
+            int(torch.bincount(each).count_nonzero()) for each in (labels, labels[work.pool_indices(ir, distortion)])
+        )
+        if after < before:
+            found.append(f"-ir {ir:g} leaves {before - after} of {before} classes of the pool without images")
+    return list(dict.fromkeys(found))
 
 
 def root(experiment: Experiment, options: Options) -> Path:

@@ -171,13 +171,14 @@ def _stamps(root: Path, part: str) -> dict[str, int]:
 
 def _scan(root: Path, part: str, names: list[str]) -> tuple[np.ndarray, np.ndarray, np.ndarray, int]:
     """Paths below `root` (N,) bytes, labels (-1 in pool/) and sizes in bytes (N,) int64, sorted, and the number of
-    other files beside them. Raises UserError.
+    other files, and folders inside classes, beside them. Raises UserError.
     """
     paths, labels, sizes, others = [], [], [], 0
     folders = [(f, -1) for f, _ in _below(root / part)] if part == "pool" else [(n, i) for i, n in enumerate(names)]
     for name, label in folders:
         folder = root / part / name
-        entries = [entry for entry in os.scandir(folder) if entry.name[0] != "." and not entry.is_dir()]
+        entries = [entry for entry in os.scandir(folder) if entry.name[0] != "."]
+        entries = [entry for entry in entries if part != "pool" or not entry.is_dir()]  # in pool/ they are read too
         found = [(entry.name, entry.stat()) for entry in entries if _is_image(entry.name)]
         files = sorted((name, about.st_size) for name, about in found if stat.S_ISREG(about.st_mode))
         others += len(entries) - len(files)
