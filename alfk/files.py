@@ -252,7 +252,7 @@ def open_array(
     if not has_array(path):
         raise UserError(f"there is no {path} with its .json header")
     header = read_header(path, expected, mend)
-    if _crc32_of_file(path) != header.get("array_crc32"):
+    if _crc32_of_file(path, mend) != header.get("array_crc32"):
         raise _damaged(path, OTHER_CONTENT, mend)
     array = np.load(path, mmap_mode=mode, allow_pickle=False)
     check(path, header, _layout(array), mend)
@@ -274,8 +274,8 @@ def _crc32(content: bytes | memoryview) -> str:
     return f"{zlib.crc32(content):08x}"
 
 
-def _crc32_of_file(path: Path) -> str:
-    with _mapped(path, MEND) as content:
+def _crc32_of_file(path: Path, mend: str = MEND) -> str:
+    with _mapped(path, mend) as content:
         return _crc32(content)
 
 

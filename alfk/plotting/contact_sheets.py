@@ -1,6 +1,5 @@
 """Contact sheets of a run: the images that a method chose, and why, one block per AL iteration."""
 
-import dataclasses
 import functools
 import os
 from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -13,7 +12,7 @@ import torch
 from alfk.config import Experiment
 from alfk.data import UNOFFICIAL, Dataset, Split
 from alfk.errors import UserError
-from alfk.files import MEND, has_array, open_array
+from alfk.files import has_array, open_array
 from alfk.plotting import plots, reasons
 from alfk.plotting.results import Results, name_of
 from alfk.plotting.saving import save
@@ -21,7 +20,6 @@ from alfk.queries import Query
 from alfk.records import BASELINE, Record
 from alfk.runs import RunFolder, Trial
 from alfk.selection import Selection
-from alfk.stages.workspace import Workspace
 
 MAX_IMAGES = 125  # images shown per AL iteration
 MAX_PAIRS = 8  # the same with the validation images that they answer
@@ -53,7 +51,7 @@ def contact_sheets(experiment: Experiment, results: Results, datadir: Path, out:
         plots.plot_contact_sheet(path, title, [_row(r, pool, _chosen(folder, trial, r), experiment) for r in records])
         yield path
         about = _of_run(records[0])
-        validation = functools.partial(_validation, folder, experiment, data, results.holdout, about)
+        validation = functools.partial(_validation, folder, data, results.holdout, about)
         blocks = [_reasons(folder, trial, r, pool, validation) for r in records]
         if any(blocks):
             path = out / f"{experiment.name}_answers_run{run}_{trial.name}"
@@ -77,15 +75,12 @@ def imbalance(ir: float) -> str:
     return "" if ir == 1 else f"{ir:g}x class imbalance, "
 
 
-def _read(path: Path, expected: Mapping[str, Any], mend: str = f"delete it, and {AGAIN}") -> np.ndarray:
+def _read(path: Path, expected: Mapping[str, Any]) -> np.ndarray:
     """An array of a run, whose header must have the expected entries."""
     if not has_array(path):
         needed = "--show-selected needs the run's index lists, not only its results lines"
         raise UserError(f"there is no {path}: {needed}; {AGAIN}")
-    try:
-        return np.array(open_array(path, expected)[0])
-    except UserError as problem:
-        raise UserError(str(problem).replace(MEND, mend)) from None
+    return np.array(open_array(path, expected, mend=f"delete it, and {AGAIN}")[0])
 
 
 def _is_kept(path: Path) -> bool:
@@ -137,36 +132,21 @@ def _reasons(
     query = Query.of(selection, trial.method, validation.labels, pool.classes)
     shown: Sequence[reasons.Pair] = reasons.pairs(query, pool, validation, min(MAX_PAIRS, len(query)))
     heading = f"b={record['b']}: {record['misclassified']} validation images misclassified, "
-    heading += (
-        f"{record['answered']} of them answered by {len(query)} images, mean similarity {record['similarity']:.2f}"
-    )
+    heading += f"{record['answered']} of them answered by {len(query)} images, "
+    heading += f"mean similarity {record['similarity']:.2f}"
     return reasons.Block(heading, shown)
 
 
-def _validation(
-    folder: RunFolder, experiment: Experiment, data: Dataset, holdout: float, expected: Mapping[str, Any]
-) -> Split:
+def _validation(folder: RunFolder, data: Dataset, holdout: float, expected: Mapping[str, Any]) -> Split:
     """The run's validation images.
 
     Args:
         expected: entries of the header of their list.
     """
     if data.validation is None:
-        path = folder.data("validation")
-        if not has_array(path):
-            _draw_validation(folder, experiment, data, expected["seed"])
-        return data.train.subset(_read(path, {"kind": "validation", **expected}, MEND))
+        return data.train.subset(_read(folder.data("validation"), {"kind": "validation", **expected}))
     if not holdout:
         return data.validation
     rest, name = torch.ones(len(data.validation), dtype=torch.bool), f"test_{holdout:g}"
     rest[torch.from_numpy(_read(folder.data(name), {"kind": name, **expected}))] = False
     return data.validation.subset(rest)
-
-
-def _draw_validation(folder: RunFolder, experiment: Experiment, data: Dataset, seed: int) -> None:
-    """Make the lost list of a run's validation images again, which its own command does not if all is finished."""
-    settings, experiment = folder.manifest()[0]["settings"], experiment.for_data(data.train)
-    counts = settings.get("validation_per_class", experiment.validation_per_class)
-    experiment = dataclasses.replace(experiment, validation_per_class=tuple(counts))
-    work = Workspace(experiment, folder, data.train, data.test, seed, data.train.device, recorded=settings)
-    work.validation_indices()

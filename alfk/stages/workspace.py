@@ -154,6 +154,8 @@ class Workspace:
         """
         if self.experiment.holdout:
             self._held_out(self.experiment.holdout)
+        if self.separate_validation is None:
+            self.validation_indices()
         for trial in trials:
             size = len(self.pool_indices(trial.ir, trial.distortion))
             needed = self.experiment.query_size * iterations
