@@ -14,7 +14,7 @@ from alfk import distributed
 from alfk.config import Recipe
 from alfk.data import Split
 from alfk.errors import UserError
-from alfk.network import evaluation_mode, has_batch_norm, snapshot
+from alfk.network import evaluation_mode, has_batch_norm, one_line, snapshot
 from alfk.seeding import draw_seed
 
 Task = Callable[[Tensor, Tensor | None], tuple[Tensor, Tensor]]
@@ -54,7 +54,8 @@ def fit(
         after_epoch: called with the number of the epoch, from 1.
         threads: CPU threads of the training steps; unchanged if None.
     Raises:
-        UserError: too few images to train on, or an epoch after which a loss or a weight is not finite.
+        UserError: too few images to train on, a network that cannot be compiled, or an epoch after which a loss or a
+            weight is not finite.
     """
     rank, world = distributed.rank(), distributed.world_size()
     min_batch = (2 if has_batch_norm(model) else 1) * world  # batch norm needs the variance of at least two images
@@ -77,12 +78,13 @@ def fit(
                 optimiser.param_groups[0]["lr"] = recipe.lr * recipe.schedule(epoch, (step + 1) / len(batches))
                 labels = None if data.labels is None else data.labels[positions]
                 inputs, targets = task(images, labels)
-                with torch.autocast(images.device.type, torch.bfloat16, enabled=recipe.amp):
-                    loss = F.cross_entropy(forward(inputs)[0], targets)
-                # DDP averages over processes; the factor, 1 for equal parts, makes that the mean over the whole batch.
-                loss = loss * (world * len(images) / len(batches[step]))
-                optimiser.zero_grad()
-                loss.backward()
+                with compiling() if recipe.compiled else contextlib.nullcontext():
+                    with torch.autocast(images.device.type, torch.bfloat16, enabled=recipe.amp):
+                        loss = F.cross_entropy(forward(inputs)[0], targets)
+                    # DDP averages over processes; the factor, 1 for equal parts, makes that the mean over the batch.
+                    loss = loss * (world * len(images) / len(batches[step]))
+                    optimiser.zero_grad()
+                    loss.backward()
                 optimiser.step()
                 losses += loss.detach()
             # Weights that are not finite make the next loss so, too.
@@ -92,6 +94,21 @@ def fit(
             raise UserError(f"the training diverged in epoch {epoch}: {NOT_FINITE} {recipe.lr:g}: {LOWER}")
         if after_epoch is not None:
             after_epoch(epoch)
+
+
+@contextlib.contextmanager
+def compiling() -> Iterator[None]:
+    """Raises UserError if torch.compile fails, which it does when the network is called first."""
+    from torch._dynamo.exc import TorchDynamoException  # slow to import, and needed here only
+
+    try:
+        yield
+    except TorchDynamoException as problem:
+        cause = one_line(getattr(problem, "inner_exception", problem))
+        raise UserError(
+            f"torch.compile failed ({cause}): it needs a C++ compiler that works, e.g. g++, or the one named in CXX; "
+            "without one leave out --compile"
+        ) from problem
 
 
 def are_finite(losses: Tensor, *models: nn.Module) -> bool:

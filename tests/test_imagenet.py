@@ -1,5 +1,6 @@
 """ImageNet's constants, network and scripts, on small trees of images."""
 
+import dataclasses
 import functools
 import json
 import shutil
@@ -16,7 +17,19 @@ from alfk.data import Split
 from alfk.stages.retrain import Selector
 from alfk.training import fit
 from imagenet.config import ARCHITECTURES, IMAGENET, descriptors
-from tests.helpers import call, call_process, command, draw, outcome, records, start, wait_for, wait_until, write_tree
+from tests.helpers import (
+    call,
+    call_process,
+    command,
+    draw,
+    outcome,
+    records,
+    refuses,
+    start,
+    wait_for,
+    wait_until,
+    write_tree,
+)
 
 
 def test_learning_rates_are_the_protocols():
@@ -59,6 +72,21 @@ class Flat(torch.nn.Module):
         return logits, [logits]
 
 
+BRIEF = Recipe(3, 16, 0.05, 0.9, 0.0, WarmUpAndDecay(5, 1, (2,)))
+
+
+def test_compilation_without_a_compiler_ends_in_a_line():
+    """torch's own search for one, among those of CXX."""
+    from torch._inductor import config  # slow to import
+
+    data = Split(torch.zeros(8, 1, 8, 8, dtype=torch.uint8), torch.arange(8) % 2, (0.5,), (0.5,))
+    with config.patch({"cpp.cxx": (None, "/nonexistent/g++")}):
+        refuses(
+            lambda: fit(Flat(), data, dataclasses.replace(BRIEF, compiled=True), torch.Generator()),
+            "/nonexistent/g++')): it needs a C++ compiler that works, e.g. g++, or the one named in CXX; without one",
+        )
+
+
 @pytest.mark.parametrize("options", [{"amp": True}, {"compiled": True}])
 def test_mixed_precision_and_compilation_learn_the_same(options, monkeypatch):
     eager = functools.partial(torch.compile, backend="eager")  # the usual one takes a minute
@@ -70,8 +98,7 @@ def test_mixed_precision_and_compilation_learn_the_same(options, monkeypatch):
     for more in ({}, options):
         torch.manual_seed(0)
         model = Flat()
-        recipe = Recipe(3, 16, 0.05, 0.9, 0.0, WarmUpAndDecay(5, 1, (2,)), **more)
-        fit(model, data, recipe, torch.Generator().manual_seed(1))
+        fit(model, data, dataclasses.replace(BRIEF, **more), torch.Generator().manual_seed(1))
         weights.append(model.layer.weight.detach())
     assert (weights[0] - weights[1]).abs().max() < (0.01 if "amp" in options else 1e-5)
     if "amp" in options:
