@@ -75,6 +75,7 @@ class Flat(torch.nn.Module):
 BRIEF = Recipe(3, 16, 0.05, 0.9, 0.0, WarmUpAndDecay(5, 1, (2,)))
 
 
+@pytest.mark.filterwarnings("ignore:.torch.jit:DeprecationWarning")
 def test_compilation_without_a_compiler_ends_in_a_line():
     """torch's own search for one, among those of CXX."""
     from torch._inductor import config  # slow to import

@@ -15,6 +15,8 @@ import torch
 import torchvision
 
 from alfk.acquisition import METHODS
+from alfk.cli.jobs import Failure, run_in_parallel
+from alfk.cli.progress import Progress
 from alfk.files import load_checkpoint, save_checkpoint, write_json
 from alfk.network import fingerprint
 from tests.helpers import (
@@ -172,6 +174,18 @@ def test_a_killed_child_is_reported(pair, tmp_path):
     assert process.returncode == 1
     assert "its process died" in said
     assert [len(records(path.parent)) for path in tmp_path.glob("run*/results.jsonl")] == [2]
+
+
+def dies(number, report):
+    """A RunTask: run 0 is killed, as when memory runs out, and run 1 ends."""
+    if number == 0:
+        os.kill(os.getpid(), signal.SIGKILL)
+
+
+def test_the_death_of_a_process_is_a_line_and_stops_no_other(capsys):
+    (failure,) = run_in_parallel([0, 1], dies, Progress(total=2), 2)
+    assert failure == Failure(0, "its process died (exit status -9)", user=False)
+    assert "Traceback" not in "".join(capsys.readouterr())
 
 
 def test_deleting_a_damaged_file_mends_the_run(finished, tmp_path):
