@@ -6,9 +6,10 @@
     python3 bench/bench_rivals.py --quick            # small sizes: a quick check of this script
 
 The references follow the definitions step by step: the whole matrix of distances or similarities, all distances or
-gains in every step. They choose a few images, from a part of the pool for SVHN, and their seconds are extrapolated from
-the median of a step, in proportion to the pool. "equal" counts their choices that agree with those of ours for the
-same pool and draws. Memory is what a method takes in addition to its inputs.
+gains in every step. They choose a few images, and for SVHN those with a matrix from a part of the pool. Their seconds
+are extrapolated from the median of a step, in proportion to the pool. "equal" counts their choices that agree with
+those of ours for the same pool and draws. "processor" are ours, of all threads together, which other programs disturb
+less. Memory is what a method takes in addition to its inputs.
 """
 
 import argparse
@@ -40,7 +41,7 @@ from bench.common import guarded, machine
 @dataclasses.dataclass(frozen=True)
 class Size:
     """Pool images, labelled ones among them, length of the features, classes, query size, misclassified images; and
-    the part of the pool that the references use.
+    the part of the pool for references that hold a matrix.
     """
 
     pool: int
@@ -57,6 +58,7 @@ SIZES = {
     "SVHN": Size(500_000, 12_500, 512, 10, 1_250, 10_000, part=0.02),
     "quick": Size(2_000, 100, 20, 10, 30, 200),
 }
+HEADERS = ["method", "seconds", "processor", "MiB", "plain s", "ratio", "equal"]
 FEW = 8  # choices of the references
 
 
@@ -162,22 +164,24 @@ def with_one(features: Tensor) -> Tensor:
 @dataclasses.dataclass(frozen=True)
 class Method:
     """Ours, a function of a problem that returns the chosen positions; a plain reference, which yields them one by
-    one; and ours with the reference's draws if it draws.
+    one; whether that holds a matrix over the pool; and ours with the reference's draws if it draws.
     """
 
     ours: Callable[[Problem], Tensor]
     plain: Callable[[Problem], Iterator[int]]
+    has_matrix: bool
     replayed: Callable[[Problem], Tensor] | None = None
 
 
 METHODS = {
-    "coreset": Method(lambda p: coreset(p.features, p.available, p.n)[0], plain_coreset),
+    "coreset": Method(lambda p: coreset(p.features, p.available, p.n)[0], plain_coreset, True),
     "badge": Method(
         lambda p: badge(p.a, p.features, p.available, p.n, generator(0, "badge")).indices,
         plain_badge,
+        False,
         lambda p: badge(p.a, p.features, p.available, p.n, None, 1, uniforms(p.n)).indices,
     ),
-    "flqmi": Method(lambda p: flqmi(p.pool, p.queries, p.available, p.n)[0], plain_flqmi),
+    "flqmi": Method(lambda p: flqmi(p.pool, p.queries, p.available, p.n)[0], plain_flqmi, True),
 }
 
 
@@ -191,7 +195,7 @@ def main() -> int:
     for name in options.methods:
         rows.append([name, *compare(METHODS[name], problem, size.part)])
         print(f"{name}: {rows[-1][1]} s", file=sys.stderr, flush=True)
-    print(tabulate(rows, headers=["method", "seconds", "MiB", "plain s", "ratio", "equal"], disable_numparse=True))
+    print(tabulate(rows, headers=HEADERS, disable_numparse=True))
     return 0
 
 
@@ -206,21 +210,22 @@ def parse() -> argparse.Namespace:
     return parser.parse_args()
 
 
-def compare(method: Method, problem: Problem, part: float) -> tuple[str, ...]:
-    """Seconds and MiB of ours, seconds of the reference, the ratio, and equal choices."""
+def compare(method: Method, problem: Problem, part: float) -> list[str]:
+    """The columns of HEADERS but the first."""
     device = problem.features.device
     reset_peak(device)
     before = peak_mib(device)
-    start = time.perf_counter()
+    start, processor = time.perf_counter(), time.process_time()
     method.ours(problem)  # returns tensors on the CPU, so that a GPU is waited for
-    seconds = time.perf_counter() - start
+    seconds, processor = time.perf_counter() - start, time.process_time() - processor
     memory = peak_mib(device) - before
-    smaller = problem.part(part) if part < 1 else problem
+    smaller = problem.part(part) if part < 1 and method.has_matrix else problem
     expected, first, step = follow(method.plain(smaller))
     plain = (first + (problem.n - 1) * step) * len(problem.features) / len(smaller.features)
     found = (method.replayed or method.ours)(dataclasses.replace(smaller, n=FEW)).tolist()
     equal = sum(map(int.__eq__, found, expected))
-    return f"{seconds:.2f}", f"{memory:,}", f"{plain:.1f}", f"{plain / seconds:.1f}", f"{equal}/{FEW}"
+    numbers = [f"{seconds:.2f}", f"{processor:.2f}", f"{memory:,}", f"{plain:.1f}", f"{plain / seconds:.1f}"]
+    return [*numbers, f"{equal}/{FEW}"]
 
 
 def follow(choices: Iterator[int]) -> tuple[list[int], float, float]:
