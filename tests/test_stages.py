@@ -270,6 +270,6 @@ def test_the_rotation_model_is_its_best_epoch(data, tmp_path):
 def test_a_run_of_an_earlier_protocol_is_not_continued(data, tmp_path):
     work = workspace(data, tmp_path)
     old = {key: value for key, value in work.settings().items() if key != "protocol"}
-    write_json(work.folder.path / "manifest.json", {"settings": old, "sessions": []})
+    write_json(work.folder.path / "manifest.json", {"run": 0, "settings": old, "sessions": []})
     with pytest.raises(UserError, match="earlier version"):
         work.folder.check_manifest(work.settings())
