@@ -61,9 +61,9 @@ def run_in_parallel(runs: Sequence[int], task: RunTask, progress: Progress, jobs
                     event, info = receiver.recv()
                 except EOFError:
                     process.join()
-                    failures.append(Failure(run, f"its process died (exit status {process.exitcode})", user=False))
-                    del running[receiver]
-                    continue
+                    killed = "; if the memory did not suffice, fewer --jobs need less" if process.exitcode == -9 else ""
+                    event, cause = "end", f"its process died (exit status {process.exitcode}){killed}"
+                    info = {"failure": Failure(run, cause, user=False)}
                 if event != "end":
                     progress(event, **info)
                     continue
