@@ -184,8 +184,11 @@ def dies(number, report):
 
 def test_the_death_of_a_process_is_a_line_and_stops_no_other(capsys):
     (failure,) = run_in_parallel([0, 1], dies, Progress(total=2), 2)
-    assert failure == Failure(0, "its process died (exit status -9)", user=False)
-    assert "Traceback" not in "".join(capsys.readouterr())
+    cause = "its process died (exit status -9); if the memory did not suffice, fewer --jobs need less"
+    assert failure == Failure(0, cause, user=False)
+    printed = "".join(capsys.readouterr())
+    assert f"run 0 failed: {cause}" in printed
+    assert "Traceback" not in printed
 
 
 def test_deleting_a_damaged_file_mends_the_run(finished, tmp_path):
