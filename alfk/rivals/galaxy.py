@@ -1,0 +1,148 @@
+"""GALAXY, bisection of class boundaries on linear graphs (Zhang, Katz-Samuels and Nowak 2022), for an annotator who
+answers within the batch.
+
+For every class c all images are sorted along a path by the confidence d_c = p_c - max p + 1e-8 max p. Known labels are
++ (class c) or -. Query t of a batch uses the path of class t mod C:
+
+    1. bisection   of the runs of unlabelled images between adjacent known ones of opposite sign the shortest (G
+                   images); asked is the image 1 + floor(G / 2) steps from its - end
+    2. if there is none, the unlabelled image whose farther one of the nearest + and the nearest - is closest by rank
+    3. if no + or no - is known, an unlabelled image at random
+
+The answer is a known label of all paths at once. Ties go to the image of the lowest position in 1, of the higher d_c in
+2; on a path images of equal d_c are in the order of their positions. The authors' ties depend on memory addresses, and
+in step 2 they bisect between images 2, 3, ... ranks apart, which needs O(N) in Python for every query.
+"""
+
+from collections.abc import Callable, Iterator
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from alfk.matching import draw
+
+
+def galaxy(
+    probabilities: Tensor,
+    available: Tensor,
+    labels: Tensor,
+    n: int,
+    annotate: Callable[[int], int],
+    generator: torch.Generator,
+    others: tuple[Tensor, Tensor] | None = None,
+) -> tuple[Tensor, Tensor]:
+    """n images in the order in which their labels are asked, and which of them were drawn at random.
+
+    O(N C log N) for the paths, O(known labels) for a query; memory 8 C N bytes.
+
+    Args:
+        probabilities: (N, C) of all images, the labelled ones too.
+        available: (N,) bool, images that are not labelled; all others are.
+        labels: labels of the labelled images, in the order of their positions.
+        n: number of queries, at most the number of available images.
+        annotate: position of an image -> its label, asked n times.
+        generator: source of the random images.
+        others: probabilities (V, C) and labels (V,) of further images, which are known and never asked, as of a
+            validation set (not in the paper).
+    Returns:
+        (n,) int64 and (n,) bool, on the CPU.
+    """
+    available, labels = available.cpu(), labels.cpu().numpy()
+    count = int(available.sum())
+    if not 1 <= n <= count or len(labels) != len(available) - count:
+        raise ValueError(f"cannot ask {n} of {count} images, of {len(available)} with {len(labels)} labels")
+    known, images, classes = (~available).nonzero().flatten().numpy(), len(available), probabilities.shape[1]
+    if others is not None:
+        probabilities = torch.cat([probabilities, others[0].to(probabilities)])
+        known = np.concatenate([known, np.arange(images, len(probabilities))])
+        labels = np.concatenate([labels, others[1].cpu().numpy()])
+    paths = [_Path(order, c, known, labels) for c, order in enumerate(_orders(probabilities))]
+    asked, answers, at_random = (np.zeros(n, dtype) for dtype in (np.int64, np.int64, bool))
+    left = available.numpy().copy()
+    random_images = _in_random_order(left, generator)
+    for t in range(n):
+        path, since = paths[t % classes], max(0, t - classes)
+        path.add(asked[since:t], answers[since:t])
+        asked[t] = image = path.query()
+        if image < 0:
+            asked[t], at_random[t] = next(random_images), True
+        left[asked[t]] = False
+        answers[t] = annotate(int(asked[t]))
+    return torch.from_numpy(asked), torch.from_numpy(at_random)
+
+
+def _orders(probabilities: Tensor) -> Iterator[np.ndarray]:
+    """For every class (N,) int32: the images by ascending confidence."""
+    largest = probabilities.amax(1).double()
+    for column in probabilities.T:
+        confidence = column.double() - largest + 1e-8 * largest
+        yield confidence.argsort(stable=True).int().cpu().numpy()
+
+
+def _in_random_order(left: np.ndarray, generator: torch.Generator) -> Iterator[int]:
+    """The images that are left when their turn comes."""
+    for image in draw(torch.from_numpy(left.copy()), len(left), generator).tolist():
+        if left[image]:
+            yield image
+
+
+class _Path:
+    """The path of one class.
+
+    Args:
+        order: (N,) int32, the images along it.
+        known, labels: images whose labels are known.
+    """
+
+    def __init__(self, order: np.ndarray, c: int, known: np.ndarray, labels: np.ndarray):
+        self.order, self.c = order, c
+        self.ranks = np.empty_like(order)
+        self.ranks[order] = np.arange(len(order), dtype=order.dtype)
+        self.known = np.empty(0, np.int64)  # ranks of images with known labels, ascending
+        self.positive = np.empty(0, bool)  # whether they are of class c
+        self.add(known, labels)
+
+    def add(self, images: np.ndarray, labels: np.ndarray) -> None:
+        """More labels."""
+        order = self.ranks[images].argsort()
+        ranks = self.ranks[images][order].astype(np.int64)
+        places = self.known.searchsorted(ranks)
+        self.known = np.insert(self.known, places, ranks)
+        self.positive = np.insert(self.positive, places, labels[order] == self.c)
+
+    def query(self) -> int:
+        """The image to ask, -1 if no + or no - is known."""
+        if self.positive.all() or not self.positive.any():
+            return -1
+        middles = self._middles()
+        return int(self.order[middles].min() if len(middles) else self.order[self._nearest_to_both()])
+
+    def _middles(self) -> np.ndarray:
+        """The ranks in the middle of the shortest runs between opposite signs; none if there is no such run."""
+        lengths = np.diff(self.known) - 1
+        runs = ((lengths > 0) & (self.positive[1:] != self.positive[:-1])).nonzero()[0]
+        if len(runs):
+            runs = runs[lengths[runs] == lengths[runs].min()]
+        steps = 1 + lengths[runs] // 2
+        return np.where(self.positive[runs + 1], self.known[runs] + steps, self.known[runs + 1] - steps)
+
+    def _nearest_to_both(self) -> int:
+        """The unlabelled rank whose farther one of the nearest + and the nearest - is closest.
+
+        Both ends of every run of unlabelled images are compared: where the known images around a run are of one sign,
+        the other sign is farther from every image of the run, and nearest to one of the run's ends.
+        """
+        far = 2 * len(self.order)
+        before, after = np.append(-1, self.known), np.append(self.known, len(self.order))
+        runs = (after - before > 1).nonzero()[0]
+        low, high = before[runs] + 1, after[runs] - 1
+        ends = np.concatenate([low, high])
+        distance = np.zeros(len(ends), np.int64)
+        for sign in (self.positive, ~self.positive):
+            last = np.maximum.accumulate(np.append(-far, np.where(sign, self.known, -far)))[runs]
+            following = np.append(np.where(sign, self.known, far), far)
+            following = np.minimum.accumulate(following[::-1])[::-1][runs]
+            nearest = np.concatenate([np.minimum(r - last, following - r) for r in (low, high)])
+            distance = np.maximum(distance, nearest)
+        return int(ends[distance == distance.min()].max())
