@@ -1,14 +1,14 @@
 """Scores of the softmax, EPIG, GALAXY and TypiClust on random clustered images: seconds and memory, beside plain loops.
 
-    python3 bench/bench_rivals_other.py             # MNIST's size: 25,851 images, n=125, K=128, T=1,000; 2 minutes
+    python3 bench/bench_rivals_other.py             # MNIST's size: 25,851 images, n=125, K=128, T=1,000; a minute
     python3 bench/bench_rivals_other.py --svhn      # GALAXY and TypiClust: 500,000 x 512, n=1,250, 12,500 labelled
     python3 bench/bench_rivals_other.py --methods galaxy
     python3 bench/bench_rivals_other.py --quick     # small sizes: a quick check of this script
 
 The references follow the authors' formulations: EPIG as the divergence of every pair of images, GALAXY by a walk along
-the whole path for every query, TypiClust by all distances within a cluster. They score some images or make
-some of the choices; their seconds are extrapolated in proportion. "equal" counts their choices (scores, to 1e-12) that
-agree with ours for the same images. Memory is what a method takes in addition to its inputs.
+the whole path for every query, TypiClust by all distances within a cluster. They score some images or make some of the
+choices; their seconds are extrapolated in proportion. "equal" counts their choices (scores, to 1e-12) that agree with
+ours for the same images. Memory is what a method takes in addition to its inputs.
 """
 
 import argparse

@@ -149,7 +149,7 @@ def test_masks_that_are_not_shared_hide_what_two_images_have_in_common(recorded)
 
 
 def test_epig_of_two_samples():
-    certain = torch.tensor([[[0.0, -1e4], [-1e4, 0.0]]])
+    certain = torch.tensor([[[0.0, -1e4], [-1e4, 0.0]]], requires_grad=True)
     assert epig(certain, certain).tolist() == [pytest.approx(math.log(2), abs=1e-15)]
     constant = certain[:, :1].expand(1, 2, 2)
     assert epig(constant, certain).tolist() == epig(certain, constant).tolist() == [0]

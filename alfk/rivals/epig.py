@@ -22,10 +22,11 @@ from alfk.network import MCDropout, add_passes, computing, evaluation_mode, prep
 from alfk.seeding import draw_seed
 from alfk.uncertainty import sampler
 
-TILE = 2**21  # joint probabilities in a tile on a CPU: 16 MiB, which is fastest
+TILE = 2**20  # joint probabilities in a tile on a CPU: 8 MiB, which is fastest
 CLASSES = 500  # most classes: the joint distribution of two predictions has C^2 probabilities
 
 
+@torch.no_grad()
 def epig(pool: Tensor | Iterable[Tensor], targets: Tensor, budget: int | None = None) -> Tensor:
     """EPIG of every pool image; the larger, the earlier it is chosen.
 
@@ -53,16 +54,20 @@ def epig(pool: Tensor | Iterable[Tensor], targets: Tensor, budget: int | None = 
     other = targets.double().softmax(2).transpose(0, 1)  # (K, T, C)
     target_entropy = torch.special.entr(other.mean(0)).sum(1).mean()
     other = other.reshape(samples, images * classes) / samples
-    room = budget // 8 if device.type == "cuda" else min(TILE, budget // 8)
+    height = max(1, (budget // 8 if device.type == "cuda" else min(TILE, budget // 8)) // size)
+    # Made once: between small tensors that stay, an allocator would find new memory for each of thousands of tiles.
+    joints, logs = (torch.empty(height * classes, images * classes, dtype=other.dtype, device=device) for _ in range(2))
 
     def score(p: Tensor) -> Tensor:
-        joint = p.transpose(1, 2).reshape(-1, samples) @ other  # (r C, T C)
-        logs = joint.clamp(min=torch.finfo(joint.dtype).tiny).log_()  # `torch.special.entr` takes five times as long
-        negative_entropy = logs.mul_(joint).view(len(p), -1).sum(1) / images
+        rows = p.transpose(1, 2).reshape(-1, samples)
+        joint = torch.mm(rows, other, out=joints[: len(rows)])  # (r C, T C)
+        torch.clamp(joint, min=torch.finfo(joint.dtype).tiny, out=logs[: len(rows)])
+        p_log_p = logs[: len(rows)].log_().mul_(joint)  # in a fifth of the time of `torch.special.entr`
+        negative_entropy = p_log_p.view(len(p), -1).sum(1) / images
         return torch.special.entr(p.mean(1)).sum(1) + target_entropy + negative_entropy
 
     batches = [pool] if isinstance(pool, Tensor) else pool
-    tiles = (tile for batch in batches for tile in batch.split(max(1, room // size)))
+    tiles = (tile for batch in batches for tile in batch.split(height))
     scores = [score(tile.double().softmax(2)).clamp_(min=0) for tile in tiles]
     return torch.cat(scores) if scores else torch.empty(0, dtype=torch.float64, device=device)
 
