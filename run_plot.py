@@ -6,9 +6,9 @@
     python3 run_plot.py --dataset MNIST --show-selected --methods Rzg_pz_L80 --run-stop 1
 
 Draws accuracy against the labelled share of the pool, mean and one standard deviation over runs, and writes for every
-figure <name>.png, .pdf, .md (tables), _curves.csv and _claims.csv into local_data/figures. A data set's results are
-those under local_data/, or, if it has none there, those in the repository's results/. Only results lines are read;
-missing runs and iterations are listed, never drawn.
+figure <name>.png, .pdf, .md (tables), _curves.csv, _summary.csv and _claims.csv into local_data/figures. A data set's
+results are those under local_data/, or, if it has none there, those in the repository's results/. Only results lines
+are read; missing runs and iterations are listed, never drawn.
 """
 
 import argparse
@@ -48,6 +48,7 @@ def make_parser() -> Parser:
     add("--run-start", type=count, default=0, metavar="R", help="first run (0)")
     add("--run-stop", type=positive, metavar="R", help="the run before which to stop (all)")
     add("--datadir", type=Path, help="folder of the data sets' results (local_data, else results)")
+    add("--save-folder", type=Path, metavar="DIR", help="folder with runN folders, as it was given to run.py")
     add("--out", type=Path, default=ROOT / "local_data" / "figures", help="folder for figures (local_data/figures)")
     add("--reference", action="store_true", help="also draw the curves of the paper and its release, and compare")
     add("--claim", metavar="SERIES", help="series whose claims are computed (Rzg_pz at its largest L)")
@@ -62,13 +63,15 @@ def run(options: argparse.Namespace) -> int:
     check_writable(options.out, "--out")
     if options.into and not options.into.is_file():
         raise UserError(f"--into {options.into} is not there, or not a file")
-    for name in options.methods:
-        if parse_series(name)[0] not in (*METHODS, "vaal", BASELINE):
-            raise UserError(f"there is no method or series {name!r}: name {', '.join(METHODS)}, or e.g. Rzg_pz_L80")
-    drawn = 0
-    for dataset in datasets(options):
-        folder = results_folder(dataset, options)
+    if options.save_folder and not options.save_folder.is_dir():
+        raise UserError(f"there is no folder {options.save_folder}")
+    drawn, methods, left_out = 0, {*METHODS, "vaal", BASELINE}, 0
+    for name in datasets(options):
+        folder = results_folder(name, options)
         found = results.read_runs(folder, options.run_start, options.run_stop, warn)
+        dataset = found.dataset if found.records else name
+        methods |= {record["method"] for record in found.records}  # the user's own too
+        left_out += len(found.left_out)
         found.records = results.select(found.records, options.ir, options.methods, options.init)
         if options.show_selected:
             if found.records:
@@ -85,11 +88,13 @@ def run(options: argparse.Namespace) -> int:
                 if figure.has_curves:
                     show(figure, found, options)
                     drawn += 1
+    unknown = [name for name in options.methods if parse_series(name)[0] not in methods]
+    if unknown:
+        raise UserError(f"there is no method or series {unknown[0]!r}: name {', '.join(METHODS)}, or e.g. Rzg_pz_L80")
     if not drawn:
-        place = options.datadir or "local_data/ or results/"
-        raise UserError(
-            f"there are no such results under {place}: bash demo.sh makes some, or the run.py of a data set's folder"
-        )
+        place = options.save_folder or options.datadir or "local_data/ or results/"
+        mend = "the commands named above make them again" if left_out else "bash demo.sh makes some, or a run.py"
+        raise UserError(f"there are no such results under {place}: {mend}")
     return 0
 
 
@@ -101,6 +106,9 @@ def figures(dataset: str, records: Sequence[Record], options: argparse.Namespace
 
 
 def datasets(options: argparse.Namespace) -> list[str]:
+    """The names of the data sets' folders."""
+    if options.save_folder:
+        return [options.save_folder.absolute().name]
     if options.dataset:
         return [options.dataset]
     roots = [options.datadir] if options.datadir else [ROOT / "local_data", ROOT / "results"]
@@ -111,6 +119,8 @@ def datasets(options: argparse.Namespace) -> list[str]:
 
 def results_folder(dataset: str, options: argparse.Namespace) -> Path:
     """The folder of a data set's runs."""
+    if options.save_folder:
+        return options.save_folder
     if options.datadir:
         return options.datadir / dataset
     local = ROOT / "local_data" / dataset
@@ -134,7 +144,7 @@ def show(figure: results.FigureData, found: results.Results, options: argparse.N
     if options.reference:
         compared = tables.comparison_table(figure)
         printed["Ours, the paper's and the release's"] = compared and f"{compared}\n\n{tables.agreement(figure)}"
-    hardest = getattr(all_experiments().get(found.folder.name), "hardest", ())
+    hardest = getattr(all_experiments().get(found.dataset), "hardest", ())
     summary, claims = tables.summary_rows(figure, found.minority, hardest), []
     printed["Curves as numbers"] = tables.summary_table(summary)
     ours = tables.claim_trial(figure, options.claim)

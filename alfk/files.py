@@ -112,7 +112,7 @@ def check(path: Path, found: Mapping[str, Any], expected: Mapping[str, Any], men
             continue
         differs = f"its {key} is {found.get(key)}, not {value}"
         if key == "made_with":
-            differs = "it was made with other settings"
+            differs = "it was made with other settings (repeat those, or give another --save-folder)"
         raise UserError(f"{path} is not the file it should be: {differs}; {mend}")
 
 

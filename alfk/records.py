@@ -14,6 +14,8 @@ from alfk.perturbation import STRATEGIES
 Record = dict[str, Any]
 Check = Callable[[Any], bool]
 
+RESTORED = "the run's own command restores it from the checkpoint"  # said of what is lost or damaged
+
 BASELINE = "all_train"  # in place of a method: training on the whole distorted pool, a line in figures
 
 INITS = {  # initial model -> prefix of file names
@@ -62,7 +64,7 @@ REQUIRED: dict[str, Check] = {
     "dataset": _text,
     "run": _integer(0),
     "seed": _integer(),
-    "method": _one_of(*METHODS, "vaal", BASELINE),
+    "method": _text,
     "L": _integer(0),
     "ir": _number(1),
     "nr": lambda value: _number(0, 1)(value) and value < 1,
@@ -144,12 +146,12 @@ def read_results(path: Path, expected: Mapping[str, Any]) -> tuple[list[Record],
     """
     records: dict[tuple[Any, ...], Record] = {}
     lines = read_file(path).decode(errors="replace").splitlines()
-    problems = [] if lines else [f"{path}: empty; its command makes it again"]
+    problems = [] if lines else [f"{path}: empty; {RESTORED}"]
     for number, line in enumerate(lines, 1):
         record, wrong = _parse(line)
         wrong = wrong or next((f"of {k} {record[k]}" for k, value in expected.items() if record[k] != value), None)
         if wrong:
-            problems.append(f"{path}, line {number}: {wrong}; left out, its command makes it again")
+            problems.append(f"{path}, line {number}: {wrong}; left out, {RESTORED}")
             continue
         key = key_of(record)
         if key in records:
@@ -165,15 +167,23 @@ def _parse(line: str) -> tuple[Record, str | None]:
         record = json.loads(line)
     except (ValueError, RecursionError):
         return {}, "cut short or not a results record" if line.strip() else "empty"
-    wrong = problem(record)
-    if not wrong and "made_with" in record and "crc32" not in record:
-        wrong = "no crc32"
+    wrong = problem(record) or _unproved(record)
     if wrong:
         return {}, wrong
     try:
         return without_crc32(record), None
     except ValueError as problem_of_crc:
         return {}, str(problem_of_crc)
+
+
+def _unproved(record: Record) -> str | None:
+    """What a line without a checksum may not have, in a few words: the settings' digest, or an unknown method."""
+    if "crc32" in record:  # the method may be registered in a module of the user's
+        return None
+    if "made_with" in record:
+        return "no crc32"
+    known = record["method"] in (*METHODS, "vaal", BASELINE)
+    return None if known else f"method cannot be {_short(record['method'])}"
 
 
 def check_record(record: Any, where: str) -> Record:

@@ -11,7 +11,7 @@ from typing import Any
 from alfk import distributed
 from alfk.errors import DamagedFileError, UserError
 from alfk.files import atomic, load_checkpoint, locked, read_file, read_json, write_json
-from alfk.records import INITS, Record, key_of, line_of, read_results
+from alfk.records import INITS, RESTORED, Record, key_of, line_of, read_results
 
 
 def number_name(value: float) -> str:
@@ -257,11 +257,14 @@ class RunFolder:
         return read_results(path, {"run": self.number, **expected}) if path.exists() else ([], [])
 
     def without_line(self, records: Sequence[Record]) -> list[str]:
-        """A message about each finished iteration, by its checkpoint, that is not among the records."""
+        """A message about the finished iterations, by their checkpoints, that are not among the records."""
         of = ((Trial.of(record), record["b"], record.get("queried", record["labelled"])) for record in records)
         known = {self.checkpoint(*each).name for each in of}
         names = sorted(path.name for path in (self.path / "checkpoint").glob("best_*.pt") if path.name not in known)
-        return [f"{self.path / 'checkpoint' / name} has no results line; its command makes it again" for name in names]
+        if not names:
+            return []
+        what = names[0] if len(names) == 1 else f"{len(names)} iterations, the first {names[0]},"
+        return [f"{self.path / 'results.jsonl'} has no line of {what}; {RESTORED}"]
 
     @distributed.main_process_only
     def add_result(self, record: Record) -> None:
@@ -291,5 +294,6 @@ def check_settings(what: Path, recorded: Mapping[str, Any], now: Mapping[str, An
             )
         if was != value:
             raise UserError(
-                f"{what} was made with {key} = {was}, this command says {value}: use the same or another --save-folder"
+                f"{what} was made with {key} = {was}, this command says {value}: repeat that, or give another "
+                "--save-folder, with --initial first"
             )

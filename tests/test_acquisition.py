@@ -20,7 +20,7 @@ from alfk.stages.loop import STAGES, active_learning
 from alfk.stages.pretrain import make_initial_models
 from alfk.stages.round import Round
 from mnist.config import DIGITS
-from tests.helpers import ROOT, workspace
+from tests.helpers import ROOT, SMALL, call, workspace
 
 CLASSES = 4
 
@@ -233,6 +233,24 @@ def margin():
     method = register(Method("margin_test", "margin", choose=smallest_margin, inputs=frozenset({"logits"})))
     yield method
     del METHODS[method.key]
+
+
+def test_a_method_of_ones_own_is_resumed_and_drawn(margin, tmp_path):
+    """Its records are read again, also by run_plot.py, which does not know the module that registers it."""
+    arguments = [*SMALL, "--run-stop", 1, "--iterations", 2, "--methods", "margin_test"]
+    arguments += ["--save-folder", tmp_path / "mine"]
+    call("mnist/run.py", *arguments, "--initial")
+    call("mnist/run.py", *arguments)
+    again = call("mnist/run.py", *arguments)
+    assert again.stderr == ""
+    assert "margin_test" in again.stdout
+    del METHODS[margin.key]
+    try:
+        drawn = call("run_plot.py", "--save-folder", tmp_path / "mine", "--out", tmp_path, "--methods", "margin_test")
+    finally:
+        METHODS[margin.key] = margin
+    assert drawn.stderr == ""
+    assert (tmp_path / "DIGITS_ir20.png").exists()
 
 
 def test_a_method_of_ones_own_in_the_whole_loop(margin, tmp_path):

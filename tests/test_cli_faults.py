@@ -1,7 +1,6 @@
 """How scripts end whatever goes wrong: one line and an exit status, in the process and in those of --jobs."""
 
 import argparse
-import dataclasses
 import errno
 import io
 import os
@@ -18,13 +17,12 @@ import torch
 from alfk.cli import guard as guards
 from alfk.cli.guard import NOT_READ, Output, OutputClosed, check_writable, guard, line_of
 from alfk.cli.jobs import run_in_parallel, run_sequentially
-from alfk.cli.scripts import initial_command, other_files
+from alfk.cli.opening import initial_command, other_files
 from alfk.data import Dataset, Split
 from alfk.errors import UserError
 from alfk.plotting import plots, results
 from alfk.records import line_of as line_of_record
 from alfk.runs import Trial
-from mnist.config import DIGITS
 from tests.helpers import ONE_THREAD, SMALL, call, command, made_up_record, refused
 
 ERRORS = [errno.ENOSPC, errno.EACCES, errno.EISDIR, errno.ELOOP, errno.ENAMETOOLONG, errno.EMFILE, errno.EINVAL]
@@ -279,16 +277,17 @@ def test_files_that_are_no_images_are_counted(sizes, words):
     assert [text.partition(" .jpeg")[0] for text in said] == words
 
 
-def test_the_command_that_makes_initial_models():
-    """With a user's own images it is the one that was given, whose flags the models depend on."""
-    own, trial = dataclasses.replace(DIGITS, own_images=True), Trial(20, "Rz", 20, select="val")
-    learning, baseline = (argparse.Namespace(initial=False, baseline=value, folder="photos") for value in (False, True))
-    assert initial_command(own, learning, trial) == "the same command with --initial"
-    assert initial_command(own, baseline, trial) == "the same command with --initial in place of --baseline"
-    assert initial_command(DIGITS, learning, trial) == "run.py photos --initial -ir 20 --select val"
-    assert initial_command(own, argparse.Namespace(folder="photos"), trial).startswith("run.py photos --initial")
-    elsewhere = " in the data set's folder"
-    assert initial_command(own, learning, trial, elsewhere) == f"run.py photos --initial -ir 20 --select val{elsewhere}"
+def test_the_command_that_makes_initial_models(monkeypatch):
+    """Of run.py it is the one that was given, whose flags the models depend on; else one with the flags that matter."""
+    trial = Trial(20, "Rz", 20, select="val")
+    learning, baseline = (argparse.Namespace(where_run_is=None, baseline=value) for value in (False, True))
+    assert initial_command(learning, trial) == "the same command with --initial"
+    assert initial_command(baseline, trial) == "the same command with --initial in place of --baseline"
+    where = {"dataset": "DIGITS", "save_folder": "x", "seed": 0, "folder": "photos"}
+    monkeypatch.setattr(sys, "argv", ["gen_descr.py", "photos", "--dataset", "DIGITS", "--save-folder=x", "-b", "1"])
+    told = "run.py photos --initial -ir 20 --select val --dataset DIGITS --save-folder x"
+    assert initial_command(argparse.Namespace(where_run_is="", **where), trial) == told
+    assert initial_command(argparse.Namespace(where_run_is=" elsewhere", **where), trial) == f"{told} elsewhere"
 
 
 def test_a_run_that_diverges(tmp_path):

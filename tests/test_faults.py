@@ -22,7 +22,7 @@ import pytest
 import torch
 
 import run_plot
-from alfk.cli import scripts
+from alfk.cli import opening, scripts
 from alfk.files import load_checkpoint, save_checkpoint
 from alfk.plotting import plots
 from mnist.config import DIGITS
@@ -94,7 +94,7 @@ def run(script: Callable[[], int], *flags: object) -> Done:
     finally:
         signal.signal(signal.SIGTERM, terminate)
         sys.argv = argv
-        scripts._load.cache_clear()
+        opening._load.cache_clear()
     return Done(out.getvalue(), err.getvalue(), code or 0)
 
 
@@ -356,7 +356,7 @@ def scene(tmp_path_factory):
     def initial(folder: Path) -> Done:
         return al(folder, "--initial")
 
-    return Scene(root, al, {"run.py --initial": initial}, KINDS, ends(whole))
+    return Scene(root, al, {"with --initial": initial}, KINDS, ends(whole))
 
 
 @pytest.mark.parametrize("damage", DAMAGES)

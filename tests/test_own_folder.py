@@ -11,7 +11,7 @@ import pytest
 import torch
 from PIL import Image
 
-from alfk.cli.scripts import doubts, emptied
+from alfk.cli.opening import doubts, emptied
 from alfk.data import Split
 from alfk.plotting import plots, reasons
 from alfk.runs import Trial

@@ -13,6 +13,7 @@ from sklearn.metrics import confusion_matrix
 
 from alfk.plotting import plots
 from alfk.plotting.curves import Curve
+from alfk.records import RESTORED
 from alfk.runs import Trial
 from tests.helpers import ONE_THREAD, ROOT, call, made_up_record
 
@@ -148,7 +149,7 @@ def test_a_line_cut_short_is_passed_over_and_said(two_runs, tmp_path):
     path = two_runs / "MNIST" / "run0" / "results.jsonl"
     path.write_text(path.read_text()[:-30])
     done = plot("--datadir", two_runs, "--out", tmp_path)
-    wrong = f"{path}, line 8: cut short or not a results record; left out, its command makes it again"
+    wrong = f"{path}, line 8: cut short or not a results record; left out, {RESTORED}"
     assert done.stderr.strip() == f"warning: {wrong}"
     assert f"- {wrong}" in (tmp_path / "MNIST_ir100.md").read_text()
     assert "not there: random: run 0, b=3\n" in done.stdout or "run 1, b=1-2" in done.stdout

@@ -83,7 +83,7 @@ def test_a_spoilt_line_in_the_middle_is_named(folder):
         (second.replace('"labelled": 15', '"labelled": 16'), "line 2: its content does not match its crc32"),
         (second.replace("51.0", "NaN", 1), "line 2: accuracy cannot be nan"),
         (second.replace('"b": 1', '"b": true'), "line 2: b cannot be True"),
-        (second.replace("Rzg_pz", "Rzg_py"), "line 2: method cannot be 'Rzg_py'"),
+        (json.dumps(record(1, method="Rzg_py")), "line 2: method cannot be 'Rzg_py'"),
         ("", "line 2: empty"),
         ("[]", "line 2: not a results record"),
         (elsewhere, "line 2: of run 4"),
@@ -180,7 +180,9 @@ def test_iterations_without_a_results_line_are_named(folder):
     lines = [record(0), record(1, labelled=30)]
     assert folder.without_line(lines) == []
     (told,) = folder.without_line(lines[:1])
-    assert f"{folder.checkpoint(TRIAL, 1, 30)} has no results line" in told
+    assert f"has no line of {folder.checkpoint(TRIAL, 1, 30).name}; the run's own command restores it" in told
+    (told,) = folder.without_line([])
+    assert "has no line of 2 iterations, the first best_" in told
 
 
 def test_checkpoints_round_trip(folder):

@@ -276,10 +276,10 @@ def test_a_failing_run_does_not_stop_the_others(finished, tmp_path):
         (["-nr", "1"], "noise ratio"),
         (["--gpu", "0"], "not allowed with argument --device"),
         (["--run-start", "5", "--run-stop", "5"], "there is no run"),
-        (["--run-start", "4", "--run-stop", "5"], "run.py --initial -ir 20 makes it"),
+        (["--run-start", "4", "--run-stop", "5"], "the same command with --initial makes it"),
         (["-e", "5"], "retraining.epochs = 4, this command says 5"),
         (["--seed", "1"], "seed = 0, this command says 1"),
-        (["--select", "last"], "run.py --initial -ir 20 --select last makes it"),
+        (["--select", "last"], "the same command with --initial makes it"),
         (["-as", "10"], "query_size = 15"),
         (["-gbs", "100"], "descriptor_batch = 500"),
     ],
@@ -303,7 +303,9 @@ def test_more_than_the_pool_holds(finished, tmp_path):
 
 def test_stages_out_of_order(finished, tmp_path):
     here = [*SMALL, "--save-folder", tmp_path, "-ir", 20, "-sub", "Rzg_pz"]
-    refused("mnist/gen_descr.py", *here, words="run.py --initial -ir 20 makes it")
+    refused(
+        "mnist/gen_descr.py", *here, words=f"run.py --initial -ir 20 --dataset DIGITS --save-folder {tmp_path} makes it"
+    )
     assert not (tmp_path / "run0").exists()
     call("mnist/unsup.py", *SMALL, "--save-folder", tmp_path)
     refused("mnist/main_descr.py", *here, words="run gen_descr.py first")

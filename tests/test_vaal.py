@@ -376,9 +376,7 @@ def test_a_part_of_other_settings_is_not_gone_on_with(data, uninterrupted, tmp_p
             run_vaal(data, tmp_path)
             break
         except UserError as problem:
-            path = Path(
-                re.match(r"(\S+) is not the file it should be: it was made with other settings", str(problem))[1]
-            )
+            path = Path(re.match(r"(\S+) (?:is not the file it should be: it )?was made with", str(problem))[1])
             deleted.append(path.name.partition("_")[0])
             path.unlink()
     assert deleted[0] == "best"
@@ -477,7 +475,7 @@ def test_the_figures_have_it(finished):
     ("arguments", "words"),
     [
         (["--train-iterations", 21], "vaal.train_iterations = 20, this command says 21"),
-        (["--run-start", 3, "--run-stop", 4], "run.py --initial -ir 20 in the data set's folder makes it"),
+        (["--run-start", 3, "--run-stop", 4], " in the data set's folder makes it"),
     ],
 )
 def test_bad_requests_take_one_line(finished, arguments, words):

@@ -25,6 +25,7 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 from alfk.acquisition import draw_at_random
 from alfk.cli import options as flags
 from alfk.cli import scripts
+from alfk.cli.opening import open_workspace
 from alfk.cli.progress import Progress
 from alfk.config import Experiment
 from alfk.data import Split
@@ -188,6 +189,7 @@ def add_recipe(parser: flags.Parser) -> None:
     """The flags that change the recipe."""
     # Options that `experiment_of` and `ExperimentRun` read but VAAL has no flags for.
     parser.set_defaults(epochs=None, samples=None, descr_batch=None, descr_dtype=None, initial=False, baseline=False)
+    parser.set_defaults(where_run_is=" in the data set's folder")
     add = parser.add_argument
     add("--batch-size", type=flags.positive, metavar="N", help="images per batch, labelled and unlabelled each")
     add("--train-iterations", type=flags.up_to(1_000_000), metavar="N", help="steps of the task model per AL iteration")
@@ -220,17 +222,10 @@ class VaalRun(scripts.ExperimentRun):
 
     def open(self, number: int, report: Report) -> Workspace:
         arguments = (self.experiment, self.options, number, report, self.trials, self.experiment.iterations)
-        return scripts.open_workspace(*arguments, recipe=recipe_of(self.options).settings())
+        return open_workspace(*arguments, recipe=recipe_of(self.options).settings())
 
     def learn(self, work: Workspace) -> None:
         Vaal(recipe_of(self.options)).learn(work, self.trials)
-
-
-def check_initial_models(
-    experiment: Experiment, options: argparse.Namespace, runs: Sequence[int], trials: Sequence[Trial]
-) -> None:
-    """Raises UserError if a rotation model is missing."""
-    scripts.check_initial_models(experiment, options, runs, trials, " in the data set's folder")
 
 
 def main(registry: dict[str, Experiment], about: str) -> int:
@@ -244,7 +239,7 @@ def main(registry: dict[str, Experiment], about: str) -> int:
     def body(options: argparse.Namespace) -> int:
         experiment = flags.experiment_of(registry, options)
         trials = trials_of(experiment, options, options.ir and [options.ir])
-        check_initial_models(experiment, options, [options.run], trials)
+        scripts.check_initial_models(experiment, options, [options.run], trials)
         with Progress(total=experiment.iterations) as progress:
             VaalRun(experiment, options, trials)(options.run, progress)
         return 0

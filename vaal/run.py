@@ -29,7 +29,7 @@ def run(registry: dict[str, Experiment], about: str) -> int:
     def body(options: argparse.Namespace) -> int:
         experiment = flags.experiment_of(registry, options)
         runs, trials = scripts.runs_of(options, experiment.runs), main.trials_of(experiment, options, options.ir)
-        main.check_initial_models(experiment, options, runs, trials)
+        scripts.check_initial_models(experiment, options, runs, trials)
         task = main.VaalRun(experiment, options, trials)
         return scripts.over_runs(experiment, options, runs, task, len(trials) * experiment.iterations, trials)
 

@@ -13,6 +13,7 @@ import torch
 from alfk import distributed
 from alfk.annotation import Annotations, read_annotations, shown, write_request
 from alfk.cli import scripts
+from alfk.cli.opening import open_workspace
 from alfk.cli.progress import Progress
 from alfk.config import Experiment
 from alfk.data import Split
@@ -47,7 +48,7 @@ def annotate(experiment: Experiment, options: argparse.Namespace, trials: Sequen
         raise UserError("--annotate works in one process: start it without torchrun")
     check_table(table, options.imagenetdir or options.folder)
     with Progress(total=2 * trial.ensemble + experiment.iterations) as progress:
-        work = scripts.open_workspace(experiment, options, options.run_start, progress, [trial], 1)
+        work = open_workspace(experiment, options, options.run_start, progress, [trial], 1)
         files = file_names(work.train, "pool")
 
         def read() -> Annotations:

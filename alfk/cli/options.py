@@ -81,6 +81,7 @@ def data_parser(experiments: Mapping[str, Experiment], about: str) -> Parser:
 def protocol_parser(experiments: Mapping[str, Experiment], about: str) -> Parser:
     """The flags of every method, including VAAL."""
     parser = data_parser(experiments, about)
+    parser.set_defaults(where_run_is="")  # for hints: nothing in the same folder, None for run.py itself
     add = parser.add_argument
     add("--seed", type=seed, default=0, help="seed of all random draws; every run derives its own seeds from it (0)")
     add("--unsup-epochs", type=positive, metavar="E", help="epochs of rotation pretraining, with --initial")
@@ -142,6 +143,7 @@ def add_iteration(parser: Parser) -> None:
 
 def add_loop(parser: Parser) -> None:
     """The flags of run.py."""
+    parser.set_defaults(where_run_is=None)
     mode = parser.add_mutually_exclusive_group()
     mode.add_argument("--initial", action="store_true", help="make the initial models and stop")
     text = "train on the whole distorted pool, the line in the figures; one run unless --run-stop is given"

@@ -1,27 +1,18 @@
 """The entry points of a data set's scripts: each parses its flags, runs, and returns the exit status."""
 
 import argparse
-import datetime
-import functools
-import platform
-import re
 import signal
-import subprocess
 import sys
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
-from typing import Any
-
-import numpy as np
-import torch
 
 from alfk import distributed
 from alfk.cli import options as flags
 from alfk.cli.guard import guard
 from alfk.cli.jobs import RunTask, run_in_parallel, run_sequentially
+from alfk.cli.opening import data, initial_command, open_workspace, root
 from alfk.cli.progress import Progress, cost_table, table
-from alfk.config import Experiment, Load
-from alfk.data import Dataset
+from alfk.config import Experiment
 from alfk.errors import UserError
 from alfk.runs import RunFolder, Trial
 from alfk.stages.acquire import acquire
@@ -191,26 +182,15 @@ def over_runs(
 
 @distributed.main_process_only
 def check_initial_models(
-    experiment: Experiment, options: Options, runs: Sequence[int], trials: Sequence[Trial], place: str = ""
+    experiment: Experiment, options: Options, runs: Sequence[int], trials: Sequence[Trial]
 ) -> None:
-    """Raises UserError, with the command that makes it (`place`: where), unless all initial models exist."""
+    """Raises UserError, with the command that makes it, unless all initial models exist."""
     for folder in (RunFolder(root(experiment, options), number) for number in runs):
         for trial in trials:
             for member in range(trial.ensemble):
                 path = folder.initial(trial.distortion, trial.unsupervised, member, trial.select)
                 if not path.exists():
-                    command = initial_command(experiment, options, trial, place)
-                    raise UserError(f"there is no initial model {path}: {command} makes it")
-
-
-def initial_command(experiment: Experiment, options: Options, trial: Trial, place: str = "") -> str:
-    """The command that makes the initial models of a trial: for a user's own images the one that was given, whose flags
-    they need, with --initial, if its script has that flag.
-    """
-    if experiment.own_images and hasattr(options, "initial") and not place:
-        return f"the same command with --initial{' in place of --baseline' if options.baseline else ''}"
-    command, images = trial.initial_command(), getattr(options, "folder", None)
-    return (command.replace("run.py", f"run.py {images}", 1) if images else command) + place
+                    raise UserError(f"there is no initial model {path}: {initial_command(options, trial)} makes it")
 
 
 class ExperimentRun:
@@ -237,155 +217,6 @@ class ExperimentRun:
     def learn(self, work: Workspace) -> None:
         """Active learning."""
         active_learning(work, self.trials, keep_descriptors=self.options.keep_descr)
-
-
-def open_workspace(
-    experiment: Experiment,
-    options: Options,
-    number: int,
-    report: Report,
-    trials: Sequence[Trial] = (),
-    iterations: int = 0,
-    initial: bool = False,
-    recipe: Mapping[str, Any] | None = None,
-) -> Workspace:
-    """The workspace of run `number`, its manifest checked and this session recorded in it.
-
-    Args:
-        recipe: see `Workspace`.
-    Raises:
-        UserError: settings that differ from the run's, or a pool too small for the AL iterations of the trials.
-    """
-    torch.backends.cudnn.deterministic = True
-    train, test, separate_validation = data(experiment, options)
-    if train.device.type == "cuda" and distributed.world_size() > 1:
-        torch.cuda.set_device(train.device)
-    experiment = experiment.for_data(train)
-    folder = RunFolder(root(experiment, options), number)
-    work = Workspace(experiment, folder, train, test, options.seed, train.device, report, separate_validation, recipe)
-    settings = work.settings("initial" if initial else "learning")
-    recorded, told = distributed.broadcast_from_main(lambda: folder.check_manifest(settings))
-    work.pretrained_with = {k: v for k, v in recorded["settings"].items() if k.startswith("pretraining.")}
-    _warn(report, told)
-    work.check_sizes(trials, iterations)
-    folder.create()  # a command that is refused leaves no folder
-    folder.record_session(settings, _session(train.device))
-    if experiment.holdout:
-        work.hold_out(experiment.holdout)
-    told = []
-    if recipe is None:
-        sized = experiment.own_images or options.query_size or options.training_batch
-        told += doubts(experiment, initial, bool(sized))
-    told += other_files(Dataset(train, test, separate_validation)) + emptied(work, trials)
-    _warn(report, told + folder.read_results(dataset=experiment.name, seed=options.seed)[1])
-    return work
-
-
-def _warn(report: Report, texts: Sequence[str]) -> None:
-    """Report warnings, once for all processes."""
-    for text in texts if distributed.is_main_process() else ():
-        report("warning", text=text)
-
-
-def doubts(experiment: Experiment, initial: bool, sized: bool) -> list[str]:
-    """Warnings about a training that will learn little.
-
-    Args:
-        initial: whether it is that of the initial models.
-        sized: whether the sizes of query and batch are a user's, not the paper's.
-    """
-    found, recipe = [], experiment.pretraining if initial else experiment.retraining
-    epochs, batch = ("--unsup-epochs" if initial else "-e"), recipe.batch_size
-    warm = getattr(recipe.schedule, "warm", 0)
-    if recipe.epochs <= warm and warm > 1:
-        factor = recipe.schedule(recipe.epochs, 1.0)
-        found.append(
-            f"{recipe.epochs} epochs lie within the warm-up of {warm}: the learning rate ends at {factor:.0%} of --lr; "
-            f"{epochs} {4 * warm} is beyond it"
-        )
-    if sized and not initial and experiment.query_size < batch:
-        found.append(
-            f"{experiment.query_size} labels are fewer than a batch of {batch}: an epoch is a single step; "
-            f"--batch-size {max(2, experiment.query_size // 4)} makes more of them, with a lower --lr"
-        )
-    return found
-
-
-def other_files(images: Dataset) -> list[str]:
-    """A warning if files of other types lie beside the images of a folder, or folders inside those of its classes."""
-    splits = {id(split): split for split in images if split is not None}.values()
-    count = sum(split.left_out for split in splits)
-    if count == 1:
-        return ["1 file that is no .jpeg, .jpg or .png, or folder inside a class, was left out"]
-    return [f"{count} files that are no .jpeg, .jpg or .png, or folders inside a class, were left out"] if count else []
-
-
-def emptied(work: Workspace, trials: Sequence[Trial]) -> list[str]:
-    """A warning for each imbalance ratio that leaves classes of the pool without images."""
-    found = []
-    for ir, distortion in dict.fromkeys((trial.ir, trial.distortion) for trial in trials if trial.ir != 1):
-        labels = work.train.labels.cpu()
-        before, after = (
-            int(torch.bincount(each).count_nonzero()) for each in (labels, labels[work.pool_indices(ir, distortion)])
-        )
-        if after < before:
-            found.append(f"-ir {ir:g} leaves {before - after} of {before} classes of the pool without images")
-    return list(dict.fromkeys(found))
-
-
-def root(experiment: Experiment, options: Options) -> Path:
-    return options.save_folder or options.datadir / experiment.name
-
-
-def data(experiment: Experiment, options: Options) -> Dataset:
-    """The data set's images on the device. Raises UserError."""
-    strict = not getattr(options, "allow_subset", False)
-    return _load(experiment.load, options.datadir / experiment.name, strict, flags.device_of(options))
-
-
-@functools.cache
-def _load(load: Load, path: Path, strict: bool, device: torch.device) -> Dataset:
-    found = Dataset(*distributed.main_process_first(lambda: load(path) if strict else load(path, strict=False)))
-    train, test = found.train.to(device), found.test.to(device)
-    if found.validation is None:
-        return Dataset(train, test)
-    return Dataset(train, test, test if found.validation is found.test else found.validation.to(device))
-
-
-def _session(device: torch.device) -> dict[str, Any]:
-    """Command, hardware and versions, for a run's manifest."""
-    name = torch.cuda.get_device_name(device) if device.type == "cuda" else _processor()
-    return {
-        "time": datetime.datetime.now().astimezone().isoformat(timespec="seconds"),
-        "command": [Path(sys.argv[0]).name, *sys.argv[1:]],
-        "device": f"{device.type}: {name}, {torch.get_num_threads()} threads",
-        "processes": distributed.world_size(),
-        "versions": {"python": platform.python_version(), "torch": torch.__version__, "numpy": np.__version__},
-        "commit": _commit(),
-    }
-
-
-def _processor() -> str:
-    """Model and instruction set of the processor, on which rounding, and so training, depends."""
-    found = dict(re.findall(r"^(model name|cpu family|model|stepping)\s*: (.*)", _text(Path("/proc/cpuinfo")), re.M))
-    name = found.pop("model name", platform.processor() or platform.machine())
-    numbers = "".join(f" {key} {value}" for key, value in sorted(found.items()))
-    return f"{name}{numbers}, {torch.backends.cpu.get_cpu_capability()}"
-
-
-def _text(path: Path) -> str:
-    try:
-        return path.read_text()
-    except OSError:
-        return ""
-
-
-def _commit() -> str | None:
-    try:
-        command = ["git", "-C", str(flags.ROOT), "describe", "--always", "--dirty", "--abbrev=12"]
-        return subprocess.run(command, capture_output=True, text=True, check=True).stdout.strip()
-    except (OSError, subprocess.CalledProcessError):
-        return None
 
 
 def guarded(parser: argparse.ArgumentParser, body: Callable[[Options], int], distributable: bool = False) -> int:

@@ -8,13 +8,14 @@ from alfk.acquisition import get_method
 from alfk.cli import options as flags
 from alfk.cli import scripts
 from alfk.cli.guard import check_writable
+from alfk.cli.opening import data, root
 from alfk.config import Experiment
 from alfk.errors import UserError
 from alfk.plotting import plots
 from alfk.plotting.curves import parse_series
 from alfk.plotting.results import init_suffix, select_suffix
 from alfk.plotting.tsne import panel
-from alfk.runs import RunFolder, Trial, selection_suffix
+from alfk.runs import RunFolder, Trial, number_name, selection_suffix
 from alfk.stages.round import Round
 from alfk.stages.workspace import Workspace
 
@@ -47,20 +48,20 @@ def visualise(experiments: Mapping[str, Experiment], about: str, taps: Sequence[
                 length = f" -dl {trial.length}" if trial.length else ""
                 start = f"--unsupervised {options.unsupervised}{' --conv-only' if options.conv_only else ''}"
                 start += f" --select {trial.select}" if trial.select != "test" else ""
-                start += f" -nr {trial.nr:g}" if trial.nr else ""
+                start += f" -nr {number_name(trial.nr)}" if trial.nr else ""
                 start += f" --copies {trial.copies}" if trial.copies else ""
                 raise UserError(
                     f"run {options.run} has no model of {trial.short()} before b={options.b}: "
-                    f"run.py {start} -ir {ir:g} --run-start {options.run} "
+                    f"run.py {start} -ir {number_name(ir)} --run-start {options.run} "
                     f"--run-stop {options.run + 1} --methods {trial.method}{length} makes it"
                 )
         panels = [panel(Round(work, trial, options.b), taps) for trial in trials]
         labels = Round(work, trials[0], options.b).size_before
         init = trials[0].init
-        title = f"{experiment.name} test images, {ir:g}x class imbalance, {labels} labels, run {options.run}"
+        title = f"{experiment.name} test images, {number_name(ir)}x class imbalance, {labels} labels, run {options.run}"
         title += init_suffix(init) + select_suffix(options.select)
         ending = ("" if init == "rotation" else f"_{init}") + selection_suffix(options.select)
-        path = options.out / f"{experiment.name}_tsne_ir{ir:g}_b{options.b}_run{options.run}{ending}"
+        path = options.out / f"{experiment.name}_tsne_ir{number_name(ir)}_b{options.b}_run{options.run}{ending}"
         plots.plot_confusion_and_maps(path, title, panels, experiment.classes)
         print(f"{path}.png, .pdf")
         return 0
@@ -70,12 +71,12 @@ def visualise(experiments: Mapping[str, Experiment], about: str, taps: Sequence[
 
 def _workspace(experiment: Experiment, options: argparse.Namespace) -> Workspace:
     """The workspace of the run, with the seed and query size of its manifest, which is only read."""
-    folder = RunFolder(scripts.root(experiment, options), options.run)
+    folder = RunFolder(root(experiment, options), options.run)
     settings = folder.manifest()[0]["settings"]
     if not settings:
         raise UserError(f"there is no run {options.run} in {folder.path.parent}: run.py makes it")
     experiment = dataclasses.replace(experiment, query_size=settings.get("query_size", experiment.query_size))
-    train, test, separate_validation = scripts.data(experiment, options)
+    train, test, separate_validation = data(experiment, options)
     experiment = experiment.for_data(train)
     more = {"separate_validation": separate_validation, "recorded": settings}
     return Workspace(experiment, folder, train, test, settings.get("seed", 0), train.device, **more)

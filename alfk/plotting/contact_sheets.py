@@ -18,7 +18,7 @@ from alfk.plotting.results import Results, name_of
 from alfk.plotting.saving import save
 from alfk.queries import Query
 from alfk.records import BASELINE, Record
-from alfk.runs import RunFolder, Trial
+from alfk.runs import RunFolder, Trial, number_name
 from alfk.selection import Selection
 
 MAX_IMAGES = 125  # images shown per AL iteration
@@ -72,7 +72,7 @@ def same_images(recorded: Sequence[str | None], source: str | None) -> bool:
 
 def imbalance(ir: float) -> str:
     """The imbalance ratio in a title; empty for a pool that was not thinned."""
-    return "" if ir == 1 else f"{ir:g}x class imbalance, "
+    return "" if ir == 1 else f"{number_name(ir)}x class imbalance, "
 
 
 def _read(path: Path, expected: Mapping[str, Any]) -> np.ndarray:
@@ -147,6 +147,6 @@ def _validation(folder: RunFolder, data: Dataset, holdout: float, expected: Mapp
         return data.train.subset(_read(folder.data("validation"), {"kind": "validation", **expected}))
     if not holdout:
         return data.validation
-    rest, name = torch.ones(len(data.validation), dtype=torch.bool), f"test_{holdout:g}"
+    rest, name = torch.ones(len(data.validation), dtype=torch.bool), f"test_{number_name(holdout)}"
     rest[torch.from_numpy(_read(folder.data(name), {"kind": name, **expected}))] = False
     return data.validation.subset(rest)

@@ -3,7 +3,7 @@
 import dataclasses
 import functools
 import os
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -25,7 +25,7 @@ from alfk.plotting.curves import (
 )
 from alfk.plotting.plots import PlottedCurve
 from alfk.records import BASELINE, Record, read_results
-from alfk.runs import RunFolder, Trial, selection_suffix
+from alfk.runs import RunFolder, Trial, number_name, selection_suffix
 
 Print = Callable[[str], None]
 
@@ -40,6 +40,7 @@ class Results:
         holdout: share of the validation images that was kept for test.
         classes: names of the classes, empty if they are numbers.
         left_out: a message about each results line that was left out.
+        dataset: its name, which is mostly the folder's.
     """
 
     folder: Path
@@ -50,6 +51,7 @@ class Results:
     holdout: float = 0.0
     classes: tuple[str, ...] = ()
     left_out: list[str] = dataclasses.field(default_factory=list)
+    dataset: str = ""
 
     @property
     def runs(self) -> list[int]:
@@ -66,27 +68,14 @@ def read_runs(folder: Path, start: int, stop: int | None, warn: Print) -> Result
         UserError: a file that cannot be read.
     """
     records, settings, left_out = [], {}, []
-    for path in sorted(run / "results.jsonl" for run in folder.glob("run*")):
-        number = path.parent.name.removeprefix("run")
-        if not number.isdecimal() or int(number) < start or (stop is not None and int(number) >= stop):
-            continue
-        run = RunFolder(folder, int(number))
-        found, problems = [], []
-        if os.path.lexists(path):  # there is none yet; a link that leads nowhere is an error
-            found, problems = read_results(path, {"run": run.number, "dataset": folder.name})
-        problems += run.without_line(found)
+    for run in sorted(run_folders(folder, start, stop), key=lambda run: run.path.name):
+        found, made_with, problems = _read_run(run)
         records += found
-        manifest = path.parent / "manifest.json"
-        try:
-            settings[path.parent.name] = read_settings(manifest) if manifest.exists() else {}
-        except DamagedFileError as problem:
-            problems.append(f"{str(problem).partition(':')[0]}; the next command that works on the run makes it again")
         left_out += problems
-    for text in left_out:
+        settings[run.path.name] = made_with
+    for text in left_out + differing_settings(records):
         warn(f"warning: {text}")
-    for text in differing_settings(records):
-        warn(f"warning: {text}")
-    first = next(iter(settings.values()), {})
+    first = next((each for each in settings.values() if each), {})
     for name, other in settings.items():
         differing = [k for k in first if k in other and other[k] != first[k]]
         if differing:
@@ -102,7 +91,31 @@ def read_runs(folder: Path, start: int, stop: int | None, warn: Print) -> Result
         first.get("holdout", 0.0),
         tuple(first.get("class_names", ())),
         left_out,
+        first.get("dataset", folder.name),
     )
+
+
+def run_folders(folder: Path, start: int = 0, stop: int | None = None) -> Iterator[RunFolder]:
+    """The folders run<N> in `folder`, N from `start` to before `stop`."""
+    for path in folder.glob("run*"):
+        number = path.name.removeprefix("run")
+        if number.isdecimal() and int(number) >= start and (stop is None or int(number) < stop):
+            yield RunFolder(folder, int(number))
+
+
+def _read_run(run: RunFolder) -> tuple[list[Record], dict[str, Any], list[str]]:
+    """The records of a run, the settings in its manifest, and messages about what is wrong with them."""
+    manifest, lines = run.path / "manifest.json", run.path / "results.jsonl"
+    settings, problems = {}, []
+    try:
+        settings = read_settings(manifest) if manifest.exists() else {}
+    except DamagedFileError as problem:
+        problems.append(f"{str(problem).partition(':')[0]}; the next command that works on the run makes it again")
+    records, wrong = [], []
+    if os.path.lexists(lines):  # if not, there is none yet; a link that leads nowhere is an error
+        known = {key: settings[key] for key in ("dataset", "seed") if key in settings}
+        records, wrong = read_results(lines, {"run": run.number, **known})
+    return records, settings, problems + (wrong or run.without_line(records))
 
 
 def read_settings(manifest: Path) -> dict[str, Any]:
@@ -123,6 +136,8 @@ def _list_of(kinds: type, value: Any) -> bool:
 MANIFEST: dict[str, Callable[[Any], bool]] = {
     "minority": functools.partial(_list_of, int),
     "data": functools.partial(_list_of, str | None),
+    "dataset": lambda value: value is None or isinstance(value, str),
+    "seed": lambda value: value is None or isinstance(value, int),
     "class_names": functools.partial(_list_of, str),
     "holdout": lambda value: value is None or (isinstance(value, int | float) and 0 <= value < 1),
 }
@@ -209,18 +224,26 @@ def figures(
     for (ir, nr, init, select), trials in sorted(groups.items()):
         plain = nr == 0 and init == "rotation" and select == "test"
         compared = nr == 0 and init != "random"
-        main = _reference(reference_folder, f"{dataset.lower()}_ir{ir:g}", paper_runs) if compared else {}
+        stem = f"{dataset.lower()}_ir{number_name(ir)}"
+        main = _reference(reference_folder, stem, paper_runs) if compared else {}
         main = {(name, init): curve for (name, _), curve in main.items()}  # all of them start from rotation models
-        released = reference_folder / f"release_{dataset.lower()}_ir{ir:g}.csv"
+        released = reference_folder / f"release_{stem}.csv"
         release = read_release(released) if plain and released.exists() else {}
-        ablation = _reference(reference_folder, f"{dataset.lower()}_ir{ir:g}_ablation", paper_runs) if nr == 0 else {}
+        ablation = (
+            _reference(reference_folder, f"{dataset.lower()}_ir{number_name(ir)}_ablation", paper_runs)
+            if nr == 0
+            else {}
+        )
         ablation_only = set(ablation) - set(main)
-        distortion = f"{'no' if ir == 1 else f'{ir:g}x'} class imbalance{f', {nr:.0%} label noise' if nr else ''}"
+        distortion = (
+            f"{'no' if ir == 1 else f'{number_name(ir)}x'} class imbalance{f', {nr:.0%} label noise' if nr else ''}"
+        )
         if own_images and ir == 1:
             distortion = "the pool as it is"
         main_trials = {t: r for t, r in trials.items() if (series(t), init) not in ablation_only}
         if any(t.method != BASELINE for t in main_trials) or (main and paper_alone):
-            name = f"{dataset}_ir{ir:g}{f'_nr{nr:g}' if nr else ''}{'' if init == 'rotation' else f'_{init}'}"
+            name = f"{dataset}_ir{number_name(ir)}{f'_nr{number_name(nr)}' if nr else ''}"
+            name += "" if init == "rotation" else f"_{init}"
             name += selection_suffix(select)
             letter = f"{panels[ir]} " if compared and ir in panels else ""
             title = f"{letter}{dataset}, {distortion}{init_suffix(init)}{select_suffix(select)}"
@@ -230,7 +253,7 @@ def figures(
             ablation_trials = {t: r for t, r in candidates.items() if (series(t), t.init) in ablation}
             if paper_alone or any((series(t), t.init) in ablation_only for t in ablation_trials):
                 title = f"(c) {dataset}, {distortion}: pseudo-labels and initial models"
-                name = f"{dataset}_ir{ir:g}_ablation"
+                name = f"{dataset}_ir{number_name(ir)}_ablation"
                 found.append(FigureData(name, title, ir, ablation_trials, ablation, release))
     return found
 

@@ -17,6 +17,7 @@ from alfk.data import Split
 from alfk.errors import UserError
 from alfk.files import (
     MEND,
+    check,
     delete_array,
     delete_file,
     has_array,
@@ -30,7 +31,7 @@ from alfk.files import (
 from alfk.methods import DATABASES, Method
 from alfk.network import fingerprint, fits
 from alfk.records import BASELINE, Record, check_record
-from alfk.runs import RunFolder, Trial
+from alfk.runs import RunFolder, Trial, check_settings
 from alfk.stages.workspace import Workspace, join_states
 
 TEMPORARY = tuple(dict.fromkeys(name for names in DATABASES.values() for name in names))
@@ -174,7 +175,7 @@ class Round:
             path = self.previous.checkpoint
             if not has_file(path):
                 raise UserError(f"there is no checkpoint {path}: AL iteration b={self.b - 1} has to be run first")
-            state, _ = load_checkpoint(path, {"kind": "best", **self.previous.identity()})
+            state, _ = self.previous._load()
             if not fits(state, nn.ModuleList(models)):
                 raise UserError(f"{path} is of another network: {MEND}")
         else:
@@ -193,6 +194,9 @@ class Round:
 
     def _finished(self) -> Record | None:
         if not has_file(self.checkpoint):
+            if self._line() is not None:
+                text = f"the checkpoint of {self.trial.label()} b={self.b} is lost: the iteration is trained again"
+                self.report("warning", text=text)
             return None
         about = self._about()
         self._check_start(about)
@@ -202,12 +206,29 @@ class Round:
             if path.name in arrays and not is_array(path, arrays[path.name]):
                 restore_array(path, arrays[path.name])
                 self.report("warning", text=f"{path} was damaged or lost: restored from the iteration's checkpoint")
+        if self._line() is None:
+            text = f"{self.folder.path} had no results line of {self.trial.label()} b={self.b}: restored"
+            self.report("warning", text=f"{text} from the iteration's checkpoint")
         self.folder.add_result(record)
         return record
 
+    def _line(self) -> Record | None:
+        """The iteration's results line, if there is one."""
+        lines = self.folder.results()
+        return next((line for line in lines if self.trial.describes(line) and line["b"] == self.b), None)
+
+    def _load(self, weights: bool = True) -> tuple[dict[str, Tensor], dict[str, Any]]:
+        """The weights and the description of the iteration's checkpoint. Raises UserError."""
+        identity = self.identity()
+        made_with = identity.pop("made_with")
+        state, about = load_checkpoint(self.checkpoint, {"kind": "best", **identity}, weights=weights)
+        check_settings(self.checkpoint, about.get("settings", {}), self.work.settings())  # names the one that differs
+        check(self.checkpoint, about, {"made_with": made_with})
+        return state, about
+
     def _about(self) -> dict[str, Any]:
         """The description of the iteration's checkpoint."""
-        about = load_checkpoint(self.checkpoint, {"kind": "best", **self.identity()}, weights=False)[1]
+        about = self._load(weights=False)[1]
         self.work.weights[self.checkpoint] = about.get("weights", "")
         return about
 

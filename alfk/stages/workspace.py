@@ -15,7 +15,7 @@ from alfk.data import Split
 from alfk.errors import UserError
 from alfk.files import has_array, has_file, load_checkpoint, locked, open_array, save_array
 from alfk.network import fits, is_in_layers, linear_layers, snapshot
-from alfk.runs import RunFolder, Trial, check_settings, digest_of
+from alfk.runs import RunFolder, Trial, check_settings, digest_of, number_name
 from alfk.seeding import generator
 
 Report = Callable[..., None]  # report(event, **information), for progress displays
@@ -37,6 +37,7 @@ class Workspace:
         separate_validation: the validation images, if they are not drawn from the training images.
         seed: of the whole experiment; the run's generators are derived from it and the run's number.
         recipe: constants of another training (VAAL's) that results depend on in place of the experiment's.
+        initial_command: the command that makes a trial's initial models, for messages.
         recorded: settings of a finished run, which count in place of the experiment's constants.
         weights: checkpoint -> fingerprint of its weights, of those that were read.
         pretrained_with: the recorded settings of the pretraining; initial models of other ones are refused.
@@ -51,6 +52,7 @@ class Workspace:
     report: Report = no_report
     separate_validation: Split | None = None
     recipe: Mapping[str, Any] | None = None
+    initial_command: Callable[[Trial], str] = Trial.initial_command
     recorded: Mapping[str, Any] = dataclasses.field(default_factory=dict)
     pretrained_with: Mapping[str, Any] = dataclasses.field(default_factory=dict)
     _initial_models: dict[Path, dict[str, Any]] = dataclasses.field(default_factory=dict, repr=False)
@@ -120,7 +122,7 @@ class Workspace:
             counts = [round(share * count) for count in torch.bincount(labels).tolist()]
             return bias.split_validation(labels, counts, generator)[0]
 
-        rows = self._draw_once(f"test_{share:g}", draw)
+        rows = self._draw_once(f"test_{number_name(share)}", draw)
         if not 0 < len(rows) < len(images):
             raise UserError(f"of {len(images)} validation images --holdout-val {share:g} leaves none for one side")
         return rows
@@ -238,7 +240,7 @@ class Workspace:
     def _load_initial(self, trial: Trial, member: int) -> tuple[dict[str, Tensor], dict[str, Any]]:
         """The weights and the description of an initial model's file."""
         path = self.folder.initial(trial.distortion, trial.unsupervised, member, trial.select)
-        command = "the same command with --initial" if self.experiment.own_images else trial.initial_command()
+        command = self.initial_command(trial)
         if not has_file(path):
             raise UserError(f"there is no initial model {path}: {command} makes it")
         kind = "rotation" if trial.unsupervised else "random"
