@@ -11,7 +11,7 @@ import torch
 from torch import Tensor
 
 from alfk import inputs
-from alfk.dataset_items import DatasetItems
+from alfk.dataset_items import DatasetItems, worker_deaths
 from alfk.errors import UserError
 from alfk.image_files import LOADERS, ImageFiles, default_workers, has_dali
 
@@ -88,6 +88,7 @@ class Split:
         self._set_scale()
 
     @classmethod
+    @worker_deaths()
     def of(
         cls,
         x: object,
@@ -249,8 +250,9 @@ class Split:
         if order is None:
             order = torch.arange(len(self))
         chunks = order.to(self._row_device).split(batch_size)
-        for positions, stored in zip(chunks, self._stored(chunks, seed), strict=True):
-            yield self._normalised(stored), positions.to(self.device, non_blocking=True)
+        with worker_deaths():
+            for positions, stored in zip(chunks, self._stored(chunks, seed), strict=True):
+                yield self._normalised(stored), positions.to(self.device, non_blocking=True)
 
     def _stored(self, chunks: Sequence[Tensor], seed: int | None) -> Iterator[Tensor]:
         rows = chunks if self.rows is None else [self.rows[positions] for positions in chunks]

@@ -17,6 +17,7 @@ from torchvision import transforms
 from torchvision.datasets import FakeData
 
 import alfk
+from alfk import inputs
 from alfk.data import Split
 from alfk.errors import UserError
 from alfk.inputs import check_labels, mean_and_std, positions
@@ -555,6 +556,17 @@ def test_a_reading_process_whose_death_is_noticed_in_the_midst_of_a_query():
 
     split = Split.of(Items(labelled_float))
     refused(DEAD, alfk.select, "Rz", Net(), split, split, 3)
+
+
+def test_a_reading_process_whose_death_is_noticed_while_images_are_checked(monkeypatch):
+    def noticed(*_):
+        raise RuntimeError("DataLoader worker (pid 7) is killed by signal: Killed. ")
+
+    split = Split.of(Items(labelled_float))
+    monkeypatch.setattr(inputs, "check_values", noticed)
+    refused(DEAD, lambda: list(split.batches(3)))
+    monkeypatch.setattr(inputs, "mean_and_std", noticed)
+    refused(DEAD, Split.of, Items(lambda i: (torch.ones(1, 4, 6, dtype=torch.uint8), 0)))
 
 
 def test_items_of_reading_processes_need_no_shared_memory(monkeypatch):
