@@ -7,6 +7,7 @@ method: docs/method.md, section 11.
 """
 
 import dataclasses
+import functools
 from collections.abc import Callable, Sequence
 
 import numpy as np
@@ -15,12 +16,14 @@ from torch import Tensor, nn
 
 from alfk import distributed, matching, pseudo_labels
 from alfk.data import Split
-from alfk.descriptors import Descriptors, LabelRule, describe, logits_of
+from alfk.descriptors import Descriptors, LabelRule, describe
 from alfk.errors import UserError
 from alfk.methods import METHODS, Measurement, Method, Situation, register
 from alfk.network import count_passes
+from alfk.outputs import Outputs, logits_of, outputs_of
 from alfk.perturbation import RotationAndNoise, Strategy
-from alfk.selection import Selection
+from alfk.rivals.methods import RIVALS, expected_information
+from alfk.selection import Selection, top_scoring
 from alfk.uncertainty import uncertainty
 
 # Acquisition functions
@@ -66,14 +69,7 @@ def take_most_uncertain(situation: Situation) -> Selection:
     return Selection(chosen, score=scores[chosen])
 
 
-def top_scoring(scores: Tensor, available: Tensor, n: int, generator: torch.Generator) -> Tensor:
-    """The n available images with the highest scores (N,), best first, ties in random order: (n,) int64."""
-    candidates = available.cpu().nonzero().flatten()
-    candidates = candidates[torch.randperm(len(candidates), generator=generator)]
-    return candidates[scores[candidates].argsort(descending=True, stable=True)[:n]]
-
-
-# The paper's methods
+# The paper's methods, and then the rivals
 
 
 def _uncertainty_method(key: str, notation: str) -> Method:
@@ -99,6 +95,7 @@ for _method in (
     _matching_method("Rzg_mi_diag", "$R_{z,g}$, $S=I_{diag}(z;g)$", "mi_diag"),
     _matching_method("Rzg_pz", r"$R_{z,g}$, $S=\hat{p}(y,z)$", "pz", validation="true"),
     _matching_method("Rzg_pzg", r"$R_{z,g}$, $S=\hat{p}_{z,g}(y,z)$", "pzg", validation="true"),
+    *RIVALS,
 ):
     register(_method)
 
@@ -115,6 +112,7 @@ def get_method(key: str) -> Method:
 POOL, VALIDATION = "the pool", "the validation set"  # in messages
 
 Allocate = Callable[[str, int, int], Descriptors]  # ("validation" or "pool", images, width) -> arrays to write into
+AllocateOutputs = Callable[[str, int, int, int], Outputs]  # (the same, images, D, C) -> arrays to write into
 
 
 @dataclasses.dataclass(frozen=True)
@@ -140,12 +138,14 @@ def measure(
     taps: Sequence[int] | None = None,
     batch_size: int = 1000,
     allocate: Allocate | None = None,
+    allocate_outputs: AllocateOutputs | None = None,
 ) -> Measurement:
     """Compute the inputs that `method` declares.
 
     Args:
         models: the ensemble of an uncertainty method; one network for all other methods.
-        allocate: returns the arrays to write descriptors into, by default new tensors.
+        taps: indices of the taps that make the descriptor, or the features in place of the last layer's input.
+        allocate, allocate_outputs: return the arrays to write descriptors and outputs into, by default new tensors.
     Raises:
         UserError: several models for a method that uses one.
     """
@@ -156,8 +156,18 @@ def measure(
         if method.needs_uncertainty:
             samples, generator = sampling.samples, sampling.generator
             measurement.uncertainty = uncertainty(method.key, models, pool, samples, generator, batch_size, POOL)
+        if "information" in method.inputs:
+            samples, generator = sampling.samples, sampling.generator
+            arguments = models[0], pool, validation, samples, generator, batch_size, POOL
+            measurement.information = expected_information(*arguments)
         if "logits" in method.inputs:
             measurement.logits = logits_of(models[0], pool, batch_size, POOL)
+        for needed, side, split in (("outputs", "pool", pool), ("validation_outputs", "validation", validation)):
+            if needed in method.inputs:
+                target = allocate_outputs and functools.partial(allocate_outputs, side)
+                name = POOL if split is pool else VALIDATION
+                found = outputs_of(models[0], split, taps, batch_size, name, target)
+                setattr(measurement, f"{side}_outputs", found)
         if method.needs_descriptors:
             describer = _Describer(models[0], pool, validation, sampling, taps, batch_size, allocate)
             measurement.validation, measurement.pool = describer.validation_and_pool(method)

@@ -25,6 +25,18 @@ def split_validation(labels: Tensor, per_class: Sequence[int], generator: torch.
     return taken.nonzero().flatten(), (~taken).nonzero().flatten()
 
 
+def proportional_counts(counts: Tensor, size: int) -> list[int]:
+    """`size` images shared among classes in proportion to their `counts` (C,), by largest remainders; of equal ones the
+    lower class first. `size` is at most the sum of the counts.
+    """
+    total = int(counts.sum())
+    shares = [divmod(int(count) * size, total) for count in counts]
+    found = [whole for whole, _ in shares]
+    for c in sorted(range(len(shares)), key=lambda c: -shares[c][1])[: size - sum(found)]:
+        found[c] += 1
+    return found
+
+
 def thin_minority(labels: Tensor, minority: Sequence[int], ratio: float, generator: torch.Generator) -> Tensor:
     """Class imbalance of MNIST and SVHN: keep the L images of the majority classes and int(L / ratio) images drawn from
     all minority classes together (all of them if there are fewer, and at ratio 1).

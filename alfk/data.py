@@ -237,6 +237,17 @@ class Split:
         rows = rows.to(self._row_device)
         return self._view(rows=rows if self.rows is None else self.rows[rows], labels=labels)
 
+    def joined(self, other: "Split") -> "Split":
+        """The images of two subsets of the same images, this one's first.
+
+        Raises:
+            UserError: the images are stored in different places, or not all are labelled.
+        """
+        if self.store is not other.store or None in (self.labels, other.labels):
+            raise UserError("only labelled images that were one split before can be trained on together")
+        rows = [torch.arange(len(s), device=s._row_device) if s.rows is None else s.rows for s in (self, other)]
+        return self._view(rows=torch.cat(rows), labels=torch.cat([self.labels, other.labels]))
+
     def batches(
         self, batch_size: int, order: Tensor | None = None, seed: int | None = None
     ) -> Iterator[tuple[Tensor, Tensor]]:

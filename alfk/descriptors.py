@@ -28,7 +28,7 @@ from alfk.data import Split
 from alfk.errors import UserError
 from alfk.network import add_passes, computing, evaluation_mode, one_line, prepare
 from alfk.seeding import seeded_globally
-from alfk.taps import logits_of_batch, run
+from alfk.taps import run
 
 LOSS_SCALES = (2.0**14, 2.0**7, 1.0)  # where float16 is involved; the first whose gradients are finite
 
@@ -259,33 +259,10 @@ def describe(
             if out is None:
                 width = rows.shape[1]
                 out = allocate(len(split), width) if allocate else Descriptors.empty(len(split), width, split.device)
-            _put(out.vectors, positions, rows)
-            _put(out.predictions, positions, predictions)
-            _put(out.pseudo_labels, positions, labels[0] if labels else torch.full_like(predictions, -1))
+            put(out.vectors, positions, rows)
+            put(out.predictions, positions, predictions)
+            put(out.pseudo_labels, positions, labels[0] if labels else torch.full_like(predictions, -1))
     return out
-
-
-def logits_of(model: nn.Module, split: Split, batch_size: int = 1000, name: str = "the split") -> Tensor:
-    """(N, C) float32 logits of every image, on the split's device. Processes share the batches.
-
-    Args:
-        name: of the split, for messages.
-    Raises:
-        UserError: the model breaks the contract, or a logit is not finite.
-    """
-    model = prepare(model)
-
-    def forward(images: Tensor, positions: Tensor) -> tuple[Tensor]:
-        add_passes(forward=len(images))
-        with seeded_globally(int(positions[0]), split.device):
-            return (logits_of_batch(model, images).float(),)
-
-    parts = []
-    with computing(), torch.inference_mode(), evaluation_mode(model):
-        for positions, (logits,) in distributed.map_batches(forward, split, batch_size):
-            require_finite(logits.isfinite().all(1, keepdim=True), ("logits",), positions, [model], split, name)
-            parts.append(logits)
-    return torch.cat(parts)
 
 
 def require_finite(
@@ -316,7 +293,8 @@ def require_finite(
     raise UserError(f"image {position} of {name}: its {checked[kind]} are not finite, {cause}")
 
 
-def _put(target: Tensor | np.ndarray | None, positions: Tensor, rows: Tensor) -> None:
+def put(target: Tensor | np.ndarray | None, positions: Tensor, rows: Tensor) -> None:
+    """Write `rows` (B, ...) at the positions (B,) of an array; nothing for None."""
     if isinstance(target, Tensor):
         target[positions.to(target.device)] = rows.to(target.device, target.dtype)
     elif target is not None:

@@ -1,17 +1,19 @@
 """The registry of acquisition methods: what a method declares, what it is given, and what it returns.
 
 A method declares its inputs and an acquisition function that maps them to a `Selection`; `alfk.acquisition` registers
-the paper's methods and runs them. How to add a method: docs/method.md, section 11.
+the paper's methods and those of `alfk.rivals`, and runs them. How to add a method: docs/method.md, section 11.
 """
 
 import dataclasses
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 
 import torch
 from torch import Tensor
 
 from alfk import pseudo_labels
 from alfk.descriptors import Descriptors
+from alfk.errors import UserError
+from alfk.outputs import Outputs
 from alfk.selection import Selection
 
 INPUTS = {
@@ -19,14 +21,23 @@ INPUTS = {
     "scores": "standardised Fisher scores g of the same images, for the labels of the method's rules; implies features",
     "uncertainty": "the method's MC-dropout measure of every pool image, from an ensemble of models",
     "logits": "the network's output for every pool image",
+    "outputs": "the input of the network's last linear layer, and its output, for every pool image",
+    "validation_outputs": "the same for every validation image, whose labels are used too",
+    "information": "what the label of every pool image tells about those of random validation images (EPIG)",
     "annotation": "labels of pool images, requested from the annotator while the query is being chosen",
+    "rare_classes": "which classes are rare, known beforehand",
 }
+NO_PASSES = {"annotation", "rare_classes"}  # inputs that do not come from a network
+OF_VALIDATION = {"features", "scores", "validation_outputs"}  # inputs for which the validation set needs labels
 
 DATABASES = {  # input -> the files in runN/descr that hold it
     "features": ("validation", "pool"),
     "scores": ("validation", "pool"),
     "uncertainty": ("uncertainty",),
     "logits": ("logits",),
+    "outputs": ("pool_outputs",),
+    "validation_outputs": ("validation_outputs",),
+    "information": ("information",),
 }
 
 
@@ -38,6 +49,8 @@ class Measurement:
         validation, pool: descriptors of validation set and pool ("features", "scores").
         uncertainty: (N,) of the pool.
         logits: (N, C) of the pool.
+        pool_outputs, validation_outputs: features (N, D) and logits (N, C) ("outputs", "validation_outputs").
+        information: (N,) of the pool, in nats.
         forward, backward: number of images in forward and backward passes, the cost of the measurement.
     """
 
@@ -45,6 +58,9 @@ class Measurement:
     pool: Descriptors | None = None
     uncertainty: Tensor | None = None
     logits: Tensor | None = None
+    pool_outputs: Outputs | None = None
+    validation_outputs: Outputs | None = None
+    information: Tensor | None = None
     forward: int = 0
     backward: int = 0
 
@@ -60,6 +76,8 @@ class Situation:
         measurement: None in an iteration in which the method draws at random.
         validation_labels: (V,) int64, true labels.
         annotate: positions (k,) in the pool -> their labels (k,), for methods that need "annotation".
+        rare_classes: for methods that need them.
+        classes: their number, None if it is the network's number of outputs.
     """
 
     available: Tensor
@@ -68,6 +86,8 @@ class Situation:
     measurement: Measurement | None = None
     validation_labels: Tensor | None = None
     annotate: Callable[[Tensor], Tensor] | None = None
+    rare_classes: Sequence[int] | None = None
+    classes: int | None = None
 
 
 @dataclasses.dataclass(frozen=True)
@@ -81,6 +101,9 @@ class Method:
         inputs: keys of INPUTS; they determine which passes through the network are run and which files are written.
         from_first_label: whether it draws at random while no image is labelled.
         pool_label, validation_label: the rules for the labels of g of pool and validation images ("scores").
+        of_rotation_model: whether its inputs come from the rotation model, the same in all iterations, and not from the
+            current one. `query` takes them from the network that it is given.
+        largest: number of classes above which it cannot be computed.
     """
 
     key: str
@@ -90,6 +113,8 @@ class Method:
     from_first_label: bool = False
     pool_label: str | None = None
     validation_label: str | None = None
+    of_rotation_model: bool = False
+    largest: int | None = None
 
     def __post_init__(self) -> None:
         unknown = self.inputs - set(INPUTS)
@@ -108,7 +133,26 @@ class Method:
     @property
     def needs_passes(self) -> bool:
         """Whether the network has to be run over the pool."""
-        return bool(self.inputs - {"annotation"})
+        return bool(self.inputs - NO_PASSES)
+
+    @property
+    def needs_validation(self) -> bool:
+        """Whether it needs the images of the validation set."""
+        return self.needs_validation_labels or "information" in self.inputs
+
+    @property
+    def needs_validation_labels(self) -> bool:
+        return bool(self.inputs & OF_VALIDATION)
+
+    @property
+    def acts_first(self) -> bool:
+        """Whether it chooses the first query too, which the others draw at random."""
+        return self.needs_passes and not self.from_first_label
+
+    def check_classes(self, classes: int) -> None:
+        """Raises UserError if there are too many classes for it."""
+        if self.largest is not None and classes > self.largest:
+            raise UserError(f"{self.key} cannot be computed for {classes:,} classes, only for up to {self.largest}")
 
     @property
     def estimates_from_copies(self) -> bool:

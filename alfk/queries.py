@@ -15,13 +15,13 @@ from torch import Tensor, nn
 from alfk.acquisition import POOL, VALIDATION, Sampling, check_query_size, choose, get_method, measure
 from alfk.data import Split
 from alfk.dataset_items import worker_deaths
-from alfk.descriptors import logits_of
 from alfk.errors import UserError
 from alfk.files import atomic
 from alfk.image_files import ImageFiles
 from alfk.inputs import check_labels, positions
 from alfk.methods import Measurement, Method, Situation
 from alfk.network import computing, prepare
+from alfk.outputs import logits_of
 from alfk.perturbation import RotationAndNoise, Strategy
 from alfk.selection import Selection
 
@@ -152,6 +152,7 @@ def query(
     samples: int = 128,
     strategy: Strategy | None = None,
     annotate: Callable[[Tensor], Tensor] | None = None,
+    rare_classes: Sequence[int] | None = None,
 ) -> Query:
     """The n pool images to label next and why: one acquisition step for your own active-learning loop.
 
@@ -173,15 +174,23 @@ def query(
         generator: source of the random draws (start of k-centre, dropout masks, ...), or a seed; seed 0 if None.
         samples: K of the uncertainty methods and of the estimators from perturbed copies.
         strategy: how copies are perturbed; rotation and noise if None.
-        annotate: pool positions (k,) -> their labels (k,), for methods with the input "annotation".
+        annotate: pool positions (k,) -> their labels (k,), for methods that ask while they choose ("galaxy"): first for
+            the labels of `labelled`, then for one image after another.
+        rare_classes: numbers of the classes that are known to be rare ("flqmi_rare").
     Raises:
         UserError: unknown method, fewer than n unlabelled images, or arguments that do not fit together.
     """
     definition = get_method(method)
     _check_arguments(taps, batch_size, samples)
-    validation = matching_validation(pool, validation, required=definition.needs_descriptors)
+    validation = matching_validation(
+        pool, validation, required=definition.needs_validation, labels=definition.needs_validation_labels
+    )
+    if "annotation" in definition.inputs and annotate is None:
+        raise UserError(f"{method} asks for labels while it chooses: give annotate, positions (k,) -> labels (k,)")
     situation = _situation(pool, labelled, n, generator, annotate)
     situation.validation_labels = None if validation is None else validation.labels
+    situation.rare_classes = _rare_classes(definition, rare_classes, validation)
+    situation.classes = len(pool.classes) if pool.classes else None
     check_query_size(situation)  # before anything is computed
     with computing():  # similarities too are float32
         if definition.needs_passes and not (definition.from_first_label and situation.available.all()):
@@ -201,6 +210,18 @@ def _check_arguments(taps: Sequence[int] | None, batch_size: int | None, samples
     for number, name in ((batch_size, "batch_size"), (samples, "samples")):
         if number is not None and _whole_number(number, name) < 1:
             raise UserError(f"{name} is at least 1, not {number}")
+
+
+def _rare_classes(method: Method, given: Sequence[int] | None, validation: Split | None) -> tuple[int, ...] | None:
+    """The rare classes, checked. Raises UserError if the method needs them, or none has a validation image."""
+    if "rare_classes" not in method.inputs:
+        return None
+    if isinstance(given, str | int) or not given:
+        raise UserError(f"{method.key} has to be told which classes are rare: give rare_classes=[...], their numbers")
+    rare = tuple(_whole_number(each, "a rare class") for each in given)
+    if not torch.isin(validation.labels.cpu(), torch.tensor(rare)).any():
+        raise UserError(f"no validation image is of the rare classes {list(rare)}: numbers of classes start at 0")
+    return rare
 
 
 def _situation(
@@ -233,7 +254,7 @@ def _measured(
     batch_size = batch_size or default_batch(pool)
     with out_of_memory(batch_size), worker_deaths():
         networks = [prepare(each) for each in models]
-        if method.needs_descriptors:
+        if method.needs_validation_labels:
             _check_outputs(networks[0], pool, validation, labels_used=method.pool_label == "true")
         return measure(method, networks, pool, validation, sampling, taps, batch_size)
 
@@ -297,9 +318,11 @@ def select(method: str, model: nn.Module | Sequence[nn.Module], *arguments: obje
     return query(method, model, *arguments, **options).indices
 
 
-def matching_validation(pool: Split, validation: Split | None, required: bool) -> Split | None:
+def matching_validation(pool: Split, validation: Split | None, required: bool, labels: bool = True) -> Split | None:
     """The validation set, with the mean and std of the pool where its own were not given.
 
+    Args:
+        required, labels: whether the method needs it, and its labels.
     Raises:
         UserError: pool and validation set do not go together, or are no splits.
     """
@@ -309,7 +332,7 @@ def matching_validation(pool: Split, validation: Split | None, required: bool) -
             raise UserError(f"the {what} has to be an alfk.Split, not {given}: alfk.Split.of(images, labels) makes one")
     if validation is None or not required:
         return validation
-    if validation.labels is None:
+    if labels and validation.labels is None:
         raise UserError("the validation set has no labels: alfk.Split.of(images, labels)")
     if not len(validation):
         raise UserError("the validation set is empty")

@@ -17,6 +17,8 @@ Check = Callable[[Any], bool]
 RESTORED = "the run's own command restores it from the checkpoint"  # said of what is lost or damaged
 
 BASELINE = "all_train"  # in place of a method: training on the whole distorted pool, a line in figures
+VALIDATION_ALONE = "validation"  # likewise: training on the validation images and nothing else
+BASELINES = (BASELINE, VALIDATION_ALONE)
 
 INITS = {  # initial model -> prefix of file names
     "rotation": "unsup_",  # from the rotation model, its last linear layer new (docs/method.md, section 4)
@@ -24,7 +26,8 @@ INITS = {  # initial model -> prefix of file names
     "random": "",
 }
 
-KEY = ("method", "L", "ir", "nr", "init", "ensemble", "select", "copies", "b")  # what tells a run's records apart
+SPECIAL = ("copies", "first_batch", "validation_size", "adds_validation")  # entries that most records do not have
+KEY = ("method", "L", "ir", "nr", "init", "ensemble", "select", *SPECIAL, "b")  # what tells a run's records apart
 
 
 def _integer(low: float = -math.inf) -> Check:
@@ -90,6 +93,9 @@ REQUIRED: dict[str, Check] = {
 }
 OPTIONAL: dict[str, Check] = {
     "copies": _one_of(*STRATEGIES),
+    "first_batch": _one_of("random"),
+    "validation_size": _integer(1),
+    "adds_validation": lambda value: value is True,
     "queried": _images,
     "accuracy_last": _percent,
     "accuracy_validation": _percent,
@@ -182,7 +188,7 @@ def _unproved(record: Record) -> str | None:
         return None
     if "made_with" in record:
         return "no crc32"
-    known = record["method"] in (*METHODS, "vaal", BASELINE)
+    known = record["method"] in (*METHODS, "vaal", *BASELINES)
     return None if known else f"method cannot be {_short(record['method'])}"
 
 

@@ -11,7 +11,7 @@ from typing import Any
 from alfk import distributed
 from alfk.errors import DamagedFileError, UserError
 from alfk.files import atomic, load_checkpoint, locked, read_file, read_json, write_json
-from alfk.records import INITS, RESTORED, Record, key_of, line_of, read_results
+from alfk.records import INITS, RESTORED, SPECIAL, Record, key_of, line_of, read_results
 
 
 def number_name(value: float) -> str:
@@ -39,6 +39,9 @@ class Trial:
             "last".
         copies: how images are perturbed (a key of perturbation.STRATEGIES), for methods whose pseudo-labels come from
             perturbed copies; None for all others.
+        first_batch: "random" if the first query is drawn at random by a method that would choose it; else None.
+        validation_size: the size of the validation set, a stratified part of the data set's; None for the whole.
+        adds_validation: whether the validation images are trained on too.
     """
 
     ir: float
@@ -49,6 +52,9 @@ class Trial:
     init: str = "rotation"
     select: str = "test"
     copies: str | None = None
+    first_batch: str | None = None
+    validation_size: int | None = None
+    adds_validation: bool = False
 
     @property
     def unsupervised(self) -> bool:
@@ -64,7 +70,10 @@ class Trial:
         parts = f"{INITS[self.init]}batch_{b}_size_{size}_{self.distortion}_sub_{self.method}_L_{self.length}"
         members = f"_E_{self.ensemble}" if self.ensemble > 1 else ""
         copies = f"_copies_{self.copies}" if self.copies not in (None, "degrees") else ""
-        return f"{parts}{members}{copies}{selection_suffix(self.select)}"
+        first = f"_first_{self.first_batch}" if self.first_batch else ""
+        size = f"_V_{self.validation_size}" if self.validation_size else ""
+        added = "_and_validation" if self.adds_validation else ""
+        return f"{parts}{members}{copies}{first}{size}{added}{selection_suffix(self.select)}"
 
     @property
     def name(self) -> str:
@@ -78,8 +87,11 @@ class Trial:
     def short(self) -> str:
         """The method with the attributes that vary within a figure, e.g. "Rzg_pz L80", "varR E4"."""
         length, members = self.length, self.ensemble
-        copies = f" {self.copies}" if self.copies not in (None, "degrees") else ""
-        return self.method + (f" L{length}" if length else "") + (f" E{members}" if members > 1 else "") + copies
+        name = self.method + (f" L{length}" if length else "") + (f" E{members}" if members > 1 else "")
+        name += f" {self.copies}" if self.copies not in (None, "degrees") else ""
+        name += " first random" if self.first_batch else ""
+        name += f" V{self.validation_size}" if self.validation_size else ""
+        return name + (" + validation" if self.adds_validation else "")
 
     def initial_command(self) -> str:
         """The command that makes its initial models."""
@@ -93,11 +105,11 @@ class Trial:
         """The trial as entries of records, headers and checkpoints."""
         about = {"method": self.method, "L": self.length, "ir": self.ir, "nr": self.nr, "init": self.init}
         about |= {"ensemble": self.ensemble, "select": self.select}
-        return about | ({"copies": self.copies} if self.copies else {})
+        return about | {key: getattr(self, key) for key in SPECIAL if getattr(self, key)}
 
     def describes(self, record: Record) -> bool:
         """Whether a results record belongs to this trial."""
-        return record.get("copies") == self.copies and all(record.get(k) == v for k, v in self.facts().items())
+        return Trial.of(record) == self
 
     @classmethod
     def of(cls, record: Record) -> "Trial":
@@ -105,7 +117,7 @@ class Trial:
         INITS[record["init"]]
         method, length, ensemble = record["method"], record["L"], record["ensemble"]
         start = record["ir"], method, length, ensemble, record["nr"], record["init"]
-        return cls(*start, record["select"], record.get("copies"))
+        return cls(*start, record["select"], **{key: record[key] for key in SPECIAL if record.get(key)})
 
 
 def selection_suffix(select: str) -> str:

@@ -59,3 +59,10 @@ class Selection:
         """The selection that `to_array` made an array of, without the numbers that do not belong to single images."""
         columns = {name: torch.from_numpy(np.ascontiguousarray(table[name])) for name in table.dtype.names}
         return cls(columns.pop("index"), **columns)
+
+
+def top_scoring(scores: Tensor, available: Tensor, n: int, generator: torch.Generator) -> Tensor:
+    """The n available images with the highest scores (N,), best first, ties in random order: (n,) int64."""
+    candidates = available.cpu().nonzero().flatten()
+    candidates = candidates[torch.randperm(len(candidates), generator=generator)]
+    return candidates[scores[candidates].argsort(descending=True, stable=True)[:n]]

@@ -12,8 +12,9 @@ from torch import nn
 
 from alfk.acquisition import METHODS, select
 from alfk.data import Split
-from alfk.descriptors import ForwardPass, describe, logits_of
+from alfk.descriptors import ForwardPass, describe
 from alfk.network import computing, prepare
+from alfk.outputs import logits_of
 from alfk.perturbation import RotationAndNoise
 from alfk.pseudo_labels import ESTIMATORS, from_copies, nearest_by_feature, predicted
 from alfk.tap_suggestions import suggest_taps

@@ -11,6 +11,7 @@ import numpy as np
 import torch
 
 from alfk import distributed
+from alfk.acquisition import get_method
 from alfk.annotation import Annotations, read_annotations, shown, write_request
 from alfk.cli import scripts
 from alfk.cli.opening import open_workspace
@@ -40,6 +41,10 @@ def annotate(experiment: Experiment, options: argparse.Namespace, trials: Sequen
     (trial,), table = trials, options.annotate
     if trial.method == "Rzg_true":
         raise UserError("Rzg_true needs the labels of the whole pool: it is for pools whose labels are known")
+    inputs = get_method(trial.method).inputs
+    if inputs & {"annotation", "rare_classes"}:
+        what = "asks for one label after another" if "annotation" in inputs else "has to know which classes are rare"
+        raise UserError(f"{trial.method} {what}: use alfk.query in a program of your own")
     if options.baseline:
         raise UserError("--baseline trains on the labels of the whole pool: it does not go with --annotate")
     if len(scripts.runs_of(options, options.run_start + 1)) > 1:

@@ -9,12 +9,12 @@ from typing import NoReturn
 import torch
 
 from alfk import distributed
-from alfk.acquisition import METHODS, get_method
+from alfk.acquisition import METHODS, RIVALS, get_method
 from alfk.config import Experiment, Recipe
 from alfk.errors import UserError
 from alfk.network import linear_layers
 from alfk.perturbation import STRATEGIES
-from alfk.records import BASELINE
+from alfk.records import BASELINE, VALIDATION_ALONE
 from alfk.runs import Trial
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -114,13 +114,19 @@ def common_parser(experiments: Mapping[str, Experiment], about: str) -> Parser:
 
 
 def add_init(parser: Parser) -> None:
-    """The flags for the initial model, --unsupervised 0|1 (-unsup) and --conv-only, and --copies."""
+    """The flags for the initial model, --unsupervised 0|1 (-unsup) and --conv-only, and those of single methods."""
     text = "start from the random (0) or the rotation-pretrained (1, default) initial model"
     parser.add_argument("-unsup", "--unsupervised", type=int, choices=(0, 1), default=1, help=text)
     text = "keep only the convolutions of the rotation-pretrained model: all linear layers are new, not just the last"
     parser.add_argument("--conv-only", action="store_true", help=text)
     text = "perturbed copies of Rzg_trace and Rzg_mi: angles in degrees (default), or as in the paper's release"
     parser.add_argument("--copies", choices=tuple(STRATEGIES), default="degrees", help=text)
+    text = "draw the first query at random for methods that would choose it too"
+    parser.add_argument("--first-batch", choices=("random",), help=text)
+    text = "use so many of the validation images, with the same shares of classes (all)"
+    parser.add_argument("--validation-size", type=positive, metavar="V", help=text)
+    text = "train on the labelled images and the validation images"
+    parser.add_argument("--add-validation", action="store_true", help=text)
 
 
 def add_run(parser: Parser, experiments: Mapping[str, Experiment]) -> None:
@@ -146,11 +152,15 @@ def add_loop(parser: Parser) -> None:
     parser.set_defaults(where_run_is=None)
     mode = parser.add_mutually_exclusive_group()
     mode.add_argument("--initial", action="store_true", help="make the initial models and stop")
-    text = "train on the whole distorted pool, the line in the figures; one run unless --run-stop is given"
-    mode.add_argument("--baseline", action="store_true", help=text)
+    text = (
+        "train on the whole distorted pool, the line in the figures, or on the validation set alone; one run unless "
+        "--run-stop is given"
+    )
+    mode.add_argument("--baseline", nargs="?", choices=("pool", "validation"), const="pool", help=text)
     add_runs(parser, "those of cfg")
     add = parser.add_argument
-    add("--methods", nargs="+", metavar="KEY", help=f"methods, of {', '.join(METHODS)} (those of cfg)")
+    text = f"methods, of {', '.join(METHODS)}, or rivals for all from {RIVALS[0].key} on (those of cfg)"
+    add("--methods", nargs="+", metavar="KEY", help=text)
     add("-dl", "--descr-length", type=positive, nargs="+", metavar="L", help="descriptor lengths (those of cfg)")
     add(
         "-ens",
@@ -324,8 +334,26 @@ def trial_of(
         raise UserError(f"{method} works with one model, not with an ensemble of {ensemble}")
     if get_method(method).needs_uncertainty and experiment.samples % ensemble:
         raise UserError(f"{experiment.samples} samples cannot be shared by {ensemble} models: choose another -smp")
-    copies = options.copies if get_method(method).estimates_from_copies else None
-    return Trial(ir, method, length, ensemble, options.nr, init_of(experiment, options), options.select, copies)
+    definition = get_method(method)
+    definition.check_classes(experiment.classes or 0)
+    copies = options.copies if definition.estimates_from_copies else None
+    first_batch = options.first_batch if definition.acts_first else None
+    start = ir, method, length, ensemble, options.nr, init_of(experiment, options), options.select
+    return Trial(*start, copies, first_batch, *validation_of(options, definition.needs_validation))
+
+
+def validation_of(options: argparse.Namespace, needed: bool) -> tuple[int | None, bool]:
+    """The size of the validation set, None where it makes no difference, and whether it is trained on.
+
+    Args:
+        needed: whether the method uses the validation set.
+    Raises:
+        UserError: it is trained on and chooses the epoch too.
+    """
+    if options.add_validation and options.select == "val":
+        raise UserError("--add-validation trains on the images by which --select val chooses the epoch: name another")
+    needed = needed or options.add_validation or options.select == "val"
+    return options.validation_size if needed else None, options.add_validation
 
 
 def init_of(experiment: Experiment, options: argparse.Namespace) -> str:
@@ -348,7 +376,9 @@ def trials_of(cfg: Cfg, experiment: Experiment, options: argparse.Namespace) -> 
     Raises:
         UserError: an unknown method or descriptor length, or no trial.
     """
-    methods = [method_key(name, None) for name in options.methods or ()]
+    methods = []
+    for name in options.methods or ():
+        methods += [rival.key for rival in RIVALS] if name == "rivals" else [method_key(name, None)]
     lengths, sizes = options.descr_length or (), options.ensemble or ()
     for length in lengths:
         experiment.taps(length)  # raises UserError for an unknown length
@@ -379,6 +409,20 @@ def trials_of(cfg: Cfg, experiment: Experiment, options: argparse.Namespace) -> 
     return list(dict.fromkeys(trials))
 
 
-def baselines_of(trials: Sequence[Trial]) -> list[Trial]:
-    """The trials of the line "all train", one for each figure that the trials belong to."""
-    return list(dict.fromkeys(replace(trial, method=BASELINE, length=0, ensemble=1, copies=None) for trial in trials))
+def baselines_of(trials: Sequence[Trial], options: argparse.Namespace) -> list[Trial]:
+    """The trials of the line "all train", or of training on the validation set alone, one for each figure that the
+    trials belong to. Raises UserError.
+    """
+    method = BASELINE if options.baseline == "pool" else VALIDATION_ALONE
+    if method == VALIDATION_ALONE and (options.add_validation or options.select == "val"):
+        raise UserError(
+            "--baseline validation is trained on the validation set alone, without --add-validation, and "
+            "the epoch cannot be chosen by it: --select test or last"
+        )
+    size, added = validation_of(options, needed=method == VALIDATION_ALONE)
+    return list(
+        dict.fromkeys(
+            Trial(t.ir, method, 0, nr=t.nr, init=t.init, select=t.select, validation_size=size, adds_validation=added)
+            for t in trials
+        )
+    )

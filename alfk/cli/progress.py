@@ -71,9 +71,8 @@ class Progress:
                 self.header_shown = True
             self.print_line(line(record))
             if record["at_random"]:
-                self.print_line(
-                    f"     {record['at_random']} images drawn at random: no validation image is misclassified"
-                )
+                why = ": no validation image is misclassified" if record["misclassified"] == 0 else ""
+                self.print_line(f"     {record['at_random']} images drawn at random{why}")
         self._advance(record["run"])
 
     def _on_warning(self, text: str, run: int | None = None) -> None:

@@ -7,6 +7,7 @@ from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 
 from alfk import distributed
+from alfk.acquisition import METHODS, get_method
 from alfk.cli import options as flags
 from alfk.cli.guard import guard
 from alfk.cli.jobs import RunTask, run_in_parallel, run_sequentially
@@ -121,7 +122,7 @@ def _one_iteration(experiments: Experiments, about: str, stage: Callable[[Round]
 
 def _run(experiment: Experiment, trials: Sequence[Trial], options: Options) -> int:
     if options.baseline:
-        trials = flags.baselines_of(trials)
+        trials = flags.baselines_of(trials, options)
     default_runs = options.run_start + 1 if options.baseline else experiment.runs
     runs = runs_of(options, default_runs)
     if not options.initial:
@@ -187,8 +188,11 @@ def check_initial_models(
     """Raises UserError, with the command that makes it, unless all initial models exist."""
     for folder in (RunFolder(root(experiment, options), number) for number in runs):
         for trial in trials:
-            for member in range(trial.ensemble):
-                path = folder.initial(trial.distortion, trial.unsupervised, member, trial.select)
+            needed = [(trial.unsupervised, member) for member in range(trial.ensemble)]
+            if trial.method in METHODS and get_method(trial.method).of_rotation_model:
+                needed.append((True, 0))
+            for unsupervised, member in needed:
+                path = folder.initial(trial.distortion, unsupervised, member, trial.select)
                 if not path.exists():
                     raise UserError(f"there is no initial model {path}: {initial_command(options, trial)} makes it")
 

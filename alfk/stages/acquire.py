@@ -75,6 +75,8 @@ def situation_of(current: Round) -> Situation:
         current.generator("acquire"),
         validation_labels=labels,
         annotate=lambda positions: pool.labels[positions.to(pool.device)],
+        rare_classes=current.minority,
+        classes=current.experiment.classes,
     )
 
 

@@ -17,6 +17,7 @@ from alfk.descriptors import Descriptors
 from alfk.errors import UserError
 from alfk.files import complete_array, create_array, has_array, open_array, read_header, save_array
 from alfk.methods import DATABASES, Measurement, Method
+from alfk.outputs import Outputs
 from alfk.perturbation import STRATEGIES
 from alfk.stages.round import Round
 from alfk.training import accuracy, accuracy_per_class
@@ -28,7 +29,10 @@ DESCRIPTOR_FIELDS = (
 FIELDS = {
     "uncertainty": "uncertainty of every pool image, the larger the less certain",
     "logits": "the network's output for every pool image",
+    "information": "expected information gain of every pool image about validation images, in nats",
 }
+OUTPUTS = ("pool_outputs", "validation_outputs")
+OUTPUT_FIELDS = "features: input of the network's last linear layer; logits: its output"
 
 MEND = "delete it, then gen_descr.py or run.py makes it again"
 
@@ -36,7 +40,7 @@ MEND = "delete it, then gen_descr.py or run.py makes it again"
 def databases(current: Round) -> tuple[str, ...]:
     """The names of the databases that the iteration's method chooses from; none if it draws at random."""
     method = current.method
-    if method.from_first_label and current.b == 0:
+    if current.b == 0 and (method.from_first_label or current.trial.first_batch == "random"):
         return ()
     names = [name for needed in DATABASES if needed in method.inputs for name in DATABASES[needed]]
     return tuple(dict.fromkeys(names))
@@ -52,15 +56,17 @@ def describe(current: Round) -> None:
         return
     method, work = current.method, current.work
     taps = work.experiment.taps(current.trial.length) if method.needs_descriptors else None
-    models, model_hash = current.starting_models()
+    models, model_hash = current.described_models()
     if distributed.broadcast_from_main(lambda: all(_is_current(current, name, model_hash) for name in names)):
         return
     current.report("stage", trial=current.trial, b=current.b, doing=" and ".join(names))
     start = time.perf_counter()
     arrays: dict[str, np.memmap | None] = {}
 
+    stored = np.dtype(work.experiment.descriptor_dtype).newbyteorder("<")
+
     def allocate(side: str, images: int, width: int) -> Descriptors:
-        vector = ("descriptor", np.dtype(work.experiment.descriptor_dtype).newbyteorder("<"), (width,))
+        vector = ("descriptor", stored, (width,))
         dtype = np.dtype([vector, ("pseudo_label", "<i8"), ("prediction", "<i8")])
         arrays[side] = create_array(current.database(side), (images,), dtype)
         if distributed.is_main_process():
@@ -69,10 +75,16 @@ def describe(current: Round) -> None:
             return _fields(np.zeros(images, dtype))
         return dataclasses.replace(Descriptors.empty(images, 0), vectors=None)
 
+    def allocate_outputs(side: str, images: int, width: int, classes: int) -> Outputs:
+        name, dtype = f"{side}_outputs", np.dtype([("features", stored, (width,)), ("logits", "<f4", (classes,))])
+        arrays[name] = create_array(current.database(name), (images,), dtype)
+        return _outputs(arrays[name]) if distributed.is_main_process() else Outputs(None, None)
+
     strategy = STRATEGIES[current.trial.copies or "degrees"]
     sampling = Sampling(current.generator("sample"), work.experiment.samples, strategy)
     batch_size = work.experiment.descriptor_batch
-    found = measure(method, models, current.pool, current.validation, sampling, taps, batch_size, allocate)
+    splits = current.pool, current.validation
+    found = measure(method, models, *splits, sampling, taps, batch_size, allocate, allocate_outputs)
     header = {
         "model": model_hash,
         "taps": None if taps is None else list(taps),
@@ -82,7 +94,8 @@ def describe(current: Round) -> None:
         "seconds": time.perf_counter() - start,
     }
     for name in names:
-        about = {**_expected(current, name), "fields": FIELDS.get(name, DESCRIPTOR_FIELDS), **header}
+        fields = OUTPUT_FIELDS if name in OUTPUTS else FIELDS.get(name, DESCRIPTOR_FIELDS)
+        about = {**_expected(current, name), "fields": fields, **header}
         if name in FIELDS:
             save_array(current.database(name), getattr(found, name).cpu().numpy(), about)
         else:
@@ -100,15 +113,19 @@ def read_databases(current: Round) -> tuple[Measurement | None, dict[str, Any]]:
         return None, {}
     if not all(has_array(current.database(name)) for name in names):
         raise UserError(f"there are no descriptors of {current.trial.label()} b={current.b}: run gen_descr.py first")
-    _, model_hash = current.starting_models()
+    _, model_hash = current.described_models()
     for name in names:
         array, header = open_array(current.database(name), {**_expected(current, name), "model": model_hash}, mend=MEND)
-        found[name] = torch.from_numpy(np.array(array)) if name in FIELDS else _fields(array)
+        if name in OUTPUTS:
+            found[name] = _outputs(array).to(current.pool.device)
+        else:
+            found[name] = torch.from_numpy(np.array(array)) if name in FIELDS else _fields(array)
     return Measurement(**found), header
 
 
 def _expected(current: Round, name: str) -> dict[str, Any]:
-    return {"kind": name if name in FIELDS else f"{name} descriptors", **current.identity()}
+    kind = name if name in FIELDS else name.replace("_", " ") if name in OUTPUTS else f"{name} descriptors"
+    return {"kind": kind, **current.identity()}
 
 
 def _is_current(current: Round, name: str, model_hash: str) -> bool:
@@ -120,6 +137,10 @@ def _is_current(current: Round, name: str, model_hash: str) -> bool:
 
 def _fields(array: np.ndarray) -> Descriptors:
     return Descriptors(array["descriptor"], array["pseudo_label"], array["prediction"])
+
+
+def _outputs(array: np.ndarray) -> Outputs:
+    return Outputs(array["features"], array["logits"])
 
 
 def _pseudo_label_accuracy(method: Method, found: Measurement, pool: Split, classes: int) -> dict[str, Any] | None:

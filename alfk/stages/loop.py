@@ -57,7 +57,9 @@ def warn_at_chance(current: Round, record: Record) -> None:
 
 
 def baselines(work: Workspace, trials: Sequence[Trial]) -> None:
-    """Training on the whole distorted pool, the line "all train", for every trial (of method runs.BASELINE)."""
+    """Training on the whole distorted pool, the line "all train", or on the validation set alone, for every trial (of a
+    method in records.BASELINES).
+    """
     for trial in trials:
         with work.folder.lock(trial.name):
             current = Round(work, trial, 0)

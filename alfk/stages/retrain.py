@@ -13,7 +13,7 @@ from alfk import distributed
 from alfk.data import Split
 from alfk.files import save_checkpoint
 from alfk.network import fingerprint
-from alfk.records import Record
+from alfk.records import VALIDATION_ALONE, Record
 from alfk.seeding import global_randomness
 from alfk.stages.acquire import NOTHING_MEASURED
 from alfk.stages.memory import peak_mib
@@ -57,19 +57,24 @@ def retrain(current: Round) -> Record:
 
 
 def train_on_all(current: Round) -> Record:
-    """The paper's line "all train": training on the whole distorted pool, from the initial weights.
+    """The paper's line "all train": training on the whole distorted pool, or on the validation set, from the initial
+    weights.
 
     Returns:
-        the results record, as of an iteration 0 in which the whole pool is labelled.
+        the results record, as of an iteration 0 in which all these images are labelled.
     """
-    return train_and_record(current, current.pool, current.pool.labels, NOTHING_MEASURED)
+    data = current.validation if current.trial.method == VALIDATION_ALONE else current.pool
+    return train_and_record(current, data, data.labels, NOTHING_MEASURED)
 
 
 def train_and_record(current: Round, data: Split, newest: Tensor, header: Mapping[str, Any]) -> Record:
-    """Train on the labelled images `data`; write checkpoint and results line. Arguments as of `make_record`."""
+    """Train on the labelled images `data`, and on the validation images if the trial says so; write checkpoint and
+    results line. Arguments as of `make_record`.
+    """
+    trained_on = data.joined(current.validation) if current.trial.adds_validation else data
     models, starts_from = current.starting_models()
     start = time.perf_counter()
-    members = [_train(current, number, model, data) for number, model in enumerate(models)]
+    members = [_train(current, number, model, trained_on) for number, model in enumerate(models)]
     record = make_record(current, len(data), newest, header, members, time.perf_counter() - start)
     write_result(current, record, members, starts_from)
     return record
@@ -167,7 +172,7 @@ def make_record(
         **current.identity(),
         "labelled": labelled,
         **({} if labelled == current.size else {"queried": current.size}),  # some were skipped, or labelled unasked
-        "labelled_share": 100 * labelled / work.pool_size_of_shares(current.pool),
+        "labelled_share": min(100.0, 100 * labelled / work.pool_size_of_shares(current.pool)),
         "accuracy": fmean(member.test.accuracy for member in members),
         **_mean_of(members, "accuracy_last"),
         **_mean_of(members, "accuracy_validation"),

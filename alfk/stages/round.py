@@ -30,7 +30,7 @@ from alfk.files import (
 )
 from alfk.methods import DATABASES, Method
 from alfk.network import fingerprint, fits
-from alfk.records import BASELINE, Record, check_record
+from alfk.records import BASELINE, VALIDATION_ALONE, Record, check_record
 from alfk.runs import RunFolder, Trial, check_settings
 from alfk.stages.workspace import Workspace, join_states
 
@@ -69,7 +69,7 @@ class Round:
 
     @cached_property
     def validation(self) -> Split:
-        return self.work.validation()
+        return self.work.validation(self.trial.validation_size)
 
     @cached_property
     def minority(self) -> list[int] | None:
@@ -82,8 +82,11 @@ class Round:
 
     @property
     def size(self) -> int:
-        """Images labelled after this iteration."""
-        return len(self.pool) if self.trial.method == BASELINE else self.experiment.query_size * (self.b + 1)
+        """Images labelled after this iteration; without iterations, those trained on."""
+        whole = {BASELINE: lambda: len(self.pool), VALIDATION_ALONE: lambda: len(self.validation)}
+        if self.trial.method in whole:
+            return whole[self.trial.method]()
+        return self.experiment.query_size * (self.b + 1)
 
     @property
     def size_before(self) -> int:
@@ -183,6 +186,14 @@ class Round:
             state = join_states([self.work.initial_state(self.trial, member) for member in members])
         nn.ModuleList(models).load_state_dict(state)
         return models, fingerprint(state)
+
+    def described_models(self) -> tuple[list[nn.Module], str]:
+        """The models that the method's inputs come from, and a hash of their weights."""
+        if not self.method.of_rotation_model:
+            return self.starting_models()
+        state, model = self.work.rotation_state(self.trial), self.work.network(4)
+        model.load_state_dict(state)
+        return [model], fingerprint(state)
 
     def finished(self) -> Record | None:
         """The record of a finished iteration, None if there is no checkpoint.

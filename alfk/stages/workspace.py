@@ -101,10 +101,22 @@ class Workspace:
         """(V,) positions of the validation images in the training set: drawn once, then read from a file."""
         return self._draw_once("validation", self._draw_validation)
 
-    def validation(self) -> Split:
-        if self.separate_validation is not None:
-            return self.separate_validation
-        return self.train.subset(self.validation_indices())
+    def validation(self, size: int | None = None) -> Split:
+        """The validation set, or a part of `size` images with the same shares of classes. Raises UserError."""
+        whole = self.separate_validation
+        if whole is None:
+            whole = self.train.subset(self.validation_indices())
+        if size is None:
+            return whole
+        if size > len(whole):
+            raise UserError(f"--validation-size {size} is more than the {len(whole)} validation images that there are")
+        labels = whole.labels.cpu()
+        counts = bias.proportional_counts(torch.bincount(labels), size)
+
+        def draw() -> Tensor:
+            return bias.split_validation(labels, counts, self.generator("validation size"))[0]
+
+        return whole.subset(self._draw_once(f"validation_{size}", draw))
 
     def hold_out(self, share: float) -> None:
         """Divide images that are both validation and test images: a random `share` of each class is for test."""
@@ -159,6 +171,13 @@ class Workspace:
         if self.separate_validation is None:
             self.validation_indices()
         for trial in trials:
+            if trial.validation_size:
+                self.validation(trial.validation_size)
+            if trial.adds_validation and self.separate_validation is not None:
+                raise UserError(
+                    f"--add-validation is for validation images drawn from the training images; those of "
+                    f"{self.experiment.name} are a set of their own"
+                )
             size = len(self.pool_indices(trial.ir, trial.distortion))
             needed = self.experiment.query_size * iterations
             if needed > size:
@@ -236,6 +255,10 @@ class Workspace:
             fresh = self.random_state(self.experiment.classes, "head", member)
             state |= {name: value for name, value in fresh.items() if is_in_layers(name, new)}
         return state
+
+    def rotation_state(self, trial: Trial) -> dict[str, Tensor]:
+        """The weights of the rotation model on a trial's pool, whose last layer tells four rotations apart."""
+        return self._load_initial(dataclasses.replace(trial, init="rotation"), 0)[0]
 
     def _load_initial(self, trial: Trial, member: int) -> tuple[dict[str, Tensor], dict[str, Any]]:
         """The weights and the description of an initial model's file."""
