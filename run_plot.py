@@ -26,9 +26,9 @@ from alfk.cli.options import Parser, accuracy, count, imbalance_ratio, positive
 from alfk.cli.scripts import guarded
 from alfk.errors import UserError
 from alfk.files import atomic
-from alfk.plotting import contact_sheets, results, tables
+from alfk.plotting import contact_sheets, plots, results, tables
 from alfk.plotting.curves import parse_series, ranges
-from alfk.records import BASELINE, INITS, Record
+from alfk.records import BASELINES, INITS, Record
 
 ROOT = Path(__file__).resolve().parent
 REFERENCE = ROOT / "reference"
@@ -65,7 +65,7 @@ def run(options: argparse.Namespace) -> int:
         raise UserError(f"--into {options.into} is not there, or not a file")
     if options.save_folder and not options.save_folder.is_dir():
         raise UserError(f"there is no folder {options.save_folder}")
-    drawn, methods, left_out = 0, {*METHODS, "vaal", BASELINE}, 0
+    drawn, methods, left_out = 0, {*METHODS, "vaal", *BASELINES}, 0
     for name in datasets(options):
         folder = results_folder(name, options)
         found = results.read_runs(folder, options.run_start, options.run_stop, warn)
@@ -88,6 +88,12 @@ def run(options: argparse.Namespace) -> int:
                 if figure.has_curves:
                     show(figure, found, options)
                     drawn += 1
+        if not options.init:
+            drawn += show_sizes(dataset, found, options)
+            table = tables.distortions_table(found.records)
+            if table:
+                print(f"\nImbalance and noise ratios, test accuracy in %, mean ± std (runs)\n\n{table}")
+                into(options, f"{dataset}_distortions", table)
     unknown = [name for name in options.methods if parse_series(name)[0] not in methods]
     if unknown:
         raise UserError(f"there is no method or series {unknown[0]!r}: name {', '.join(METHODS)}, or e.g. Rzg_pz_L80")
@@ -137,8 +143,8 @@ def show(figure: results.FigureData, found: results.Results, options: argparse.N
     source = f"run {ranges(found.runs)} in {relative(found.folder)}" if figure.trials else "the paper's curves"
     print(f"\n{figure.title}: {source}")
     results.print_missing(figure, runs, print)
-    if figure.all_train:
-        print(f"  {figure.all_train_text}")
+    if figure.lines:
+        print(f"  {figure.lines_text}")
     path = results.plot_figure(figure, options.out, options.reference)
     printed = {}
     if options.reference:
@@ -164,11 +170,34 @@ def show(figure: results.FigureData, found: results.Results, options: argparse.N
         write_csv(path.with_name(f"{path.name}{ending}"), body)
     with atomic(path.with_name(f"{path.name}.md")) as file:
         file.write(tables.markdown(figure, summary, claims, ours, minority, found.left_out).encode())
-    if options.into:
-        fill(options.into, figure.name, f"{tables.digest(figure)}\n\n{tables.agreement(figure)}".rstrip())
+    into(options, figure.name, f"{tables.digest(figure)}\n\n{tables.agreement(figure)}".rstrip())
+    into(options, f"{figure.name} knowledge", tables.knowledge_table(figure))
+    into(options, f"{figure.name} claims", tables.claim_table(claims, "github"))
+    into(options, f"{figure.name} numbers", tables.summary_table(summary, "github"))
     print(
         "\n" + ", ".join([f"{relative(path)}.png", ".pdf", ".md", *(ending for ending, body in rows.items() if body)])
     )
+
+
+def show_sizes(dataset: str, found: results.Results, options: argparse.Namespace) -> int:
+    """Draw and print the figures of sizes of the validation set; returns their number."""
+    figures = results.size_figures(dataset, found.records, found.validation)
+    for figure in figures:
+        table = tables.sizes_table(figure)
+        print(f"\n{figure.title}\n\n{table}\n")
+        path = options.out / figure.name
+        plots.plot_sizes(path, figure.title, figure.panels)
+        with atomic(path.with_name(f"{path.name}.md")) as file:
+            file.write(f"# {figure.title}\n\n![{figure.title}]({figure.name}.png)\n\n{table}\n".encode())
+        into(options, figure.name, table)
+        print(f"{relative(path)}.png, .pdf, .md")
+    return len(figures)
+
+
+def into(options: argparse.Namespace, name: str, text: str) -> None:
+    """`fill` the file of --into, if there is one."""
+    if options.into:
+        fill(options.into, name, text)
 
 
 def relative(path: Path) -> str:

@@ -145,6 +145,11 @@ class Method:
         return bool(self.inputs & OF_VALIDATION)
 
     @property
+    def is_informed(self) -> bool:
+        """Whether it knows more than the pool: the validation set, rare classes, or labels inside the query."""
+        return self.needs_validation or bool(self.inputs & NO_PASSES)
+
+    @property
     def acts_first(self) -> bool:
         """Whether it chooses the first query too, which the others draw at random."""
         return self.needs_passes and not self.from_first_label

@@ -57,6 +57,11 @@ class Trial:
     adds_validation: bool = False
 
     @property
+    def plain(self) -> "Trial":
+        """The same without a random first batch, another validation set, or training on it."""
+        return dataclasses.replace(self, first_batch=None, validation_size=None, adds_validation=False)
+
+    @property
     def unsupervised(self) -> bool:
         """Whether it starts from a rotation model."""
         return self.init != "random"

@@ -17,7 +17,7 @@ from alfk.plotting import plots, reasons
 from alfk.plotting.results import Results, name_of
 from alfk.plotting.saving import save
 from alfk.queries import Query
-from alfk.records import BASELINE, Record
+from alfk.records import BASELINES, Record
 from alfk.runs import RunFolder, Trial, number_name
 from alfk.selection import Selection
 
@@ -35,7 +35,7 @@ def contact_sheets(experiment: Experiment, results: Results, datadir: Path, out:
     """
     groups: dict[tuple[int, Trial], list[Record]] = {}
     for record in results.records:
-        if record["method"] != BASELINE:
+        if record["method"] not in BASELINES:
             groups.setdefault((record["run"], Trial.of(record)), []).append(record)
     options = {"strict": False} if experiment.has_subsets else {}
     data = Dataset(*experiment.load(datadir / experiment.name, **options)) if groups else None

@@ -15,8 +15,9 @@ from statistics import fmean
 import numpy as np
 
 from alfk.errors import UserError
-from alfk.records import BASELINE, Record
+from alfk.records import Record
 from alfk.runs import Trial
+from alfk.uncertainty import MEASURES
 
 
 @dataclasses.dataclass(frozen=True)
@@ -71,8 +72,8 @@ def series(trial: Trial) -> str:
     """A trial's name in the reference tables, e.g. `Rzg_pz_L80`, `varR_E4`, `random`, without init and --select."""
     if trial.length:
         return f"{trial.method}_L{trial.length}"
-    plain = trial.method in ("random", "vaal", BASELINE)
-    return trial.method if plain and trial.ensemble == 1 else f"{trial.method}_E{trial.ensemble}"
+    sampled = trial.method in MEASURES or trial.ensemble > 1
+    return f"{trial.method}_E{trial.ensemble}" if sampled else trial.method
 
 
 def parse_series(name: str) -> tuple[str, int, int]:
@@ -240,6 +241,19 @@ def accuracy_of_minority(records: Iterable[Record], known: Sequence[int]) -> flo
     values = [accuracy_of_classes([record], record.get("minority", known) or ()) for record in records]
     values = [value for value in values if not math.isnan(value)]
     return fmean(values) if values else math.nan
+
+
+def chosen_of_minority(records: Sequence[Record], known: Sequence[int], b: int) -> float:
+    """Images of the minority classes among those labelled up to AL iteration b, mean over the runs that have all of
+    these iterations; NaN if there is none.
+    """
+    counts: dict[int, list[int]] = {}
+    for record in records:
+        if record["b"] <= b:
+            minority = record.get("minority", known) or ()
+            counts.setdefault(record["run"], []).append(sum(record["selected_histogram"][c] for c in minority))
+    whole = [sum(of_run) for of_run in counts.values() if len(of_run) == b + 1]
+    return fmean(whole) if whole else math.nan
 
 
 def acquisition_seconds(records: Iterable[Record]) -> float:

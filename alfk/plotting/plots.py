@@ -2,7 +2,7 @@
 
 import dataclasses
 import logging
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 import matplotlib
@@ -42,6 +42,17 @@ STYLES = {
     "Rzg_pz": ("#D55E00", "D"),
     "Rzg_pzg": ("#CC79A7", "^"),
     "Rzg_true": ("#009E73", "P"),
+    "margin": ("#7B3294", "8"),
+    "leastconf": ("#B58ACB", "3"),
+    "entropy_det": ("#E7298A", "4"),
+    "badge": ("#1B7837", (4, 1, 0)),
+    "coreset": ("#8C510A", (4, 1, 45)),
+    "typiclust": ("#80B1D3", (6, 1, 0)),
+    "galaxy": ("#4D4D9F", (5, 1, 180)),
+    "epig": ("#66A61E", "+"),
+    "flqmi": ("#1B9E77", "x"),
+    "flqmi_z": ("#8DD3C7", "1"),
+    "flqmi_rare": ("#B15928", "2"),
 }
 DASHES = {10: (1, 1), 20: (4, 2), 30: (5, 1, 1, 1), 90: (8, 2), 256: (4, 2), 448: (4, 2), 512: (5, 1, 1, 1)}  # by L
 NOTATION = {key: method.notation for key, method in METHODS.items()} | {"vaal": "VAAL"}
@@ -63,15 +74,18 @@ def notation(trial: Trial) -> str:
     parts += [f"$E={trial.ensemble}$"] if trial.method in MEASURES else []
     parts += [r"$\theta_{rnd}$"] if trial.init == "random" else []
     parts += [f"{trial.copies} copies"] if trial.copies not in (None, "degrees") else []
+    parts += ["first batch random"] if trial.first_batch else []
+    parts += [f"$V={trial.validation_size:,}$".replace(",", "{,}")] if trial.validation_size else []
+    parts += ["validation set added"] if trial.adds_validation else []
     return ", ".join(parts)
 
 
-def plot_curves(path: Path, title: str, plotted: Sequence[PlottedCurve], line: tuple[float, str] | None) -> None:
+def plot_curves(path: Path, title: str, plotted: Sequence[PlottedCurve], lines: Sequence[tuple[float, str]]) -> None:
     """Accuracy against labelled share: our means with bars of one standard deviation, the paper's curves faint, the
     release's dotted.
 
     Args:
-        line: accuracy of training on the whole pool, and its label in the legend.
+        lines: accuracies of trainings on the whole pool or on the validation set, and their labels in the legend.
     """
     with plt.rc_context(FONT):
         figure, axes = plt.subplots(figsize=(7.6, 4.3), layout="constrained")
@@ -84,9 +98,10 @@ def plot_curves(path: Path, title: str, plotted: Sequence[PlottedCurve], line: t
                 entries.append((each.curve.mean[-1], _draw_faint(axes, each), hidden, each))
         for each in ours:
             entries.append((each.curve.mean[-1], _draw_ours(axes, each), False, each))
-        if line is not None:
-            rule = axes.axhline(line[0], color="0.35", linewidth=1.1, linestyle=(0, (7, 2, 1, 2)), zorder=1)
-            entries.append((line[0], rule, False, None))
+        for number, (accuracy, label) in enumerate(lines):
+            dashes = (7, 2, *(1, 2) * (number + 1))
+            rule = axes.axhline(accuracy, color="0.35", linewidth=1.1, linestyle=(0, dashes), zorder=1)
+            entries.append((accuracy, rule, False, label))
         axes.set(title=title, xlabel="labelled share of the pool, %", ylabel="test accuracy, %")
         axes.grid(color="0.92")
         axes.set_axisbelow(True)
@@ -99,7 +114,7 @@ def plot_curves(path: Path, title: str, plotted: Sequence[PlottedCurve], line: t
         for _, handle, hidden, each in sorted(entries, key=lambda e: -e[0]):  # in the order of the curves' right ends
             if not hidden:
                 handles.append(handle)
-                labels.append(line[1] if each is None else _legend_label(each, bool(ours)))
+                labels.append(each if isinstance(each, str) else _legend_label(each, bool(ours)))
         if known & {_identity(each) for each in plotted if each.source == "paper"}:
             handles.append(Line2D([], [], color="0.5", linewidth=1, linestyle=(0, (4, 1.5)), alpha=0.8))
             labels.append("faint: the paper's")
@@ -150,12 +165,14 @@ def _draw_faint(axes: Axes, each: PlottedCurve) -> Line2D:
 def _style(each: PlottedCurve) -> dict[str, object]:
     """Colour and marker of the method, dashes by L or E, an open marker where the initial model is random."""
     colour, marker = STYLES.get(each.trial.method, ("#000000", "."))
-    plain = each.trial.method in MEASURES and each.trial.ensemble == 1
+    trial = each.trial
+    plain = trial.method in MEASURES and trial.ensemble == 1
+    hollow = trial.init == "random" or trial.copies == "released" or trial.adds_validation
     return {
         "color": colour,
         "marker": marker,
-        "markerfacecolor": "white" if each.trial.init == "random" or each.trial.copies == "released" else colour,
-        "dashes": (4, 2) if plain else DASHES.get(each.trial.length, ()),
+        "markerfacecolor": "white" if hollow else colour,
+        "dashes": (4, 2) if plain else DASHES.get(trial.length, ()),
     }
 
 
@@ -207,6 +224,53 @@ LONGEST = 12  # characters of a class name on an image
 def shortened(name: str, most: int) -> str:
     """At most so many characters of a name, its end cut off."""
     return name if len(name) <= most else f"{name[: most - 1]}…"
+
+
+@dataclasses.dataclass(frozen=True)
+class SizeCurve:
+    """Accuracy against the size of the validation set, at one number of labels; method "validation": trained on the
+    validation set alone. Arrays (n,): sizes, mean, std over runs (NaN for one run).
+    """
+
+    trial: Trial
+    sizes: np.ndarray
+    mean: np.ndarray
+    std: np.ndarray
+    runs: int
+
+
+def plot_sizes(path: Path, title: str, panels: Mapping[str, Sequence[SizeCurve]]) -> None:
+    """Accuracy against the size of the validation set, one panel for each number of labels, by its name."""
+    with plt.rc_context(FONT):
+        size = 2.4 + 3.1 * len(panels), 3.6
+        figure, grid = plt.subplots(1, len(panels), figsize=size, layout="constrained", sharey=True, squeeze=False)
+        handles: dict[str, object] = {}
+        for axes, (name, curves) in zip(grid[0], panels.items(), strict=True):
+            for curve in curves:
+                label = f"{SIZE_NAMES.get(curve.trial.method) or notation(curve.trial)} ({curve.runs} runs)"
+                look = SIZE_LOOKS.get(curve.trial.method) or _style(PlottedCurve(None, curve.trial))
+                bars = None if np.isnan(curve.std).all() else curve.std
+                if len(curve.sizes) == 1 and not curve.sizes[0]:  # a method that does not use the validation set
+                    handles[label] = axes.axhline(curve.mean[0], color=look["color"], linewidth=1.4)
+                    continue
+                look = {**look, "markersize": 5.5, "linewidth": 1.4, "capsize": 2.2, "elinewidth": 0.8}
+                handles[label] = axes.errorbar(curve.sizes, curve.mean, yerr=bars, **look)
+            axes.set(title=name, xlabel="validation images, V", xscale="log")
+            axes.grid(color="0.92")
+            axes.set_axisbelow(True)
+            axes.spines[["top", "right"]].set_visible(False)
+        sizes = sorted({int(s) for curves in panels.values() for curve in curves for s in curve.sizes if s})
+        for axes in grid[0]:
+            axes.set_xticks(sizes, [f"{size:,}" for size in sizes], minor=False)
+            axes.set_xticks([], minor=True)
+        grid[0, 0].set_ylabel("test accuracy, %")
+        figure.suptitle(title, fontsize=10.5)
+        figure.legend(list(handles.values()), list(handles), loc="outside right center", frameon=False)
+        _save(figure, path)
+
+
+SIZE_NAMES = {"validation": "trained on these images alone"}
+SIZE_LOOKS = {"validation": {"color": "0.35", "marker": ".", "linestyle": (0, (7, 2, 1, 2))}}
 
 
 def plot_contact_sheet(path: Path, title: str, rows: Sequence[Row]) -> None:

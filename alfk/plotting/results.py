@@ -9,6 +9,7 @@ from typing import Any
 
 import numpy as np
 
+from alfk.acquisition import METHODS, RIVALS, get_method
 from alfk.data import UNOFFICIAL
 from alfk.errors import DamagedFileError
 from alfk.files import read_json
@@ -23,11 +24,13 @@ from alfk.plotting.curves import (
     read_release,
     series,
 )
-from alfk.plotting.plots import PlottedCurve
-from alfk.records import BASELINE, Record, read_results
+from alfk.plotting.plots import PlottedCurve, SizeCurve
+from alfk.records import BASELINE, BASELINES, VALIDATION_ALONE, Record, read_results
 from alfk.runs import RunFolder, Trial, number_name, selection_suffix
 
 Print = Callable[[str], None]
+
+EARLY = 2  # the AL iteration after which the paper states accuracies of minority classes: 375 labels on MNIST
 
 
 @dataclasses.dataclass
@@ -37,6 +40,7 @@ class Results:
     Attributes:
         remark: appended to every title.
         sources: `Split.source` of training and test images; empty if the data set has none.
+        validation: number of validation images, None if they are not drawn from the training images.
         holdout: share of the validation images that was kept for test.
         classes: names of the classes, empty if they are numbers.
         left_out: a message about each results line that was left out.
@@ -52,6 +56,7 @@ class Results:
     classes: tuple[str, ...] = ()
     left_out: list[str] = dataclasses.field(default_factory=list)
     dataset: str = ""
+    validation: int | None = None
 
     @property
     def runs(self) -> list[int]:
@@ -92,6 +97,7 @@ def read_runs(folder: Path, start: int, stop: int | None, warn: Print) -> Result
         tuple(first.get("class_names", ())),
         left_out,
         first.get("dataset", folder.name),
+        sum(first.get("validation_per_class") or ()) or None,
     )
 
 
@@ -137,6 +143,7 @@ MANIFEST: dict[str, Callable[[Any], bool]] = {
     "minority": functools.partial(_list_of, int),
     "data": functools.partial(_list_of, str | None),
     "dataset": lambda value: value is None or isinstance(value, str),
+    "validation_per_class": functools.partial(_list_of, int),
     "seed": lambda value: value is None or isinstance(value, int),
     "class_names": functools.partial(_list_of, str),
     "holdout": lambda value: value is None or (isinstance(value, int | float) and 0 <= value < 1),
@@ -167,7 +174,7 @@ class FigureData:
     @property
     def curves(self) -> dict[Trial, Curve]:
         """The curves of our trials, in the order of STYLES."""
-        order = sorted((t for t in self.trials if t.method != BASELINE), key=_place)
+        order = sorted((t for t in self.trials if t.method not in BASELINES), key=_place)
         return {trial: Curve.of(self.trials[trial]) for trial in order}
 
     @property
@@ -178,15 +185,27 @@ class FigureData:
     @property
     def all_train(self) -> tuple[float, str] | None:
         """The accuracy of training on the whole pool, ours or else the published one, and its label."""
-        ours = [r["accuracy"] for trial, records in self.trials.items() if trial.method == BASELINE for r in records]
+        of_all = (t for t in self.trials if t.method == BASELINE and not t.adds_validation)
+        ours = [record["accuracy"] for trial in of_all for record in self.trials[trial]]
         if ours:
             return float(np.mean(ours)), f"all train ({len(ours)} run{'s' if len(ours) > 1 else ''})"
         published = [curve for (name, _), curve in self.reference.items() if name == BASELINE]
         return (float(published[0].mean[-1]), "all train (paper)") if published else None
 
     @property
-    def all_train_text(self) -> str:
-        return f"{self.all_train[1]}: {self.all_train[0]:.2f} %" if self.all_train else ""
+    def lines(self) -> list[tuple[float, str]]:
+        """The accuracies of trainings without active learning, and their labels."""
+        found = [self.all_train] if self.all_train else []
+        for trial in sorted((t for t in self.trials if t.method == VALIDATION_ALONE), key=_place):
+            records = self.trials[trial]
+            size = int(np.mean([record["labelled"] for record in records]))
+            runs = f"{len(records)} run{'s' if len(records) > 1 else ''}"
+            found.append((float(np.mean([r["accuracy"] for r in records])), f"{size:,} validation images ({runs})"))
+        return found
+
+    @property
+    def lines_text(self) -> str:
+        return "; ".join(f"{label}: {accuracy:.2f} %" for accuracy, label in self.lines)
 
     def paper(self, trial: Trial) -> Curve | None:
         return self.reference.get((series(trial), trial.init))
@@ -240,22 +259,135 @@ def figures(
         )
         if own_images and ir == 1:
             distortion = "the pool as it is"
-        main_trials = {t: r for t, r in trials.items() if (series(t), init) not in ablation_only}
+        ordinary = {t: r for t, r in trials.items() if t == t.plain and t.method != VALIDATION_ALONE}
+        main_trials = {t: r for t, r in ordinary.items() if (series(t), init) not in ablation_only}
+        main_trials = {t: r for t, r in main_trials.items() if t.method not in RIVAL_KEYS}
+        name = f"{dataset}_ir{number_name(ir)}{f'_nr{number_name(nr)}' if nr else ''}"
+        name += "" if init == "rotation" else f"_{init}"
+        name += selection_suffix(select)
+        about = f"{dataset}, {distortion}{init_suffix(init)}{select_suffix(select)}"
         if any(t.method != BASELINE for t in main_trials) or (main and paper_alone):
-            name = f"{dataset}_ir{number_name(ir)}{f'_nr{number_name(nr)}' if nr else ''}"
-            name += "" if init == "rotation" else f"_{init}"
-            name += selection_suffix(select)
             letter = f"{panels[ir]} " if compared and ir in panels else ""
-            title = f"{letter}{dataset}, {distortion}{init_suffix(init)}{select_suffix(select)}"
-            found.append(FigureData(name, title, ir, main_trials, main, release))
+            found.append(FigureData(name, f"{letter}{about}", ir, main_trials, main, release))
+        for suffix, (what, members) in families(trials, ordinary).items():
+            found.append(FigureData(f"{name}_{suffix}", f"{about}: {what}", ir, members, {}))
         if plain and ablation:
-            candidates = {**groups.get((ir, nr, "random", "test"), {}), **trials}
+            candidates = {**groups.get((ir, nr, "random", "test"), {}), **ordinary}
             ablation_trials = {t: r for t, r in candidates.items() if (series(t), t.init) in ablation}
             if paper_alone or any((series(t), t.init) in ablation_only for t in ablation_trials):
                 title = f"(c) {dataset}, {distortion}: pseudo-labels and initial models"
                 name = f"{dataset}_ir{number_name(ir)}_ablation"
                 found.append(FigureData(name, title, ir, ablation_trials, ablation, release))
     return found
+
+
+RIVAL_KEYS = {rival.key: rival for rival in RIVALS}
+COMPARED = ("random", "varR")  # beside the rivals, and Rzg_pz
+
+
+def families(
+    trials: Mapping[Trial, list[Record]], ordinary: Mapping[Trial, list[Record]]
+) -> dict[str, tuple[str, dict[Trial, list[Record]]]]:
+    """The figures besides the paper's that trials of one distortion make: suffix of the name -> title and trials.
+
+    Args:
+        ordinary: those without a random first batch, another validation set, or training on it.
+    """
+    ours = [t for t in ordinary if t.method == "Rzg_pz"]
+    ours = [max(ours, key=lambda t: t.length)] if ours else []
+    compared = {t: ordinary[t] for t in (*(t for t in ordinary if t.method in COMPARED and t.ensemble == 1), *ours)}
+    groups: dict[str, list[Trial]] = {"rivals": [], "rivals_informed": [], "first_random": [], "and_validation": []}
+    for trial in ordinary:
+        if trial.method in RIVAL_KEYS:
+            informed = RIVAL_KEYS[trial.method].is_informed
+            groups["rivals_informed" if informed else "rivals"].append(trial)
+    for trial in trials:
+        if trial.adds_validation and trial.method != BASELINE:
+            groups["and_validation"].append(trial)
+        elif trial.first_batch and not trial.validation_size:
+            groups["first_random"].append(trial)
+    members = {name: {t: trials[t] for t in group} for name, group in groups.items() if group}
+    if "first_random" in members:  # with the methods whose first batch is random in any case
+        same = (t for t in ordinary if t.method in METHODS and t.ensemble == 1 and not get_method(t.method).acts_first)
+        members["first_random"] |= {t: ordinary[t] for t in same}
+    if "and_validation" in members:
+        alone = {t: r for t, r in trials.items() if t.method == VALIDATION_ALONE}
+        members["and_validation"] |= {t: r for t, r in compared.items() if t.method != "varR"} | alone
+    for name in ("rivals", "rivals_informed"):
+        if name in members:
+            members[name] |= compared
+    return {name: (FAMILY_TITLES[name], group) for name, group in members.items()}
+
+
+FAMILY_TITLES = {
+    "rivals": "methods that know the pool alone",
+    "rivals_informed": "methods with other knowledge",
+    "first_random": "the first batch random for all",
+    "and_validation": "trained on the validation images too",
+}
+
+
+@dataclasses.dataclass
+class SizesData:
+    """A figure of accuracy against the size of the validation set; panels: number of labels -> curves."""
+
+    name: str
+    title: str
+    panels: dict[str, list[SizeCurve]]
+
+
+def size_figures(dataset: str, records: Sequence[Record], whole: int | None) -> list[SizesData]:
+    """A figure for each distortion, initial model and --select for which the size of the validation set was varied.
+
+    Args:
+        whole: the size of the whole validation set, None if it is not known.
+    """
+    groups: dict[tuple, list[Record]] = {}
+    for record in records:
+        trial = Trial.of(record)
+        if not trial.adds_validation and not trial.first_batch:
+            groups.setdefault((trial.ir, trial.nr, trial.init, trial.select), []).append(record)
+    found = []
+    for (ir, nr, init, select), members in groups.items():
+        methods = {dataclasses.replace(Trial.of(r), validation_size=None) for r in members if "validation_size" in r}
+        methods -= {t for t in methods if t.method == VALIDATION_ALONE}
+        if not methods:
+            continue
+        last = max(r["b"] for r in members)
+        at = {b: [r for r in members if r["b"] == b] for b in dict.fromkeys((min(EARLY, last), last))}
+        names = (Trial.of(r) for r in members)
+        extra = {t for t in names if t.method == "random"} | {
+            dataclasses.replace(Trial.of(r), validation_size=None) for r in members if r["method"] == VALIDATION_ALONE
+        }
+        panels = {}
+        for of_b in at.values():
+            labels = max(r["labelled"] for r in of_b if r["method"] not in BASELINES)
+            curves = [_size_curve(t, of_b, members, whole) for t in sorted(methods | extra, key=_place)]
+            panels[f"{labels:,} labels"] = [curve for curve in curves if curve is not None]
+        distortion = f"{'no' if ir == 1 else f'{number_name(ir)}x'} class imbalance"
+        distortion += f", {nr:.0%} label noise" if nr else ""
+        name = f"{dataset}_ir{number_name(ir)}{f'_nr{number_name(nr)}' if nr else ''}"
+        name += ("" if init == "rotation" else f"_{init}") + selection_suffix(select) + "_validation_size"
+        title = f"{dataset}, {distortion}{init_suffix(init)}{select_suffix(select)}: size of the validation set"
+        found.append(SizesData(name, title, panels))
+    return found
+
+
+def _size_curve(trial: Trial, of_b: Sequence[Record], members: Sequence[Record], whole: int | None) -> SizeCurve | None:
+    """The curve of a trial over sizes; at size 0 for a method that uses no validation image."""
+    alone, free = trial.method == VALIDATION_ALONE, trial.method == "random" and trial.select != "val"
+    values: dict[int, list[float]] = {}
+    for record in members if alone else of_b:
+        if dataclasses.replace(Trial.of(record), validation_size=None) == trial:
+            size = record.get("validation_size") or (record["labelled"] if alone else whole)
+            if size or free:
+                values.setdefault(0 if free else size, []).append(record["accuracy"])
+    if not values:
+        return None
+    sizes = sorted(values)
+    spread = [np.std(values[size]) if len(values[size]) > 1 else np.nan for size in sizes]
+    means = [np.mean(values[size]) for size in sizes]
+    return SizeCurve(trial, np.array(sizes), np.array(means), np.array(spread), min(map(len, values.values())))
 
 
 def init_suffix(init: str) -> str:
@@ -315,23 +447,23 @@ def plot_figure(figure: FigureData, out: Path, with_reference: bool) -> Path:
     curves.sort(key=lambda each: _place(each.trial))
     path = out / figure.name
     title = figure.title if figure.trials else f"{figure.title}: the paper's curves"
-    plots.plot_curves(path, title, curves, figure.all_train)
+    plots.plot_curves(path, title, curves, figure.lines)
     return path
 
 
 def _place(each: Trial) -> tuple:
     order = list(plots.STYLES)
     known = order.index(each.method) if each.method in order else len(order)
-    return known, each.length, each.ensemble, each.init != "rotation"
+    return known, each.length, each.ensemble, each.init != "rotation", each.validation_size or 0, each.adds_validation
 
 
 def print_missing(figure: FigureData, runs: Sequence[int], write: Print) -> None:
     """Print the runs and iterations that a trial of the figure lacks and another one has."""
     iterations = sorted(
-        {r["b"] for trial, records in figure.trials.items() if trial.method != BASELINE for r in records}
+        {r["b"] for trial, records in figure.trials.items() if trial.method not in BASELINES for r in records}
     )
     for trial, records in figure.trials.items():
-        if trial.method == BASELINE:
+        if trial.method in BASELINES:
             continue
         for gap, runs_with_gap in missing(records, runs, iterations).items():
             text = "all" if len(gap) == len(iterations) else f"b={ranges(gap)}"

@@ -1,11 +1,13 @@
 """The tables that run_plot.py prints and writes: curves, summaries and the paper's claims, as rows and as text."""
 
+import dataclasses
 import math
 from collections.abc import Iterable, Sequence
 
 import numpy as np
 from tabulate import tabulate
 
+from alfk.acquisition import METHODS
 from alfk.plotting.curves import (
     Comparison,
     Curve,
@@ -13,6 +15,7 @@ from alfk.plotting.curves import (
     accuracy_of_minority,
     acquisition_seconds,
     area,
+    chosen_of_minority,
     compare,
     gains,
     labels_saved,
@@ -20,10 +23,9 @@ from alfk.plotting.curves import (
     rare_groups,
     series,
 )
-from alfk.plotting.results import FigureData, name_of
+from alfk.plotting.results import EARLY, RIVAL_KEYS, FigureData, SizesData, name_of
+from alfk.records import BASELINES, SPECIAL, VALIDATION_ALONE, Record
 from alfk.runs import Trial
-
-EARLY = 2  # the AL iteration after which the paper states accuracies of minority classes: 375 labels on MNIST
 
 Rows = list[dict[str, object]]
 
@@ -49,7 +51,8 @@ def curve_rows(figure: FigureData) -> Rows:
 
 def _about(trial: Trial) -> dict[str, object]:
     """The columns of a row that identify its trial."""
-    return {"series": series(trial), "init": trial.init, "select": trial.select, "copies": trial.copies or ""}
+    about = {"series": series(trial), "init": trial.init, "select": trial.select}
+    return about | {key: getattr(trial, key) or "" for key in SPECIAL}
 
 
 def _comparison_columns(source: str, found: Comparison | None) -> dict[str, object]:
@@ -81,6 +84,8 @@ def summary_rows(figure: FigureData, minority: Sequence[int], hardest: Sequence[
                 at = [r for r in records if r["b"] == b]
                 accuracy = accuracy_of_minority if name == "minority" else accuracy_of_classes
                 row[f"{name} {when}"] = accuracy(at, classes)
+        for when, b in (("early", EARLY), ("last", last)):
+            row[f"chosen minority {when}"] = chosen_of_minority(records, minority, b)
         row["acquisition_seconds"] = acquisition_seconds(records)
         rows.append(row)
     return rows
@@ -205,12 +210,15 @@ def summary_table(rows: Rows, form: str = "simple") -> str:
     labels = {row["labels_early"] for row in rows} - {""}
     early = f"at {labels.pop()} labels" if len(labels) == 1 else f"b={EARLY}"
     rare = [name for name in (rows[0] if rows else ()) if name.endswith((" early", " last"))]
+    chosen = [name for name in rare if name.startswith("chosen")]
+    rare = [name for name in rare if name not in chosen]
     rare.sort(key=lambda name: name.endswith(" last"))
     columns = {
         "runs": ("runs", "{}"),
         "area": ("area,\nmean %", "{:.2f}"),
         "last": ("last\n%", "{:.2f}"),
         **{name: (_head(name, early), "{:.1f}") for name in rare},
+        **{name: (_head(name, early), "{:.0f}") for name in chosen},
         "acquisition_seconds": ("acquisition\ns", "{:.2f}"),
     }
     used = {k: v for k, v in columns.items() if any(_number(row.get(k, math.nan), v[1]) for row in rows)}
@@ -221,7 +229,76 @@ def summary_table(rows: Rows, form: str = "simple") -> str:
 def _head(name: str, early: str) -> str:
     """ "minority early" -> "minority %\nat 375 labels"."""
     group, when = name.rsplit(" ", 1)
+    if group.startswith("chosen"):
+        return f"minority images\n{early if when == 'early' else when}"
     return f"{group} %\n{early if when == 'early' else when}"
+
+
+def knowledge_table(figure: FigureData) -> str:
+    """What each method of a figure uses besides the pool, the network it runs, and seconds of a query, as Markdown."""
+    body = []
+    for trial in figure.curves:
+        method = METHODS.get(trial.method)
+        if method is None:
+            continue
+        informed = (
+            method.needs_validation_labels,
+            method.needs_validation,
+            "annotation" in method.inputs,
+            "rare_classes" in method.inputs,
+        )
+        network = "plain"
+        if method.needs_uncertainty or "information" in method.inputs:
+            network = "dropout samples"
+        if method.of_rotation_model:
+            network = "rotation model"
+        if not method.needs_passes:
+            network = "none"
+        first = "acts" if method.acts_first and not trial.first_batch else "random"
+        seconds = _number(acquisition_seconds(figure.trials[trial]), "{:.2f}")
+        body.append([name_of(trial), *("yes" if each else "no" for each in informed), network, first, seconds])
+    heads = ["method", "labels of the validation set", "its images", "labels inside the batch", "knows rare classes"]
+    return _table(body, [*heads, "network", "b=0", "s per query"], "github")
+
+
+def sizes_table(figure: SizesData) -> str:
+    """Accuracy by the size of the validation set, as Markdown: a row for each number of labels and method."""
+    sizes = sorted({int(size) for curves in figure.panels.values() for c in curves for size in c.sizes if size})
+    body = []
+    for labels, curves in figure.panels.items():
+        for curve in curves:
+            alone = curve.trial.method == VALIDATION_ALONE
+            cells = {int(s): _pm(m, d, 1) for s, m, d in zip(curve.sizes, curve.mean, curve.std, strict=True)}
+            name = "the validation images alone" if alone else f"{name_of(curve.trial)}, {labels}"
+            row = [name, curve.runs, *(cells.get(size, cells.get(0, "")) for size in sizes)]
+            if row not in body:
+                body.append(row)
+    return _table(body, ["trained on", "runs", *(f"V={size:,}" for size in sizes)], "github")
+
+
+def distortions_table(records: Iterable[Record]) -> str:
+    """Accuracy of the methods that were run under several imbalance or noise ratios, as Markdown; empty if none was."""
+    found: dict[Trial, dict[tuple[float, float], list[Record]]] = {}
+    for record in records:
+        trial = Trial.of(record)
+        if trial == trial.plain and trial.init == "rotation" and trial.select == "test":
+            key = dataclasses.replace(trial, ir=1.0, nr=0.0)
+            found.setdefault(key, {}).setdefault((trial.ir, trial.nr), []).append(record)
+    found = {trial: cases for trial, cases in found.items() if len(cases) > 2 and trial.method not in BASELINES}
+    last = max((r["b"] for cases in found.values() for rs in cases.values() for r in rs), default=0)
+    cases = sorted({case for of_trial in found.values() for case in of_trial})
+    body = []
+    for ir, nr in cases:
+        for b in dict.fromkeys((min(EARLY, last), last)):
+            row, labels = [], ""
+            for of_trial in found.values():
+                at = [r for r in of_trial.get((ir, nr), ()) if r["b"] == b]
+                labels = at[0]["labelled"] if at else labels
+                values = np.array([r["accuracy"] for r in at])
+                spread = float(values.std()) if len(at) > 1 else math.nan
+                row.append(f"{_pm(float(values.mean()), spread, 1)} ({len(at)})" if at else "")
+            body.append([f"{ir:g}", f"{nr:g}", labels, *row])
+    return _table(body, ["imbalance ratio", "noise ratio", "labels", *map(name_of, found)], "github")
 
 
 def claim_table(rows: Rows, form: str = "simple") -> str:
@@ -285,10 +362,12 @@ def markdown(
         if figure.curves
         else "",
         digest(figure),
-        figure.all_train_text,
+        figure.lines_text,
         "## Curves as numbers" if summary else "",
         summary_table(summary, "github"),
         minority if summary else "",
+        "## What each method knows" if any(t.method in RIVAL_KEYS for t in figure.trials) else "",
+        knowledge_table(figure) if any(t.method in RIVAL_KEYS for t in figure.trials) else "",
         f"## {name_of(ours)} against the others" if claims else "",
         claim_table(claims, "github"),
         "## Ours, the paper's and the release's" if figure.reference and figure.curves else "",
@@ -302,7 +381,8 @@ def markdown(
 def row_name(row: dict[str, object]) -> str:
     """The trial of a row."""
     method, length, ensemble = parse_series(row["series"])
-    return name_of(Trial(0, method, length, ensemble, 0, row["init"], row["select"], row["copies"] or None))
+    special = {key: row[key] or None for key in SPECIAL if row.get(key)}
+    return name_of(Trial(0, method, length, ensemble, 0, row["init"], row["select"], **special))
 
 
 def csv_cell(value: object) -> object:
