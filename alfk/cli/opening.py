@@ -15,6 +15,7 @@ import numpy as np
 import torch
 
 from alfk import distributed
+from alfk.acquisition import METHODS
 from alfk.cli import options as flags
 from alfk.config import Experiment, Load
 from alfk.data import Dataset
@@ -53,6 +54,9 @@ def open_workspace(
     recorded, told = distributed.broadcast_from_main(lambda: folder.check_manifest(settings))
     work.pretrained_with = {k: v for k, v in recorded["settings"].items() if k.startswith("pretraining.")}
     _warn(report, told)
+    for trial in trials:
+        if trial.method in METHODS:
+            METHODS[trial.method].check_classes(experiment.classes)
     work.check_sizes(trials, iterations)
     folder.create()  # a command that is refused leaves no folder
     folder.record_session(settings, _session(train.device))

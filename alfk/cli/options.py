@@ -378,7 +378,8 @@ def trials_of(cfg: Cfg, experiment: Experiment, options: argparse.Namespace) -> 
     """
     methods = []
     for name in options.methods or ():
-        methods += [rival.key for rival in RIVALS] if name == "rivals" else [method_key(name, None)]
+        possible = (rival.key for rival in RIVALS if not rival.largest or (experiment.classes or 0) <= rival.largest)
+        methods += possible if name == "rivals" else [method_key(name, None)]
     lengths, sizes = options.descr_length or (), options.ensemble or ()
     for length in lengths:
         experiment.taps(length)  # raises UserError for an unknown length
