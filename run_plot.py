@@ -26,7 +26,7 @@ from alfk.cli.options import Parser, accuracy, count, imbalance_ratio, positive
 from alfk.cli.scripts import guarded
 from alfk.errors import UserError
 from alfk.files import atomic
-from alfk.plotting import contact_sheets, plots, results, tables
+from alfk.plotting import contact_sheets, plots, results, sizes, tables
 from alfk.plotting.curves import parse_series, ranges
 from alfk.records import BASELINES, INITS, Record
 
@@ -181,9 +181,9 @@ def show(figure: results.FigureData, found: results.Results, options: argparse.N
 
 def show_sizes(dataset: str, found: results.Results, options: argparse.Namespace) -> int:
     """Draw and print the figures of sizes of the validation set; returns their number."""
-    figures = results.size_figures(dataset, found.records, found.validation)
+    figures = sizes.size_figures(dataset, found.records, found.validation)
     for figure in figures:
-        table = tables.sizes_table(figure)
+        table = sizes.sizes_table(figure)
         print(f"\n{figure.title}\n\n{table}\n")
         path = options.out / figure.name
         plots.plot_sizes(path, figure.title, figure.panels)

@@ -19,6 +19,8 @@ from alfk.records import Record
 from alfk.runs import Trial
 from alfk.uncertainty import MEASURES
 
+EARLY = 2  # the AL iteration after which the paper states accuracies of minority classes: 375 labels on MNIST
+
 
 @dataclasses.dataclass(frozen=True)
 class Curve:

@@ -9,7 +9,6 @@ from typing import Any
 
 import numpy as np
 
-from alfk.acquisition import METHODS, RIVALS, get_method
 from alfk.data import UNOFFICIAL
 from alfk.errors import DamagedFileError
 from alfk.files import read_json
@@ -24,13 +23,12 @@ from alfk.plotting.curves import (
     read_release,
     series,
 )
-from alfk.plotting.plots import PlottedCurve, SizeCurve
+from alfk.plotting.families import RIVAL_KEYS, families
+from alfk.plotting.plots import PlottedCurve
 from alfk.records import BASELINE, BASELINES, VALIDATION_ALONE, Record, read_results
 from alfk.runs import RunFolder, Trial, number_name, selection_suffix
 
 Print = Callable[[str], None]
-
-EARLY = 2  # the AL iteration after which the paper states accuracies of minority classes: 375 labels on MNIST
 
 
 @dataclasses.dataclass
@@ -174,7 +172,7 @@ class FigureData:
     @property
     def curves(self) -> dict[Trial, Curve]:
         """The curves of our trials, in the order of STYLES."""
-        order = sorted((t for t in self.trials if t.method not in BASELINES), key=_place)
+        order = sorted((t for t in self.trials if t.method not in BASELINES), key=place)
         return {trial: Curve.of(self.trials[trial]) for trial in order}
 
     @property
@@ -196,7 +194,7 @@ class FigureData:
     def lines(self) -> list[tuple[float, str]]:
         """The accuracies of trainings without active learning, and their labels."""
         found = [self.all_train] if self.all_train else []
-        for trial in sorted((t for t in self.trials if t.method == VALIDATION_ALONE), key=_place):
+        for trial in sorted((t for t in self.trials if t.method == VALIDATION_ALONE), key=place):
             records = self.trials[trial]
             size = int(np.mean([record["labelled"] for record in records]))
             runs = f"{len(records)} run{'s' if len(records) > 1 else ''}"
@@ -254,18 +252,10 @@ def figures(
             else {}
         )
         ablation_only = set(ablation) - set(main)
-        distortion = (
-            f"{'no' if ir == 1 else f'{number_name(ir)}x'} class imbalance{f', {nr:.0%} label noise' if nr else ''}"
-        )
-        if own_images and ir == 1:
-            distortion = "the pool as it is"
         ordinary = {t: r for t, r in trials.items() if t == t.plain and t.method != VALIDATION_ALONE}
         main_trials = {t: r for t, r in ordinary.items() if (series(t), init) not in ablation_only}
         main_trials = {t: r for t, r in main_trials.items() if t.method not in RIVAL_KEYS}
-        name = f"{dataset}_ir{number_name(ir)}{f'_nr{number_name(nr)}' if nr else ''}"
-        name += "" if init == "rotation" else f"_{init}"
-        name += selection_suffix(select)
-        about = f"{dataset}, {distortion}{init_suffix(init)}{select_suffix(select)}"
+        name, about = figure_name(dataset, ir, nr, init, select), describe(dataset, ir, nr, init, select, own_images)
         if any(t.method != BASELINE for t in main_trials) or (main and paper_alone):
             letter = f"{panels[ir]} " if compared and ir in panels else ""
             found.append(FigureData(name, f"{letter}{about}", ir, main_trials, main, release))
@@ -275,119 +265,25 @@ def figures(
             candidates = {**groups.get((ir, nr, "random", "test"), {}), **ordinary}
             ablation_trials = {t: r for t, r in candidates.items() if (series(t), t.init) in ablation}
             if paper_alone or any((series(t), t.init) in ablation_only for t in ablation_trials):
-                title = f"(c) {dataset}, {distortion}: pseudo-labels and initial models"
-                name = f"{dataset}_ir{number_name(ir)}_ablation"
-                found.append(FigureData(name, title, ir, ablation_trials, ablation, release))
+                title = f"(c) {about}: pseudo-labels and initial models"
+                found.append(FigureData(f"{name}_ablation", title, ir, ablation_trials, ablation, release))
     return found
 
 
-RIVAL_KEYS = {rival.key: rival for rival in RIVALS}
-COMPARED = ("random", "varR")  # beside the rivals, and Rzg_pz
+def figure_name(dataset: str, ir: float, nr: float, init: str, select: str) -> str:
+    """The name of a figure's files."""
+    noise, start = f"_nr{number_name(nr)}" if nr else "", "" if init == "rotation" else f"_{init}"
+    return f"{dataset}_ir{number_name(ir)}{noise}{start}{selection_suffix(select)}"
 
 
-def families(
-    trials: Mapping[Trial, list[Record]], ordinary: Mapping[Trial, list[Record]]
-) -> dict[str, tuple[str, dict[Trial, list[Record]]]]:
-    """The figures besides the paper's that trials of one distortion make: suffix of the name -> title and trials.
-
-    Args:
-        ordinary: those without a random first batch, another validation set, or training on it.
-    """
-    ours = [t for t in ordinary if t.method == "Rzg_pz"]
-    ours = [max(ours, key=lambda t: t.length)] if ours else []
-    compared = {t: ordinary[t] for t in (*(t for t in ordinary if t.method in COMPARED and t.ensemble == 1), *ours)}
-    groups: dict[str, list[Trial]] = {"rivals": [], "rivals_informed": [], "first_random": [], "and_validation": []}
-    for trial in ordinary:
-        if trial.method in RIVAL_KEYS:
-            informed = RIVAL_KEYS[trial.method].is_informed
-            groups["rivals_informed" if informed else "rivals"].append(trial)
-    for trial in trials:
-        if trial.adds_validation and trial.method != BASELINE:
-            groups["and_validation"].append(trial)
-        elif trial.first_batch and not trial.validation_size:
-            groups["first_random"].append(trial)
-    members = {name: {t: trials[t] for t in group} for name, group in groups.items() if group}
-    if "first_random" in members:  # with the methods whose first batch is random in any case
-        same = (t for t in ordinary if t.method in METHODS and t.ensemble == 1 and not get_method(t.method).acts_first)
-        members["first_random"] |= {t: ordinary[t] for t in same}
-    if "and_validation" in members:
-        alone = {t: r for t, r in trials.items() if t.method == VALIDATION_ALONE}
-        members["and_validation"] |= {t: r for t, r in compared.items() if t.method != "varR"} | alone
-    for name in ("rivals", "rivals_informed"):
-        if name in members:
-            members[name] |= compared
-    return {name: (FAMILY_TITLES[name], group) for name, group in members.items()}
-
-
-FAMILY_TITLES = {
-    "rivals": "methods that know the pool alone",
-    "rivals_informed": "methods with other knowledge",
-    "first_random": "the first batch random for all",
-    "and_validation": "trained on the validation images too",
-}
-
-
-@dataclasses.dataclass
-class SizesData:
-    """A figure of accuracy against the size of the validation set; panels: number of labels -> curves."""
-
-    name: str
-    title: str
-    panels: dict[str, list[SizeCurve]]
-
-
-def size_figures(dataset: str, records: Sequence[Record], whole: int | None) -> list[SizesData]:
-    """A figure for each distortion, initial model and --select for which the size of the validation set was varied.
-
-    Args:
-        whole: the size of the whole validation set, None if it is not known.
-    """
-    groups: dict[tuple, list[Record]] = {}
-    for record in records:
-        trial = Trial.of(record)
-        if not trial.adds_validation and not trial.first_batch:
-            groups.setdefault((trial.ir, trial.nr, trial.init, trial.select), []).append(record)
-    found = []
-    for (ir, nr, init, select), members in groups.items():
-        methods = {dataclasses.replace(Trial.of(r), validation_size=None) for r in members if "validation_size" in r}
-        methods -= {t for t in methods if t.method == VALIDATION_ALONE}
-        if not methods:
-            continue
-        last = max(r["b"] for r in members)
-        at = {b: [r for r in members if r["b"] == b] for b in dict.fromkeys((min(EARLY, last), last))}
-        names = (Trial.of(r) for r in members)
-        extra = {t for t in names if t.method == "random"} | {
-            dataclasses.replace(Trial.of(r), validation_size=None) for r in members if r["method"] == VALIDATION_ALONE
-        }
-        panels = {}
-        for of_b in at.values():
-            labels = max(r["labelled"] for r in of_b if r["method"] not in BASELINES)
-            curves = [_size_curve(t, of_b, members, whole) for t in sorted(methods | extra, key=_place)]
-            panels[f"{labels:,} labels"] = [curve for curve in curves if curve is not None]
-        distortion = f"{'no' if ir == 1 else f'{number_name(ir)}x'} class imbalance"
-        distortion += f", {nr:.0%} label noise" if nr else ""
-        name = f"{dataset}_ir{number_name(ir)}{f'_nr{number_name(nr)}' if nr else ''}"
-        name += ("" if init == "rotation" else f"_{init}") + selection_suffix(select) + "_validation_size"
-        title = f"{dataset}, {distortion}{init_suffix(init)}{select_suffix(select)}: size of the validation set"
-        found.append(SizesData(name, title, panels))
-    return found
-
-
-def _size_curve(trial: Trial, of_b: Sequence[Record], members: Sequence[Record], whole: int | None) -> SizeCurve | None:
-    """The curve of a trial over sizes; at size 0 for a method that uses no validation image."""
-    alone, free = trial.method == VALIDATION_ALONE, trial.method == "random" and trial.select != "val"
-    values: dict[int, list[float]] = {}
-    for record in members if alone else of_b:
-        if dataclasses.replace(Trial.of(record), validation_size=None) == trial:
-            size = record.get("validation_size") or (record["labelled"] if alone else whole)
-            if size or free:
-                values.setdefault(0 if free else size, []).append(record["accuracy"])
-    if not values:
-        return None
-    sizes = sorted(values)
-    spread = [np.std(values[size]) if len(values[size]) > 1 else np.nan for size in sizes]
-    means = [np.mean(values[size]) for size in sizes]
-    return SizeCurve(trial, np.array(sizes), np.array(means), np.array(spread), min(map(len, values.values())))
+def describe(dataset: str, ir: float, nr: float, init: str, select: str, own_images: bool = False) -> str:
+    """Data set, distortion of the pool, initial model and --select, in a title."""
+    distortion = (
+        f"{'no' if ir == 1 else f'{number_name(ir)}x'} class imbalance{f', {nr:.0%} label noise' if nr else ''}"
+    )
+    if own_images and ir == 1:
+        distortion = "the pool as it is"
+    return f"{dataset}, {distortion}{init_suffix(init)}{select_suffix(select)}"
 
 
 def init_suffix(init: str) -> str:
@@ -444,14 +340,15 @@ def plot_figure(figure: FigureData, out: Path, with_reference: bool) -> Path:
                         figure.ir, method, length, ensemble, init="rotation" if init == "rotation_conv" else init
                     )
                     curves.append(PlottedCurve(curve, trial, source))
-    curves.sort(key=lambda each: _place(each.trial))
+    curves.sort(key=lambda each: place(each.trial))
     path = out / figure.name
     title = figure.title if figure.trials else f"{figure.title}: the paper's curves"
     plots.plot_curves(path, title, curves, figure.lines)
     return path
 
 
-def _place(each: Trial) -> tuple:
+def place(each: Trial) -> tuple:
+    """The order of trials in figures and tables."""
     order = list(plots.STYLES)
     known = order.index(each.method) if each.method in order else len(order)
     return known, each.length, each.ensemble, each.init != "rotation", each.validation_size or 0, each.adds_validation

@@ -9,6 +9,7 @@ from tabulate import tabulate
 
 from alfk.acquisition import METHODS
 from alfk.plotting.curves import (
+    EARLY,
     Comparison,
     Curve,
     accuracy_of_classes,
@@ -23,8 +24,9 @@ from alfk.plotting.curves import (
     rare_groups,
     series,
 )
-from alfk.plotting.results import EARLY, RIVAL_KEYS, FigureData, SizesData, name_of
-from alfk.records import BASELINES, SPECIAL, VALIDATION_ALONE, Record
+from alfk.plotting.families import RIVAL_KEYS
+from alfk.plotting.results import FigureData, name_of
+from alfk.records import BASELINES, SPECIAL, Record
 from alfk.runs import Trial
 
 Rows = list[dict[str, object]]
@@ -140,18 +142,18 @@ def comparison_table(figure: FigureData, form: str = "simple") -> str:
         if all(math.isnan(row[f"{source}_mean"]) for source in sources):
             continue
         cells = [row_name(row), f"{row['labeled_percent']:.2f}"]
-        cells += [_pm(row["accuracy_mean"], row["accuracy_std"]), row["runs"]]
+        cells += [plus_minus(row["accuracy_mean"], row["accuracy_std"]), row["runs"]]
         for source in sources:
             if math.isnan(row[f"{source}_mean"]):
                 cells += ["", "", "", ""]
                 continue
-            cells += [_pm(row[f"{source}_mean"], row[f"{source}_std"]), row[f"{source}_runs"]]
+            cells += [plus_minus(row[f"{source}_mean"], row[f"{source}_std"]), row[f"{source}_runs"]]
             cells += [f"{row[f'{source}_difference']:+.2f}", WITHIN[row[f"{source}_within_2_se"]]]
         body.append(cells)
     heads = ["method", "% of pool", "ours", "runs"]
     for source in sources:
         heads += [f"the {source}", "runs", "difference", "within\n2 s.e."]
-    return _table(body, heads, form)
+    return text_table(body, heads, form)
 
 
 def digest(figure: FigureData) -> str:
@@ -174,12 +176,12 @@ def digest(figure: FigureData) -> str:
             outside = [o + mark * (within.get(round(s, 3)) is False) for o, s in zip(outside, shares, strict=True)]
         cells = [f"{cell} {o}".strip() for cell, o in zip(_cells(curve, shares), outside, strict=True)]
         body.append([name, "ours", _runs(curve), *cells])
-    return _table(body, ["method", "", "runs", *(f"{share:g} %" for share in shares)], "github")
+    return text_table(body, ["method", "", "runs", *(f"{share:g} %" for share in shares)], "github")
 
 
 def _cells(curve: Curve, shares: Sequence[float]) -> list[str]:
     points = [curve.at(share) for share in shares]
-    return ["" if i is None else _pm(curve.mean[i], curve.std[i], 1) for i in points]
+    return ["" if i is None else plus_minus(curve.mean[i], curve.std[i], 1) for i in points]
 
 
 def _runs(curve: Curve) -> str:
@@ -223,7 +225,7 @@ def summary_table(rows: Rows, form: str = "simple") -> str:
     }
     used = {k: v for k, v in columns.items() if any(_number(row.get(k, math.nan), v[1]) for row in rows)}
     body = [[row_name(row), *(_number(row[k], number) for k, (_, number) in used.items())] for row in rows]
-    return _table(body, ["method", *(head for head, _ in used.values())], form)
+    return text_table(body, ["method", *(head for head, _ in used.values())], form)
 
 
 def _head(name: str, early: str) -> str:
@@ -258,22 +260,7 @@ def knowledge_table(figure: FigureData) -> str:
         seconds = _number(acquisition_seconds(figure.trials[trial]), "{:.2f}")
         body.append([name_of(trial), *("yes" if each else "no" for each in informed), network, first, seconds])
     heads = ["method", "labels of the validation set", "its images", "labels inside the batch", "knows rare classes"]
-    return _table(body, [*heads, "network", "b=0", "s per query"], "github")
-
-
-def sizes_table(figure: SizesData) -> str:
-    """Accuracy by the size of the validation set, as Markdown: a row for each number of labels and method."""
-    sizes = sorted({int(size) for curves in figure.panels.values() for c in curves for size in c.sizes if size})
-    body = []
-    for labels, curves in figure.panels.items():
-        for curve in curves:
-            alone = curve.trial.method == VALIDATION_ALONE
-            cells = {int(s): _pm(m, d, 1) for s, m, d in zip(curve.sizes, curve.mean, curve.std, strict=True)}
-            name = "the validation images alone" if alone else f"{name_of(curve.trial)}, {labels}"
-            row = [name, curve.runs, *(cells.get(size, cells.get(0, "")) for size in sizes)]
-            if row not in body:
-                body.append(row)
-    return _table(body, ["trained on", "runs", *(f"V={size:,}" for size in sizes)], "github")
+    return text_table(body, [*heads, "network", "b=0", "s per query"], "github")
 
 
 def distortions_table(records: Iterable[Record]) -> str:
@@ -296,9 +283,9 @@ def distortions_table(records: Iterable[Record]) -> str:
                 labels = at[0]["labelled"] if at else labels
                 values = np.array([r["accuracy"] for r in at])
                 spread = float(values.std()) if len(at) > 1 else math.nan
-                row.append(f"{_pm(float(values.mean()), spread, 1)} ({len(at)})" if at else "")
+                row.append(f"{plus_minus(float(values.mean()), spread, 1)} ({len(at)})" if at else "")
             body.append([f"{ir:g}", f"{nr:g}", labels, *row])
-    return _table(body, ["imbalance ratio", "noise ratio", "labels", *map(name_of, found)], "github")
+    return text_table(body, ["imbalance ratio", "noise ratio", "labels", *map(name_of, found)], "github")
 
 
 def claim_table(rows: Rows, form: str = "simple") -> str:
@@ -317,7 +304,7 @@ def claim_table(rows: Rows, form: str = "simple") -> str:
         for row in rows
     ]
     heads = ["against", "at accuracy\n%", "ours,\n% of pool", "other,\n% of pool", "labels\nsaved, %"]
-    return _table(body, [*heads, "points gained,\nmean", "\nmost", "\nat % of pool"], form)
+    return text_table(body, [*heads, "points gained,\nmean", "\nmost", "\nat % of pool"], form)
 
 
 def minority_text(figure: FigureData, known: Sequence[int], names: Sequence[str]) -> str:
@@ -396,11 +383,11 @@ def _number(value: object, form: str) -> str:
     return "" if isinstance(value, float) and math.isnan(value) else form.format(value)
 
 
-def _pm(mean: float, std: float, digits: int = 2) -> str:
+def plus_minus(mean: float, std: float, digits: int = 2) -> str:
     return f"{mean:.{digits}f}" + ("" if math.isnan(std) else f" ± {std:.{digits}f}")
 
 
-def _table(body: Sequence[Sequence[object]], heads: Sequence[str], form: str) -> str:
+def text_table(body: Sequence[Sequence[object]], heads: Sequence[str], form: str) -> str:
     if not body:
         return ""
     heads = list(heads) if form == "simple" else [head.replace("\n", " ").strip() for head in heads]

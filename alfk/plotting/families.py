@@ -1,0 +1,52 @@
+"""The figures besides the paper's: methods of other papers, and results of the flags for first batch and validation."""
+
+from collections.abc import Mapping
+
+from alfk.acquisition import METHODS, RIVALS, get_method
+from alfk.records import BASELINE, VALIDATION_ALONE, Record
+from alfk.runs import Trial
+
+RIVAL_KEYS = {rival.key: rival for rival in RIVALS}
+COMPARED = ("random", "varR")  # beside the rivals, and Rzg_pz
+
+
+def families(
+    trials: Mapping[Trial, list[Record]], ordinary: Mapping[Trial, list[Record]]
+) -> dict[str, tuple[str, dict[Trial, list[Record]]]]:
+    """The figures besides the paper's that trials of one distortion make: suffix of the name -> title and trials.
+
+    Args:
+        ordinary: those without a random first batch, another validation set, or training on it.
+    """
+    ours = [t for t in ordinary if t.method == "Rzg_pz"]
+    ours = [max(ours, key=lambda t: t.length)] if ours else []
+    compared = {t: ordinary[t] for t in (*(t for t in ordinary if t.method in COMPARED and t.ensemble == 1), *ours)}
+    groups: dict[str, list[Trial]] = {"rivals": [], "rivals_informed": [], "first_random": [], "and_validation": []}
+    for trial in ordinary:
+        if trial.method in RIVAL_KEYS:
+            informed = RIVAL_KEYS[trial.method].is_informed
+            groups["rivals_informed" if informed else "rivals"].append(trial)
+    for trial in trials:
+        if trial.adds_validation and trial.method != BASELINE:
+            groups["and_validation"].append(trial)
+        elif trial.first_batch and not trial.validation_size:
+            groups["first_random"].append(trial)
+    members = {name: {t: trials[t] for t in group} for name, group in groups.items() if group}
+    if "first_random" in members:  # with the methods whose first batch is random in any case
+        same = (t for t in ordinary if t.method in METHODS and t.ensemble == 1 and not get_method(t.method).acts_first)
+        members["first_random"] |= {t: ordinary[t] for t in same}
+    if "and_validation" in members:
+        alone = {t: r for t, r in trials.items() if t.method == VALIDATION_ALONE}
+        members["and_validation"] |= {t: r for t, r in compared.items() if t.method != "varR"} | alone
+    for name in ("rivals", "rivals_informed"):
+        if name in members:
+            members[name] |= compared
+    return {name: (FAMILY_TITLES[name], group) for name, group in members.items()}
+
+
+FAMILY_TITLES = {
+    "rivals": "methods that know the pool alone",
+    "rivals_informed": "methods with other knowledge",
+    "first_random": "the first batch random for all",
+    "and_validation": "trained on the validation images too",
+}
