@@ -172,6 +172,7 @@ def show(figure: results.FigureData, found: results.Results, options: argparse.N
         file.write(tables.markdown(figure, summary, claims, ours, minority, found.left_out).encode())
     into(options, figure.name, f"{tables.digest(figure)}\n\n{tables.agreement(figure)}".rstrip())
     into(options, f"{figure.name} knowledge", tables.knowledge_table(figure))
+    into(options, f"{figure.name} classes", tables.classes_table(figure))
     into(options, f"{figure.name} claims", tables.claim_table(claims, "github"))
     into(options, f"{figure.name} numbers", tables.summary_table(summary, "github"))
     print(

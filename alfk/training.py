@@ -20,7 +20,7 @@ from alfk.seeding import draw_seed
 Task = Callable[[Tensor, Tensor | None], tuple[Tensor, Tensor]]
 
 NOT_FINITE = "a loss or a weight is not finite, at the learning rate"
-LOWER = "give a lower --lr, and another --save-folder"  # a run has one rate
+LOWER = "give a lower --lr, and once iterations are finished another --save-folder"  # a run has one rate
 
 
 def classify(images: Tensor, labels: Tensor | None) -> tuple[Tensor, Tensor]:

@@ -236,6 +236,18 @@ def _head(name: str, early: str) -> str:
     return f"{group} %\n{early if when == 'early' else when}"
 
 
+def classes_table(figure: FigureData) -> str:
+    """Mean accuracy of every class after AL iteration EARLY (or the last one), as Markdown; empty for many classes."""
+    last = max((r["b"] for trial in figure.curves for r in figure.trials[trial]), default=0)
+    body, count = [], 0
+    for trial in figure.curves:
+        at = [r["accuracy_per_class"] for r in figure.trials[trial] if r["b"] == min(EARLY, last)]
+        columns = [[value for value in of_class if value is not None] for of_class in zip(*at, strict=False)]
+        count = max(count, len(columns))
+        body.append([name_of(trial), *(f"{np.mean(values):.1f}" if values else "" for values in columns)])
+    return "" if count > LISTED else text_table(body, ["method", *map(str, range(count))], "github")
+
+
 def knowledge_table(figure: FigureData) -> str:
     """What each method of a figure uses besides the pool, the network it runs, and seconds of a query, as Markdown."""
     body = []
@@ -355,6 +367,8 @@ def markdown(
         minority if summary else "",
         "## What each method knows" if any(t.method in RIVAL_KEYS for t in figure.trials) else "",
         knowledge_table(figure) if any(t.method in RIVAL_KEYS for t in figure.trials) else "",
+        "## Accuracy of each class after the third query, %" if figure.curves and classes_table(figure) else "",
+        classes_table(figure),
         f"## {name_of(ours)} against the others" if claims else "",
         claim_table(claims, "github"),
         "## Ours, the paper's and the release's" if figure.reference and figure.curves else "",
