@@ -106,24 +106,31 @@ def test_the_pool_goes_through_the_network_once(problem):
     assert sum(seen) == len(pool) + len(validation)
 
 
+def told(pool):
+    """What `query` needs besides for the methods that know more."""
+    return {"annotate": lambda positions: pool.labels[positions], "rare_classes": (0, 3)}
+
+
 @pytest.mark.parametrize("key", METHODS)
 def test_select_in_a_loop_of_ones_own(problem, key):
     model, pool, validation = problem
     labelled = torch.empty(0, dtype=torch.int64)
+    options = {"samples": 8, **told(pool)}
     for _ in range(3):
-        chosen = select(key, model, pool, validation, n=12, labelled=labelled, samples=8)
+        chosen = select(key, model, pool, validation, n=12, labelled=labelled, **options)
         assert chosen.shape == (12,)
         labelled = torch.cat([labelled, chosen])
     assert len(labelled.unique()) == 36
     assert model.training
-    assert select(key, model, pool, validation, n=54, labelled=labelled, samples=8).unique().numel() == 54
+    assert select(key, model, pool, validation, n=54, labelled=labelled, **options).unique().numel() == 54
 
 
 @pytest.mark.parametrize("key", METHODS)
 def test_equal_generators_give_equal_choices(problem, key):
     def chosen(seed):
         generator, labelled = torch.Generator().manual_seed(seed), torch.tensor([4, 2])
-        return select(key, *problem, n=5, labelled=labelled, generator=generator, samples=8).tolist()
+        options = {"generator": generator, "samples": 8, **told(problem[1])}
+        return select(key, *problem, n=5, labelled=labelled, **options).tolist()
 
     assert chosen(1) == chosen(1)
 
@@ -198,6 +205,9 @@ PASSES = {  # method -> images forward, images backward
     **dict.fromkeys(("Rzg_mi", "Rzg_mi_diag"), (BOTH + K * BOTH, BOTH + CLASSES * K * BOTH)),
     # the validation set once more, g for its predictions; the pool's g for the predictions and for the labels
     "Rzg_pzg": (BOTH + V, BOTH + V + P),
+    **dict.fromkeys(("margin", "leastconf", "entropy_det", "galaxy", "badge", "coreset", "typiclust"), (P, 0)),
+    **dict.fromkeys(("flqmi", "flqmi_z", "flqmi_rare"), (BOTH, 0)),
+    "epig": (K * (BOTH + 1), 0),  # one image more, which tells the number of classes
 }
 
 

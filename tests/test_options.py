@@ -26,6 +26,9 @@ def trials(ir=None, methods=None, lengths=None, sizes=None):
         conv_only=False,
         select="test",
         copies="degrees",
+        first_batch=None,
+        validation_size=None,
+        add_validation=False,
     )
     return [(t.ir, t.method, t.length) for t in trials_of(CFG, MNIST, options)]
 
@@ -94,6 +97,9 @@ def test_ensembles():
             conv_only=False,
             select="test",
             copies="released",
+            first_batch=None,
+            validation_size=None,
+            add_validation=False,
         )
         return [(t.method, t.ensemble) for t in trials_of(cfg, MNIST, options)]
 

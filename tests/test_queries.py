@@ -36,6 +36,7 @@ from tests.helpers import ROOT, Killed, refuses, workspace
 CLASSES, NAMES = 4, ("ant", "bee", "cat", "dog")
 MATCHING = [key for key, method in METHODS.items() if method.needs_descriptors]
 UNCERTAIN = [key for key, method in METHODS.items() if method.needs_uncertainty]
+SCORED = ("margin", "leastconf", "entropy_det", "coreset", "epig", "flqmi", "flqmi_z", "flqmi_rare")
 LABELLED = [3, 17, 40]
 N = 9
 
@@ -146,7 +147,9 @@ def test_every_field_against_a_plain_reference(problem, key):
 
 @pytest.mark.parametrize("key", METHODS)
 def test_the_indices_are_those_of_select(problem, key):
-    options = {"labelled": LABELLED, "samples": 8, "batch_size": 16}
+    labels = problem[1].labels
+    options = {"labelled": LABELLED, "samples": 8, "batch_size": 16, "rare_classes": [1]}
+    options["annotate"] = lambda positions: labels[positions]
     found = query(key, *problem, N, **options)
     assert found.method == key
     assert len(found) == N
@@ -154,7 +157,7 @@ def test_the_indices_are_those_of_select(problem, key):
     assert not set(found.indices.tolist()) & set(LABELLED)
     matches = {"similarity", "answers_to", "error_label", "error_prediction", "rank", "prediction"}
     scored = METHODS[key].pool_label is not None
-    wanted = matches if key in MATCHING else {"score"} if key in UNCERTAIN else set()
+    wanted = matches if key in MATCHING else {"score"} if key in (*UNCERTAIN, *SCORED) else set()
     assert set(found.reasons) == wanted | ({"pseudo_label"} if scored else set())
     assert all(len(values) == N for values in found.reasons.values())
     assert [list(row) for row in found.rows()] == [["index", *found.reasons]] * N
