@@ -175,7 +175,8 @@ def query(
         samples: K of the uncertainty methods and of the estimators from perturbed copies.
         strategy: how copies are perturbed; rotation and noise if None.
         annotate: pool positions (k,) -> their labels (k,), for methods that ask while they choose ("galaxy"): first for
-            the labels of `labelled`, then for one image after another.
+            the labels of `labelled`, then for one image after another. Labels are numbers, or names of the pool's
+            `classes`.
         rare_classes: numbers of the classes that are known to be rare ("flqmi_rare").
     Raises:
         UserError: unknown method, fewer than n unlabelled images, or arguments that do not fit together.
@@ -187,7 +188,8 @@ def query(
     )
     if "annotation" in definition.inputs and annotate is None:
         raise UserError(f"{method} asks for labels while it chooses: give annotate, positions (k,) -> labels (k,)")
-    situation = _situation(pool, labelled, n, generator, annotate)
+    situation = _situation(pool, labelled, n, generator)
+    situation.annotate = None if annotate is None else _annotator(annotate, pool)
     situation.validation_labels = None if validation is None else validation.labels
     situation.rare_classes = _rare_classes(definition, rare_classes, validation)
     situation.classes = len(pool.classes) if pool.classes else None
@@ -224,18 +226,32 @@ def _rare_classes(method: Method, given: Sequence[int] | None, validation: Split
     return rare
 
 
+def _annotator(annotate: Callable[[Tensor], object], pool: Split) -> Callable[[Tensor], Tensor]:
+    """`annotate` with labels (k,) int64 on the CPU. Raises UserError, when it is called, for what are no labels."""
+
+    def labels_of(positions: Tensor) -> Tensor:
+        given = annotate(positions)
+        try:
+            if given is None:
+                raise UserError("it returned None, not a label for each position")
+            return pool.subset(positions, given).labels.cpu()
+        except UserError as problem:
+            raise UserError(f"annotate: {problem}") from None
+
+    return labels_of
+
+
 def _situation(
     pool: Split,
     labelled: Tensor | np.ndarray | Sequence[int] | None,
     n: int,
     generator: torch.Generator | int | None,
-    annotate: Callable[[Tensor], Tensor] | None,
 ) -> Situation:
     """What a method chooses from, before anything is measured. Raises UserError."""
     available = torch.ones(len(pool), dtype=torch.bool)
     if labelled is not None:
         available[positions(labelled, len(pool), "labelled")] = False
-    return Situation(available, _whole_number(n, "the query size"), _generator(generator), annotate=annotate)
+    return Situation(available, _whole_number(n, "the query size"), _generator(generator))
 
 
 def _measured(
@@ -254,18 +270,20 @@ def _measured(
     batch_size = batch_size or default_batch(pool)
     with out_of_memory(batch_size), worker_deaths():
         networks = [prepare(each) for each in models]
-        if method.needs_validation_labels:
-            _check_outputs(networks[0], pool, validation, labels_used=method.pool_label == "true")
+        _check_outputs(method, networks[0], pool, validation)
         return measure(method, networks, pool, validation, sampling, taps, batch_size)
 
 
-def _check_outputs(network: nn.Module, pool: Split, validation: Split, labels_used: bool) -> None:
-    """Raises UserError if the network has too few outputs for the labels, or not as many as classes are named.
-
-    Args:
-        labels_used: whether the method uses the labels of the pool.
+def _check_outputs(method: Method, network: nn.Module, pool: Split, validation: Split | None) -> None:
+    """Raises UserError if the network has too many outputs for the method, too few for the labels that it uses, or not
+    as many as classes are named.
     """
+    if not method.needs_validation:
+        return
     outputs = logits_of(network, validation.subset([0]), name=VALIDATION).shape[1]
+    method.check_classes(outputs)
+    if not method.needs_validation_labels:
+        return
     check_labels(validation.labels, outputs, VALIDATION)
     names = validation.classes or ()
     if names and len(names) != outputs:
@@ -273,7 +291,7 @@ def _check_outputs(network: nn.Module, pool: Split, validation: Split, labels_us
             f"the model has {outputs} outputs, but there are {len(names)} classes: change its last layer, or name all "
             "of its classes, classes=[...], when the pool is made"
         )
-    if labels_used and pool.labels is not None:
+    if method.pool_label == "true" and pool.labels is not None:
         check_labels(pool.labels, outputs, POOL)
 
 

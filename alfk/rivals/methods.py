@@ -136,11 +136,10 @@ def choose_galaxy(situation: Situation) -> Selection:
     classes = probabilities.shape[1]
 
     def labels_of(positions: Tensor) -> Tensor:
-        labels = torch.as_tensor(situation.annotate(positions)).cpu().long().flatten()
+        labels = situation.annotate(positions).cpu()
         wrong = labels[(labels < 0) | (labels >= classes)]
-        if len(labels) != len(positions) or len(wrong):
-            found = f"label {int(wrong[0])}" if len(wrong) else f"{len(labels)} labels for {len(positions)} images"
-            raise UserError(f"annotate gave {found}: it returns one class from 0 to {classes - 1} for each position")
+        if len(wrong):
+            raise UserError(f"annotate gave the label {int(wrong[0])}, but the classes are 0 to {classes - 1}")
         return labels
 
     known = labels_of((~situation.available).nonzero().flatten())
