@@ -523,8 +523,26 @@ def test_epig_is_refused_for_many_classes_before_anything_is_sampled(problem):
     refuses(lambda: chosen((model, named, problem[2]), "epig"), words)
 
 
-def test_epig_needs_dropout(problem):
+class NotFinite(Net):
+    """Logits of images whose first pixel is white are NaN."""
+
+    def forward(self, images):
+        logits, taps = super().forward(images)
+        return logits.masked_fill(images[:, 0, 0, :1] > 1.6, float("nan")), taps
+
+
+@pytest.mark.parametrize("key", ["epig", "flqmi"])
+def test_a_validation_image_whose_outputs_are_not_finite_is_named(problem, key):
+    torch.manual_seed(0)
+    model, (pool, validation) = NotFinite(), (split.images.clamp(max=200) for split in problem[1:])
+    validation[11, 0, 0, 0] = 255
+    splits = [Split(x, torch.arange(len(x)) % CLASSES, (0.5,), (0.3,)) for x in (pool, validation)]
+    refuses(lambda: chosen((model, *splits), key), "image 11 of the validation set: its logits are not finite")
+
+
+def test_epig_needs_dropout_and_more_samples_than_one(problem):
     _, pool, validation = problem
+    refuses(lambda: chosen(problem, "epig", samples=1), "what samples have in common, of which there is one")
     torch.manual_seed(0)
     model = alfk.tapped(nn.Sequential(nn.Flatten(), nn.Linear(64, 8), nn.ReLU(), nn.Linear(8, CLASSES)), ["1"])
     refuses(lambda: chosen((model, pool, validation), "epig"), "the network calls no dropout layer")

@@ -19,7 +19,7 @@ from torch import Tensor, nn
 from alfk import matching
 from alfk.errors import UserError
 from alfk.network import MCDropout, add_passes, computing, evaluation_mode, prepare
-from alfk.seeding import draw_seed
+from alfk.seeding import draw_seed, seeded_globally
 from alfk.uncertainty import sampler
 
 TILE = 2**20  # joint probabilities in a tile on a CPU: 8 MiB, which is fastest
@@ -93,12 +93,14 @@ def shared_masks(model: nn.Module, samples: int, generator: torch.Generator) -> 
     for name, layer in layers.items():
         if isinstance(layer, nn.AlphaDropout | nn.FeatureAlphaDropout):
             raise UserError(f"{name} is {type(layer).__name__}, whose masks cannot be shared: use nn.Dropout")
-    masks = _SharedMasks(samples, torch.Generator().manual_seed(draw_seed(generator)))
+    seed = draw_seed(generator)
+    masks = _SharedMasks(samples, torch.Generator().manual_seed(seed))
 
     def logits(images: Tensor) -> Tensor:
-        sample = sampler(model, images)
         add_passes(forward=samples * len(images))
-        return torch.stack([masks.run(k, sample) for k in range(samples)], 1)
+        with seeded_globally(seed, images.device):  # for what is random besides
+            sample = sampler(model, images)
+            return torch.stack([masks.run(k, sample) for k in range(samples)], 1)
 
     with contextlib.ExitStack() as stack:
         for context in (computing(), torch.inference_mode(), evaluation_mode(model)):

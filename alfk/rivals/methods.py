@@ -37,13 +37,17 @@ def expected_information(
 ) -> Tensor:
     """EPIG of every pool image about at most TARGETS random validation images: (N,) float64 in nats.
 
-    Arguments as of `uncertainty`; the same dropout masks are used for all images.
+    Arguments and errors as of `uncertainty`; the same dropout masks are used for all images.
     """
+    if samples == 1:
+        raise UserError("epig measures what samples have in common, of which there is one: take more samples")
     drawn, found = torch.randperm(len(validation), generator=generator), []
     with shared_masks(model, samples, generator) as logits:
         classes = logits(next(validation.subset([0]).batches(1))[0]).shape[2]
-        targets = validation.subset(drawn[: min(TARGETS, JOINT // classes**2)].sort().values)
-        targets = torch.cat([logits(images) for images, _ in targets.batches(batch_size)])
+        rows = drawn[: min(TARGETS, JOINT // classes**2)].sort().values
+        targets = torch.cat([logits(images) for images, _ in validation.subset(rows).batches(batch_size)])
+        finite = targets.isfinite().flatten(1).all(1, keepdim=True)
+        require_finite(finite, ("logits",), rows, [model], validation, "the validation set")
 
         def score(images: Tensor, positions: Tensor) -> tuple[Tensor]:
             return (epig(logits(images), targets),)
