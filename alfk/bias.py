@@ -26,15 +26,14 @@ def split_validation(labels: Tensor, per_class: Sequence[int], generator: torch.
 
 
 def proportional_counts(counts: Tensor, size: int) -> list[int]:
-    """`size` images shared among classes in proportion to their `counts` (C,), by largest remainders; of equal ones the
-    lower class first. `size` is at most the sum of the counts.
+    """`size` images shared among classes in proportion to their `counts` (C,); `size` is at most the sum of these.
+
+    By the divisor method of Sainte-Lague: image k = 0, 1, ... of a class has its turn at (2 k + 1) / count, at equal
+    turns the lower class first. Unlike with largest remainders, no class has fewer images at a larger size.
     """
-    total = int(counts.sum())
-    shares = [divmod(int(count) * size, total) for count in counts]
-    found = [whole for whole, _ in shares]
-    for c in sorted(range(len(shares)), key=lambda c: -shares[c][1])[: size - sum(found)]:
-        found[c] += 1
-    return found
+    turns = torch.cat([(2 * torch.arange(count, dtype=torch.float64) + 1) / count for count in counts.tolist()])
+    classes = torch.repeat_interleave(torch.arange(len(counts)), counts)
+    return torch.bincount(classes[turns.argsort(stable=True)[:size]], minlength=len(counts)).tolist()
 
 
 def thin_minority(labels: Tensor, minority: Sequence[int], ratio: float, generator: torch.Generator) -> Tensor:

@@ -5,7 +5,7 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
-from alfk.bias import add_label_noise, split_validation, thin_half_of_classes, thin_minority
+from alfk.bias import add_label_noise, proportional_counts, split_validation, thin_half_of_classes, thin_minority
 from alfk.seeding import generator
 
 labels_of = st.lists(st.integers(0, 9), min_size=1, max_size=300).map(torch.tensor)
@@ -23,6 +23,29 @@ def test_split_takes_exactly_what_is_asked(sizes, data, seed):
 def test_split_refuses_what_is_not_there():
     with pytest.raises(ValueError, match="class 1 has 2 images, 3 are wanted"):
         split_validation(torch.tensor([0, 1, 1]), (1, 3), generator(0))
+
+
+@given(st.lists(st.integers(0, 60), min_size=1, max_size=8).filter(any), st.data())
+def test_shares_are_in_proportion_and_only_grow(counts, data):
+    total = sum(counts)
+    size = data.draw(st.integers(0, total))
+    found = proportional_counts(torch.tensor(counts), size)
+    assert sum(found) == size
+    assert all(0 <= share <= count for share, count in zip(found, counts, strict=True))
+    for share, count in zip(found, counts, strict=True):  # no image would be nearer to proportion in another class
+        for other, its in zip(found, counts, strict=True):
+            assert (2 * share - 1) * its <= (2 * other + 1) * count or not count or not its
+    if all(count * size % total == 0 for count in counts):
+        assert found == [count * size // total for count in counts]
+    larger = proportional_counts(torch.tensor(counts), data.draw(st.integers(size, total)))
+    assert all(share <= more for share, more in zip(found, larger, strict=True))
+
+
+def test_shares_of_equal_classes_and_of_classes_that_would_lose_an_image():
+    assert proportional_counts(torch.tensor([1000] * 10), 100) == [10] * 10
+    assert proportional_counts(torch.tensor([50] * 4), 102) == [26, 26, 25, 25]
+    counts = torch.tensor([6, 6, 2])  # by largest remainders the last one has 2 of 10, but 1 of 11
+    assert [proportional_counts(counts, size) for size in (10, 11, 12)] == [[5, 4, 1], [5, 5, 1], [5, 5, 2]]
 
 
 @given(labels_of, st.floats(1, 200), st.integers(0, 10**6))

@@ -27,6 +27,7 @@ from alfk.training import (
 )
 from mnist.config import DIGITS, MNIST
 from mnist.custom_models.lenet import LeNet, max_pool
+from tests.helpers import refuses
 
 
 def digits(count=60):
@@ -63,6 +64,29 @@ def test_batches_follow_an_order_and_floats_are_taken_as_scaled():
 def test_a_split_refuses_what_does_not_fit(images, labels):
     with pytest.raises(UserError, match=r"images"):
         Split(torch.zeros(images, dtype=torch.uint8), torch.zeros(labels), (0.5,), (0.5,))
+
+
+def test_two_subsets_are_joined():
+    """In the order given, each with the labels that it has; the images stay where they are."""
+    whole = digits(20)
+    noisy = whole.subset([4, 1, 9], [7, 7, 7])
+    joined = noisy.joined(whole.subset([0, 19]))
+    assert len(joined) == 5
+    assert joined.labels.tolist() == [7, 7, 7, int(whole.labels[0]), int(whole.labels[19])]
+    assert torch.equal(joined.images, whole.images[[4, 1, 9, 0, 19]])
+    assert joined.store is whole.store
+    assert (joined.mean, joined.std, joined.classes) == (whole.mean, whole.std, whole.classes)
+    everything = Split(whole.images, whole.labels, (0.5,), (0.5,))
+    assert torch.equal(everything.joined(everything.subset([3])).images, whole.images[[*range(20), 3]])
+    assert len(everything.subset([]).joined(everything)) == 20
+
+
+def test_what_was_not_one_split_is_not_joined():
+    whole = digits(20)
+    unlabelled = Split(whole.images, None, (0.5,), (0.5,))
+    another = Split(whole.images, whole.labels, (0.5,), (0.5,))
+    for one, other in ((whole, another), (unlabelled, unlabelled), (whole, unlabelled)):
+        refuses(lambda one=one, other=other: one.joined(other), "only labelled images that were one split before")
 
 
 def test_schedule_counts_epochs_from_one():

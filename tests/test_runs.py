@@ -2,6 +2,7 @@
 
 import contextlib
 import json
+import math
 import multiprocessing
 import os
 import zlib
@@ -9,10 +10,13 @@ import zlib
 import numpy as np
 import pytest
 import torch
+from hypothesis import given
+from hypothesis import strategies as st
 
 from alfk import files
+from alfk.acquisition import METHODS
 from alfk.errors import UserError
-from alfk.records import line_of
+from alfk.records import BASELINES, INITS, key_of, line_of, problem
 from alfk.runs import RunFolder, Trial, number_name
 from tests.helpers import made_up_record
 
@@ -117,6 +121,81 @@ def test_results_tell_trials_apart(folder):
     assert TRIAL.describes(record(0))
     for key, other in (("method", "Rz"), ("L", 20), ("ir", 1), ("nr", 0.1), ("init", "random"), ("ensemble", 4)):
         assert not TRIAL.describes(record(0, **{key: other}))
+
+
+def trial(method, length, ensemble, copies, **others):
+    """With the attributes that the method has, as the scripts make them."""
+    definition = METHODS.get(method)
+    copies = copies if definition and definition.estimates_from_copies else None
+    ensemble = ensemble if definition and definition.needs_uncertainty else 1
+    length = length if definition and definition.needs_descriptors else 0
+    return Trial(method=method, length=length, ensemble=ensemble, copies=copies, **others)
+
+
+TRIALS = st.builds(
+    trial,
+    ir=st.sampled_from([1, 10, 100.0, 20.5]),
+    method=st.sampled_from([*METHODS, *BASELINES]),
+    length=st.sampled_from([20, 80]),
+    ensemble=st.sampled_from([1, 4]),
+    nr=st.sampled_from([0.0, 0.1]),
+    init=st.sampled_from(list(INITS)),
+    select=st.sampled_from(["test", "val", "last"]),
+    copies=st.sampled_from(["degrees", "released"]),
+    first_batch=st.sampled_from([None, "random"]),
+    validation_size=st.sampled_from([None, 1, 10, 100]),
+    adds_validation=st.booleans(),
+)
+
+
+@given(TRIALS, st.integers(0, 9))
+def test_a_trial_is_found_again_in_its_records(trial, b):
+    """By way of JSON; entries that most records do not have are left out."""
+    line = json.loads(json.dumps(made_up_record(**trial.facts(), b=b)))
+    assert Trial.of(line) == trial
+    assert trial.describes(line)
+    assert problem(line) is None
+    assert ("first_batch" in line, "validation_size" in line) == (bool(trial.first_batch), bool(trial.validation_size))
+    assert ("adds_validation" in line) == trial.adds_validation
+    plain = trial.plain
+    assert (plain == trial) == (not (trial.first_batch or trial.validation_size or trial.adds_validation))
+    assert plain.describes(line) == (plain == trial)
+
+
+@given(st.lists(st.tuples(TRIALS, st.integers(0, 2)), min_size=2, max_size=20, unique=True))
+def test_different_iterations_have_different_files_and_records(each):
+    assert len({trial.stem(b, 15 * (b + 1)) for trial, b in each}) == len(each)
+    assert len({key_of({**trial.facts(), "b": b}) for trial, b in each}) == len(each)
+    trials = {trial for trial, _ in each}
+    assert len({trial.name for trial in trials}) == len(trials)
+    assert len({(trial.label(), trial.nr, trial.select) for trial in trials}) == len(trials)
+
+
+def test_names_say_what_is_different():
+    trial = Trial(100, "flqmi", 0, first_batch="random", validation_size=50, adds_validation=True, select="last")
+    assert trial.stem(1, 30) == (
+        "unsup_batch_1_size_30_ir_100_nr_0_sub_flqmi_L_0_first_random_V_50_and_validation_select_last"
+    )
+    assert trial.short() == "flqmi first random V50 + validation"
+
+
+RIGHT = {"first_batch": ["random"], "validation_size": [1, 10_000], "adds_validation": [True]}
+WRONG = {
+    "first_batch": ["first", "", None, 1, ["random"]],
+    "validation_size": [0, -1, True, 1.5, "50", None, [50], math.inf],
+    "adds_validation": [False, None, 1, "yes", [True]],
+}
+
+
+def test_entries_of_special_trials_are_checked(folder):
+    for key in RIGHT:
+        assert all(problem(record(0, **{key: value})) is None for value in RIGHT[key]), key
+        for value in WRONG[key]:
+            assert problem(record(0, **{key: value})) == f"{key} cannot be {value!r}"
+    own = [record(0), *(record(0, **{key: values[-1]}) for key, values in RIGHT.items()), record(0, validation_size=5)]
+    for line in own:
+        folder.add_result(line)
+    assert folder.results() == own
 
 
 def test_the_manifest_names_the_setting_that_differs(folder):
