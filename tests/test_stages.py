@@ -12,8 +12,9 @@ from alfk.errors import UserError
 from alfk.files import save_checkpoint, write_json
 from alfk.network import snapshot
 from alfk.runs import Trial
+from alfk.stages import retrain as retraining
 from alfk.stages.acquire import acquire
-from alfk.stages.loop import active_learning
+from alfk.stages.loop import active_learning, baselines
 from alfk.stages.pretrain import make_initial_models
 from alfk.stages.retrain import retrain
 from alfk.stages.round import Round
@@ -111,6 +112,84 @@ def test_an_ensemble_with_dropout_is_reproduced(data, tmp_path):
     lone = everything(data, tmp_path / "lone", Trial(20, "varR", 0))
     assert lone[0] != wanted[0]
     assert lone[0][0] == wanted[0][0]  # the first query is the run's, drawn at random
+
+
+@pytest.mark.parametrize("separate", [False, True])
+def test_parts_of_the_validation_set(data, tmp_path, separate):
+    """Stratified, each within the next larger one, the same again from the files and without them; the pool stays."""
+    train, test = data
+    more = {"separate_validation": test} if separate else {}
+    skewed = torch.cat([(train.labels == c).nonzero().flatten()[: 20 + 15 * c] for c in range(10)])
+    if separate:  # of unequal classes
+        train, more = train, {"separate_validation": train.subset(skewed)}
+
+    def made(root, number=0):
+        return workspace_of(DIGITS, tmp_path / root, train, test, number, **more)
+
+    work = made("a")
+    pool = made("b").pool_indices(20, "ir_20_nr_0")
+    whole, before = work.validation(), set()
+    share = torch.bincount(whole.labels) / len(whole)
+    for size in (7, 8, 50, 51, 200, len(whole)):
+        part = work.validation(size)
+        rows = torch.from_numpy(np.load(work.folder.data(f"validation_{size}")))
+        assert len(part) == len(rows.unique()) == size
+        assert torch.equal(part.images, whole.images[rows])
+        assert torch.equal(part.labels, whole.labels[rows])
+        assert ((torch.bincount(part.labels, minlength=10) - size * share).abs() <= 1).all()
+        assert before <= set(rows.tolist())
+        before = set(rows.tolist())
+        assert torch.equal(work.validation(size).labels, part.labels)
+        assert torch.equal(made("b").validation(size).images, part.images)
+    assert not torch.equal(made("c", number=1).validation(50).images, work.validation(50).images)
+    assert torch.equal(work.pool_indices(20, "ir_20_nr_0"), pool)
+    with pytest.raises(UserError, match=f"--validation-size {len(whole) + 1} is more than the {len(whole)} validation"):
+        work.validation(len(whole) + 1)
+
+
+def test_what_cannot_be_done_with_a_validation_set(data, tmp_path):
+    train, test = data
+    own, separate = workspace(data, tmp_path), workspace(data, tmp_path)
+    separate.separate_validation = test  # as of ImageNet, both for validation and for test
+    trial = Trial(20, "random", 0)
+    alone, added = (
+        dataclasses.replace(trial, **each) for each in ({"method": "validation"}, {"adds_validation": True})
+    )
+    own.check_sizes([alone, added, dataclasses.replace(trial, validation_size=500)], 1)
+    with pytest.raises(UserError, match="validation-size 501 is more than the 500 validation images"):
+        own.check_sizes([dataclasses.replace(trial, validation_size=501)], 1)
+    with pytest.raises(UserError, match="DIGITS's validation images are its test images: --baseline validation would"):
+        separate.check_sizes([alone], 0)
+    with pytest.raises(UserError, match="those of DIGITS are a set of their own"):
+        separate.check_sizes([added], 1)
+    separate.separate_validation = train
+    separate.check_sizes([alone], 0)
+
+
+def test_validation_images_are_trained_on_where_that_is_wanted(data, tmp_path, monkeypatch):
+    """With their true labels, after the labelled images and theirs, which may be noisy; or alone."""
+    work, seen = workspace(data, tmp_path), []
+    trial = Trial(20, "random", 0, nr=0.5, adds_validation=True, validation_size=30)
+    make_initial(work, trial)
+    fit = retraining.fit
+    monkeypatch.setattr(
+        retraining, "fit", lambda model, split, *rest, **more: (seen.append(split), fit(model, split, *rest, **more))
+    )
+    work.experiment = dataclasses.replace(work.experiment, iterations=1)
+    active_learning(work, [trial])
+    baselines(
+        work,
+        [dataclasses.replace(trial, method=method, adds_validation=False) for method in ("validation", "all_train")],
+    )
+    current = Round(work, trial, 0)
+    labelled, validation = current.pool.subset(current.labelled()[0]), work.validation(30)
+    for split, wanted in zip(seen, ([labelled, validation], [validation], [current.pool]), strict=True):
+        assert torch.equal(split.images, torch.cat([each.images for each in wanted]))
+        assert torch.equal(split.labels, torch.cat([each.labels for each in wanted]))
+    added, alone, everything = work.folder.results()
+    assert [line["labelled"] for line in (added, alone, everything)] == [15, 30, len(current.pool)]
+    assert alone["selected_histogram"] == torch.bincount(validation.labels, minlength=10).tolist() == [3] * 10
+    assert added["selected_histogram"] == torch.bincount(labelled.labels, minlength=10).tolist()
 
 
 def test_a_checkpoint_without_its_results_line(data, tmp_path):

@@ -15,6 +15,7 @@ from alfk.data import Split
 from alfk.errors import UserError
 from alfk.files import has_array, has_file, load_checkpoint, locked, open_array, save_array
 from alfk.network import fits, is_in_layers, linear_layers, snapshot
+from alfk.records import VALIDATION_ALONE
 from alfk.runs import RunFolder, Trial, check_settings, digest_of, number_name
 from alfk.seeding import generator
 
@@ -102,14 +103,16 @@ class Workspace:
         return self._draw_once("validation", self._draw_validation)
 
     def validation(self, size: int | None = None) -> Split:
-        """The validation set, or a part of `size` images with the same shares of classes. Raises UserError."""
+        """The validation set, or a part of `size` images with the same shares of classes. Raises UserError.
+
+        A smaller part is contained in a larger one.
+        """
         whole = self.separate_validation
         if whole is None:
             whole = self.train.subset(self.validation_indices())
         if size is None:
             return whole
-        if size > len(whole):
-            raise UserError(f"--validation-size {size} is more than the {len(whole)} validation images that there are")
+        check_validation_size(size, len(whole))
         labels = whole.labels.cpu()
         counts = bias.proportional_counts(torch.bincount(labels), size)
 
@@ -166,17 +169,19 @@ class Workspace:
 
         Nothing is written if the run's folder has not been created.
         """
-        if self.experiment.holdout:
-            self._held_out(self.experiment.holdout)
-        if self.separate_validation is None:
-            self.validation_indices()
+        held_out = len(self._held_out(self.experiment.holdout)) if self.experiment.holdout else 0
+        separate, name = self.separate_validation, self.experiment.name
+        validation = len(self.validation_indices() if separate is None else separate) - held_out
         for trial in trials:
-            if trial.validation_size:
-                self.validation(trial.validation_size)
-            if trial.adds_validation and self.separate_validation is not None:
+            check_validation_size(trial.validation_size or 0, validation)
+            if trial.method == VALIDATION_ALONE and separate is self.test and not held_out:
                 raise UserError(
-                    f"--add-validation is for validation images drawn from the training images; those of "
-                    f"{self.experiment.name} are a set of their own"
+                    f"{name}'s validation images are its test images: --baseline validation would train on them"
+                )
+            if trial.adds_validation and separate is not None:
+                raise UserError(
+                    f"--add-validation is for validation images drawn from the training images; those of {name} are a "
+                    "set of their own"
                 )
             size = len(self.pool_indices(trial.ir, trial.distortion))
             needed = self.experiment.query_size * iterations
@@ -280,6 +285,12 @@ class Workspace:
             if made_with.get(key) != value:
                 raise UserError(f"{path} was made with {key} = {made_with.get(key)}, the run with {value}: {mend}")
         return state, found
+
+
+def check_validation_size(size: int, count: int) -> None:
+    """Raises UserError if there are fewer than `size` validation images."""
+    if size > count:
+        raise UserError(f"--validation-size {size} is more than the {count} validation images that there are")
 
 
 def join_states(states: Sequence[dict[str, Tensor]]) -> dict[str, Tensor]:
