@@ -333,6 +333,8 @@ def test_methods_without_similarities(finished, tmp_path):
     done = people.run("--methods", "random")
     assert "b=0: 4 images to label" in done.stdout
     assert [list(row) for row in people.asked(0)] == [["file", "guess"]] * SIZE
+    assert "b=0: 4 images to label" in people.run("--methods", "coreset").stdout  # whose first distance is infinite
+    assert [list(row) for row in people.asked(0)] == [["file", "guess", "score"]] * SIZE
     assert "b=0: 4 images to label" in people.run("--methods", "Rz").stdout  # whose own length is another one
     assert list(people.folder.glob("index_list*_Rz_L_768_*.npy"))
     assert all(row["guess"] and row["similarity"] for row in people.asked(0))
@@ -401,6 +403,12 @@ def test_wrong_labels_take_one_line(flowers, finished, case, tmp_path):
         (["-nr", 0.1], "-ir and -nr distort"),
         (["--methods", "Rz", "random"], "one method at a time, not for random, Rz L768"),
         (["--methods", "Rzg_true"], "Rzg_true needs the labels of the whole pool"),
+        (["--methods", "galaxy"], "galaxy asks for one label after another: use alfk.query in a program of your own"),
+        (["--methods", "flqmi_rare"], "flqmi_rare has to know which classes are rare: use alfk.query"),
+        (["--methods", "rivals"], "one method at a time, not for margin, leastconf"),
+        (["--add-validation"], "--add-validation trains on the images by which --select val chooses the epoch"),
+        (["--add-validation", "--select", "last"], "those of flowers are a set of their own"),
+        (["--validation-size", 300], "is more than the "),
         (["--baseline"], "--baseline trains on the labels of the whole pool"),
         (["--run-stop", 2], "one run at a time"),
         (["-as", 5], "was made with query_size = 4, this command says 5"),

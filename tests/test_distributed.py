@@ -28,6 +28,8 @@ from alfk.files import complete_array, create_array, open_array, save_array
 from alfk.matching import match, top_matches
 from alfk.network import MCDropout
 from alfk.pseudo_labels import nearest_by_feature
+from alfk.queries import query
+from alfk.rivals.methods import RIVALS
 from alfk.runs import RunFolder
 from alfk.training import Evaluation, Evaluator, classify, fit, rotate
 from alfk.uncertainty import MEASURES, uncertainty
@@ -98,6 +100,10 @@ def measured():
         known = torch.arange(5)
         model = net(dropout=method == "varR")
         found[method] = [select(method, model, pool, validation, 12, labelled=known, batch_size=10, samples=4)]
+    told = {"annotate": lambda positions: pool.labels[positions], "rare_classes": [1]}
+    for method in (rival.key for rival in RIVALS):
+        options = {"labelled": known, "batch_size": 10, "samples": 4, **told}
+        found[method] = [query(method, net(dropout=True), pool, validation, 12, **options).indices]
     found["predict"] = [Evaluator(images, 10)(net()).predictions for images in (pool, few)]
     rotations = Evaluator(pool, 10, rotate)
     whole = rotations(net())

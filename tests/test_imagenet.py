@@ -2,7 +2,9 @@
 
 import dataclasses
 import functools
+import itertools
 import json
+import os
 import shutil
 import signal
 from pathlib import Path
@@ -12,8 +14,10 @@ import pytest
 import torch
 
 from alfk.bias import thin_half_of_classes
+from alfk.cli import scripts
 from alfk.config import Recipe, WarmUpAndDecay
 from alfk.data import Split
+from alfk.rivals.methods import RIVALS
 from alfk.stages.retrain import Selector
 from alfk.training import fit
 from imagenet.config import ARCHITECTURES, IMAGENET, descriptors
@@ -24,6 +28,7 @@ from tests.helpers import (
     draw,
     outcome,
     records,
+    refused,
     refuses,
     start,
     wait_for,
@@ -187,11 +192,12 @@ def test_methods_of_every_kind_run(tree, started, tmp_path):
     """One of each way to choose and to label; SVHN's tests run all of them on the same kind of network."""
     shutil.copytree(started, tmp_path, dirs_exist_ok=True)
     matching = ["Rz", "Rzg_true", "Rzg_pred", "Rzg_pz", "Rzg_mi"]
-    script("run.py", tree, tmp_path, "--iterations", 1, "--methods", "random", *matching, "-dl", 768)
+    rare = "flqmi_rare"  # the classes that are rare are counted
+    script("run.py", tree, tmp_path, "--iterations", 1, "--methods", "random", *matching, rare, "-dl", 768)
     script("run.py", tree, tmp_path, "--iterations", 2, "--methods", "varR", "-ens", 1)
     lines = records(tmp_path / NAME / "run0")
     assert [(line["method"], line["b"]) for line in lines[-2:]] == [("varR", 0), ("varR", 1)]
-    assert {line["method"] for line in lines} == {"random", *matching, "varR"}
+    assert {line["method"] for line in lines} == {"random", *matching, rare, "varR"}
     for line in lines:
         assert sum(line["selected_histogram"]) == 5
         assert len(line["accuracy_per_class"]) == 6
@@ -262,6 +268,34 @@ def test_wrong_use_takes_one_line(tree, started, tmp_path):
     assert refused.count("\n") == 1
 
 
+def test_rivals_of_many_classes_are_those_that_can_be_computed(tree, tmp_path, monkeypatch):
+    """The classes are counted before the methods are."""
+    many, (image, *_) = tmp_path / "many", sorted(tree.rglob("*.JPEG"))
+    for part, c in itertools.product(("train", "val"), range(501)):
+        (many / part / f"n{c:03}").mkdir(parents=True)
+        os.link(image, many / part / f"n{c:03}" / "0.JPEG")
+    new = [many, "--datadir", tmp_path / "data", *SMALL, "--initial", "--methods"]
+    refused("imagenet/run.py", *new, "epig", words="epig cannot be computed for 501 classes, only for up to 500")
+    assert not list(tmp_path.rglob("run0"))
+    asked = []
+    monkeypatch.setattr(scripts, "_run", lambda experiment, trials, options: asked.extend(trials) or 0)
+    call("imagenet/run.py", *new, "rivals")
+    assert [trial.method for trial in asked] == [rival.key for rival in RIVALS if rival.key != "epig"]
+
+
+def test_a_validation_set_of_its_own_is_not_added(tree, tmp_path):
+    """Found before a model is read."""
+    model = tmp_path / NAME / "run0" / "checkpoint" / "init_unsup_batch_0_ir_2_nr_0_select_last.pt"
+    model.parent.mkdir(parents=True)
+    model.touch()
+    for flags, words in (
+        (["--add-validation"], "those of photos are a set of their own"),
+        (["--baseline", "validation", "--holdout-val", 0], "photos's validation images are its test images"),
+    ):
+        arguments = [tree, "--datadir", tmp_path, *SMALL, "--methods", "random", "--select", "last", *flags]
+        refused("imagenet/run.py", *arguments, words=words)
+
+
 def test_a_damaged_image_stops_the_run_with_its_name(tree, tmp_path):
     copy = tmp_path / NAME
     shutil.copytree(tree, copy)
@@ -312,14 +346,14 @@ def text(pid, file):
 @pytest.mark.slow
 def test_two_processes_choose_what_one_chooses(tree, started, tmp_path):
     """From the same initial models."""
-    methods = ["--methods", "Rz", "Rzg_pz", "-dl", 768, "--iterations", 1]
+    methods = ["--methods", "Rz", "Rzg_pz", "flqmi", "-dl", 768, "--iterations", 1]
     one, two = tmp_path / "one", tmp_path / "two"
     for folder in (one, two):
         shutil.copytree(started, folder)
     script("run.py", tree, one, *methods)
     call_process(command("imagenet/run.py", tree, "--datadir", two, *SMALL, *methods, torchrun=2))
     ran = [(r["method"], r["b"]) for r in records(two / NAME / "run0")]
-    assert ran == [("Rzg_pz", 0), ("Rz", 0)]
-    for method in ("Rz", "Rzg_pz"):
-        name = f"{NAME}/run0/index_list_unsup_batch_0_size_5_ir_2_nr_0_sub_{method}_L_768_select_val.npy"
+    assert ran == [("Rzg_pz", 0), ("Rz", 0), ("flqmi", 0)]
+    for method in ("Rz_L_768", "Rzg_pz_L_768", "flqmi_L_0"):
+        name = f"{NAME}/run0/index_list_unsup_batch_0_size_5_ir_2_nr_0_sub_{method}_select_val.npy"
         assert np.array_equal(np.load(one / name), np.load(two / name)), method

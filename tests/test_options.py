@@ -1,12 +1,14 @@
 """What the flags mean: spellings of the methods, and which trials a configuration leaves."""
 
 import argparse
+import dataclasses
 
 import pytest
 import torch
 
-from alfk.cli.options import device_of, init_of, method_key, trials_of
+from alfk.cli.options import baselines_of, device_of, init_of, method_key, trials_of
 from alfk.errors import UserError
+from alfk.rivals.methods import RIVALS
 from imagenet.config import IMAGENET
 from mnist.config import MNIST
 from svhn.config import SVHN
@@ -125,6 +127,70 @@ def test_what_cannot_be():
         trials(lengths=[30])
     with pytest.raises(UserError, match="no method 'what'"):
         trials(methods=["what"])
+
+
+def special(experiment=MNIST, cfg=CFG, methods=None, **flags):
+    """Trials of one imbalance ratio: method, first batch, size of the validation set, whether it is trained on."""
+    values = {
+        **{"ir": [100], "methods": methods, "descr_length": [20] if methods is None else None, "ensemble": None},
+        **{"nr": 0.0, "unsupervised": 1, "conv_only": False, "select": "test", "copies": "degrees"},
+        **{"first_batch": None, "validation_size": None, "add_validation": False, "baseline": None, **flags},
+    }
+    options = argparse.Namespace(**values)
+    found = trials_of(cfg, experiment, options)
+    if options.baseline:
+        found = baselines_of(found, options)
+    return [(t.method, t.first_batch, t.validation_size, t.adds_validation) for t in found]
+
+
+PLAIN, RIVAL_KEYS = (None, None, False), [rival.key for rival in RIVALS]
+
+
+def test_rivals_are_named_together():
+    assert special(methods=["rivals"]) == [(key, *PLAIN) for key in RIVAL_KEYS]
+    assert special(methods=["random", "rivals", "badge"]) == [(key, *PLAIN) for key in ("random", *RIVAL_KEYS)]
+    assert special(methods=["badge", "random"], ir=[1]) == [("random", *PLAIN), ("badge", *PLAIN)]
+
+
+def test_epig_is_left_out_or_refused_where_there_are_many_classes():
+    many = dataclasses.replace(IMAGENET, classes=1000)
+    assert special(many, methods=["rivals"]) == [(key, *PLAIN) for key in RIVAL_KEYS if key != "epig"]
+    with pytest.raises(UserError, match="epig cannot be computed for 1,000 classes, only for up to 500"):
+        special(many, methods=["epig"])
+    assert special(IMAGENET, methods=["epig"]) == [("epig", *PLAIN)]  # whose classes are counted later
+
+
+def test_a_flag_counts_where_it_makes_a_difference():
+    """A trial that it leaves as it is is the same one."""
+    methods = ["random", "margin", "epig", "galaxy", "coreset", "flqmi", "Rz"]
+    first = {key: first for key, first, _, _ in special(methods=methods, first_batch="random")}
+    assert {key for key, value in first.items() if value} == {"coreset", "flqmi", "Rz"}
+    sizes = {key: size for key, _, size, _ in special(methods=methods, validation_size=50)}
+    assert {key for key, value in sizes.items() if value} == {"epig", "flqmi", "Rz"}
+    for more in ({"select": "val"}, {"add_validation": True}):
+        assert {size for _, _, size, _ in special(methods=methods, validation_size=50, **more)} == {50}
+    assert {added for _, _, _, added in special(methods=methods, add_validation=True)} == {True}
+    assert special() == [("Rz", *PLAIN), ("Rzg_pz", *PLAIN)]
+
+
+def test_baselines():
+    """Those of all trials of a figure are one."""
+    assert special(baseline="pool") == special(baseline="pool", validation_size=50) == [("all_train", *PLAIN)]
+    assert special(baseline="pool", first_batch="random") == [("all_train", *PLAIN)]
+    added = special(baseline="pool", validation_size=50, add_validation=True)
+    assert added == [("all_train", None, 50, True)]
+    assert special(baseline="validation") == [("validation", *PLAIN)]
+    assert special(baseline="validation", validation_size=50) == [("validation", None, 50, False)]
+    for more in ({"add_validation": True}, {"select": "val"}):
+        with pytest.raises(UserError, match="--baseline validation is trained on the validation set alone"):
+            special(baseline="validation", **more)
+
+
+def test_validation_images_are_not_trained_on_and_chosen_by():
+    with pytest.raises(
+        UserError, match="--add-validation trains on the images by which --select val chooses the epoch"
+    ):
+        special(add_validation=True, select="val")
 
 
 def test_initial_models():

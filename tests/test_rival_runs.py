@@ -5,6 +5,7 @@ In this process, as in test_scripts.py; killed at every file they are here, on S
 
 import contextlib
 import dataclasses
+import itertools
 import json
 import shutil
 from pathlib import Path
@@ -21,7 +22,7 @@ from alfk.stages.pretrain import make_initial_models
 from alfk.stages.round import Round
 from mnist.config import DIGITS
 from tests.helpers import SMALL, Killed, call, outcome, records, refused, workspace
-from tests.test_faults import TINY, digits, ends
+from tests.test_faults import DAMAGES, TINY, Scene, al, digits, end_of, ends, gen
 
 KEYS = [method.key for method in RIVALS]
 ACT = ["coreset", "typiclust", "flqmi", "flqmi_z", "flqmi_rare"]  # at b=0 too
@@ -324,6 +325,42 @@ def test_killed_at_every_file_it_ends_the_same(tiny, tmp_path, monkeypatch, key)
     for path in (tmp_path / "whole" / "run0").glob("*_unsup*.json"):
         one, other = (content(root / "run0" / path.name) for root in (tmp_path / "whole", tmp_path / "parts"))
         assert one == other
+
+
+STEM = "unsup_batch_1_size_12_ir_20_nr_0.1_sub_{}_L_0"
+KINDS = {
+    "pool outputs": (f"descr/pool_outputs_{STEM.format('flqmi')}.npy", "descr/information_*.npy"),
+    "validation outputs' header": (
+        f"descr/validation_outputs_{STEM.format('flqmi')}.json",
+        "descr/pool_outputs_*.json",
+    ),
+    "information": (f"descr/information_{STEM.format('epig')}.npy", "data/validation.npy"),
+}
+
+
+def both(folder, *flags):
+    return al(folder, "--methods", "flqmi", "epig", *flags)
+
+
+@pytest.fixture(scope="module")
+def scene(tmp_path_factory):
+    """Two runs: of either method one iteration is finished, and the second one is described."""
+    root, two = tmp_path_factory.mktemp("scene") / "runs", ["--run-stop", 2]
+    for flags in (["--initial", *two], ["--iterations", 1, *two]):
+        assert both(root, *flags).returncode == 0
+    for number, key in itertools.product((0, 1), ("flqmi", "epig")):
+        assert gen(root, "-r", number, "-sub", key).returncode == 0
+    whole = root.with_name("whole")
+    shutil.copytree(root, whole)
+    assert both(whole).returncode == 0
+    return Scene(root, both, {}, KINDS, ends(whole))
+
+
+@pytest.mark.parametrize("damage", DAMAGES)
+@pytest.mark.parametrize("kind", KINDS)
+def test_a_damaged_database(scene, kind, damage, tmp_path):
+    """As in test_faults.py, for the databases that it does not have."""
+    assert end_of(scene, kind, damage, tmp_path / "copy") in ("equal", "mended")
 
 
 def content(path):

@@ -20,6 +20,7 @@ from alfk.errors import UserError
 from alfk.files import read_json, save_checkpoint, write_json
 from alfk.network import dropout_mode, kaiming_fan_out
 from alfk.resnet import TappedResNet
+from alfk.rivals.methods import RIVALS
 from alfk.training import fit
 from svhn.config import SVHN
 from svhn.custom_datasets import svhn
@@ -487,8 +488,12 @@ def test_every_method_runs(subset, initial, tmp_path):
     script("run.py", subset, *here, "--iterations", 1, "--methods", *dear, "-dl", 512)
     uncertain = [key for key, m in METHODS.items() if m.needs_uncertainty]
     script("run.py", subset, *here, "--iterations", 2, "--methods", *uncertain, "-ens", 2)
+    act = [rival.key for rival in RIVALS if rival.acts_first]
+    script("run.py", subset, *here, "--iterations", 1, "--methods", *act)
+    later = [rival.key for rival in RIVALS if not rival.acts_first]
+    script("run.py", subset, *here, "--iterations", 2, "--methods", *later)
     lines = records(tmp_path / "SVHN" / "run0")
-    assert len(lines) == 1 + len(cheap) + 2 + len(dear) + 2 * len(uncertain)
+    assert len(lines) == 1 + len(cheap) + 2 + len(dear) + 2 * len(uncertain) + len(act) + 2 * len(later)
     assert {line["method"] for line in lines} == set(METHODS)
     images = len(np.load(subset / "SVHN" / "processed" / "train_labels.npy"))
     validation = sum(max(1, count * images // SVHN.train_images) for count in SVHN.validation_per_class)

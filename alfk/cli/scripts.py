@@ -4,6 +4,7 @@ import argparse
 import signal
 import sys
 from collections.abc import Callable, Mapping, Sequence
+from dataclasses import replace
 from pathlib import Path
 
 from alfk import distributed
@@ -43,7 +44,10 @@ def run(experiments: Experiments, cfgs: Mapping[str, flags.Cfg], about: str, ann
 
     def body(options: Options) -> int:
         experiment = flags.experiment_of(experiments, options)
-        trials = flags.trials_of(cfgs[options.dataset], experiment, options)
+        known = experiment
+        if experiment.classes is None and "rivals" in (options.methods or ()):  # some are not for many classes
+            known = replace(experiment, classes=experiment.for_data(data(experiment, options).train).classes)
+        trials = flags.trials_of(cfgs[options.dataset], known, options)
         if annotate and options.annotate and not options.initial:
             return annotate(experiment, options, trials)
         return _run(experiment, trials, options)
