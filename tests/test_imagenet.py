@@ -235,13 +235,6 @@ def test_held_out_images_are_for_test_alone(tree, tmp_path):
     assert len(set(held.tolist())) == 12
     (line,) = records(tmp_path / NAME / "run0")
     assert line["misclassified"] <= 18
-    part = [*more, "--iterations", 1, "--methods", "flqmi", "--validation-size"]
-    script("run.py", tree, tmp_path, *part, 12)
-    rows = np.load(run / "data" / "validation_12.npy")
-    kept = np.setdiff1d(np.arange(30), held)[rows]
-    assert len(set(kept.tolist())) == 12
-    assert np.bincount(kept // 5).tolist() == [2] * 6  # five images of each class are in val/
-    assert "more than the 18 validation images" in script("run.py", tree, tmp_path, *part, 19, status=2).stderr
     assert 100 * round(line["accuracy"] * 12 / 100) == pytest.approx(12 * line["accuracy"])
     again = ["--loader", "torchvision", "--iterations", 1, "--methods", "Rz"]
     assert "holdout = 0.4" in script("run.py", tree, tmp_path, *again, status=2).stderr

@@ -28,9 +28,11 @@ import numpy as np
 import pytest
 import scipy.special
 import scipy.stats
+import sklearn.cluster
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from threadpoolctl import threadpool_info, threadpool_limits
 from torch import nn
 
 from alfk.network import MCDropout, count_passes
@@ -552,6 +554,21 @@ def test_k_means_separates_what_is_apart_and_bears_equal_images():
     one, other = (k_means(x, 30, seeded(seed)) for seed in (0, 1))
     assert not torch.equal(one, other)
     assert torch.equal(one, k_means(x, 30, seeded(0)))
+
+
+@pytest.mark.parametrize("kind", [sklearn.cluster.KMeans, sklearn.cluster.MiniBatchKMeans])
+def test_k_means_does_not_depend_on_the_number_of_threads(kind):
+    """It uses one, and the others have theirs again afterwards."""
+    used, fit = [], kind.fit_predict
+
+    def noted(self, rows):
+        used.extend(library["num_threads"] for library in threadpool_info())
+        return fit(self, rows)
+
+    with threadpool_limits(2), mock.patch.object(kind, "fit_predict", noted):
+        k_means(normal(0, 120, 3), 5 if kind is sklearn.cluster.KMeans else 60, seeded(0))
+        assert {library["num_threads"] for library in threadpool_info()} == {2}
+    assert set(used) == {1}
 
 
 @pytest.mark.parametrize("n", [0, 4])

@@ -147,6 +147,21 @@ def test_parts_of_the_validation_set(data, tmp_path, separate):
         work.validation(len(whole) + 1)
 
 
+def test_a_part_of_a_validation_set_has_no_image_that_is_held_out_for_test(data, tmp_path):
+    """A run's sizes are checked before its images are divided."""
+    train, test = data
+    experiment, trial = dataclasses.replace(DIGITS, holdout=0.4, validation_per_class=()), Trial(1, "flqmi", 0)
+    work, again = (workspace_of(experiment, tmp_path, train, test, separate_validation=test) for _ in range(2))
+    work.check_sizes([dataclasses.replace(trial, validation_size=100)], 1)
+    work.hold_out(experiment.holdout)
+    held, rest, part = (set(s.rows.tolist()) for s in (work.test, work.validation(), work.validation(100)))
+    assert (len(part), len(held) + len(rest)) == (100, len(test))
+    assert part < rest
+    assert not held & rest
+    with pytest.raises(UserError, match=f"is more than the {len(rest)} validation images"):
+        again.check_sizes([dataclasses.replace(trial, validation_size=len(rest) + 1)], 1)
+
+
 def test_what_cannot_be_done_with_a_validation_set(data, tmp_path):
     train, test = data
     own, separate = workspace(data, tmp_path), workspace(data, tmp_path)

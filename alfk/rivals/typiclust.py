@@ -127,12 +127,14 @@ def k_means(rows: Tensor, k: int, generator: torch.Generator) -> Tensor:
     """The cluster of every row (N, D), of at most k clusters: (N,) int64 on the CPU.
 
     As the authors do it, by scikit-learn, k-means++ and at most 100 sweeps; in mini-batches for more than 50 clusters.
+    In one thread: several add up in an order that changes, and with the rounding the clusters would.
     """
     from sklearn.cluster import KMeans, MiniBatchKMeans  # slow to import, and needed here only
     from sklearn.exceptions import ConvergenceWarning
+    from threadpoolctl import threadpool_limits
 
     options = {"n_init": 1, "max_iter": SWEEPS, "random_state": draw_seed(generator)}
     method = KMeans(k, **options) if k <= EXACT else MiniBatchKMeans(k, batch_size=BATCH, **options)
-    with warnings.catch_warnings():
+    with threadpool_limits(1), warnings.catch_warnings():
         warnings.simplefilter("ignore", ConvergenceWarning)  # fewer distinct rows than clusters: some are empty
         return torch.from_numpy(method.fit_predict(rows.cpu().numpy())).long()
