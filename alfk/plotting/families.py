@@ -45,8 +45,8 @@ def families(
 
 
 FAMILY_TITLES = {
-    "rivals": "methods that know the pool alone",
-    "rivals_informed": "methods with other knowledge",
+    "rivals": "rivals that know the pool alone",
+    "rivals_informed": "rivals that know more",
     "first_random": "the first batch random for all",
     "and_validation": "trained on the validation images too",
 }

@@ -104,8 +104,8 @@ def choose_flqmi_by_features(situation: Situation) -> Selection:
 def choose_flqmi_of_rare_classes(situation: Situation) -> Selection:
     """The same with the validation images of the rare classes as queries, whether misclassified or not."""
     labels = situation.validation_labels.cpu()
-    if situation.rare_classes is None:
-        raise UserError("flqmi_rare has to be told which classes are rare: give rare_classes=[...]")
+    if not situation.rare_classes:
+        raise UserError("flqmi_rare has to know which classes are rare, and of this pool none is known to be")
     rare = torch.tensor(list(situation.rare_classes), dtype=labels.dtype)
     return _flqmi(situation, torch.isin(labels, rare), by_gradients=True)
 
@@ -123,7 +123,7 @@ def _flqmi(situation: Situation, queried: Tensor, by_gradients: bool) -> Selecti
     rows = queried.nonzero().flatten().to(device)
     if not len(rows):
         images = draw(situation.available, situation.n, situation.generator)
-        return Selection(images, misclassified=0, at_random=len(images))
+        return Selection(images, misclassified=int(_misclassified(situation).sum()), at_random=len(images))
     pool_a = validation_a = None
     if by_gradients:
         labels = situation.validation_labels.to(device)[rows]
