@@ -19,7 +19,7 @@ import sys
 from collections.abc import Sequence
 from pathlib import Path
 
-from alfk.acquisition import METHODS
+from alfk.acquisition import METHODS, RIVALS
 from alfk.cli.datasets import all_experiments, get_experiment
 from alfk.cli.guard import check_writable
 from alfk.cli.options import Parser, accuracy, count, imbalance_ratio, positive
@@ -61,6 +61,8 @@ def make_parser() -> Parser:
 def run(options: argparse.Namespace) -> int:
     """Draw the figures that the flags name; returns the exit status. Raises UserError."""
     check_writable(options.out, "--out")
+    rivals = [rival.key for rival in RIVALS]
+    options.methods = [key for name in options.methods for key in (rivals if name == "rivals" else [name])]
     if options.into and not options.into.is_file():
         raise UserError(f"--into {options.into} is not there, or not a file")
     if options.save_folder and not options.save_folder.is_dir():
@@ -90,6 +92,9 @@ def run(options: argparse.Namespace) -> int:
                     drawn += 1
         if not options.init:
             drawn += show_sizes(dataset, found, options)
+        for name in results.not_drawn(found.records):
+            warn(f"not drawn, but in results.jsonl: {name}")
+        if not options.init:
             table = tables.distortions_table(found.records)
             if table:
                 print(f"\nImbalance and noise ratios, test accuracy in %, mean ± std (runs)\n\n{table}")

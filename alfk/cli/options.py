@@ -123,7 +123,7 @@ def add_init(parser: Parser) -> None:
     parser.add_argument("--copies", choices=tuple(STRATEGIES), default="degrees", help=text)
     text = "draw the first query at random for methods that would choose it too"
     parser.add_argument("--first-batch", choices=("random",), help=text)
-    text = "use so many of the validation images, with the same shares of classes (all)"
+    text = "use so many of the validation images, with the same shares of classes (all); initial models use all"
     parser.add_argument("--validation-size", type=positive, metavar="V", help=text)
     text = "train on the labelled images and the validation images"
     parser.add_argument("--add-validation", action="store_true", help=text)
@@ -336,10 +336,17 @@ def trial_of(
         raise UserError(f"{experiment.samples} samples cannot be shared by {ensemble} models: choose another -smp")
     definition = get_method(method)
     definition.check_classes(experiment.classes or 0)
+    if _lacks_rare_classes(experiment, ir, method):
+        raise UserError(f"{method} has to know which classes are rare, and at -ir 1 none is")
     copies = options.copies if definition.estimates_from_copies else None
     first_batch = options.first_batch if definition.acts_first else None
     start = ir, method, length, ensemble, options.nr, init_of(experiment, options), options.select
     return Trial(*start, copies, first_batch, *validation_of(options, definition.needs_validation))
+
+
+def _lacks_rare_classes(experiment: Experiment, ir: float, method: str) -> bool:
+    """Whether a method needs rare classes where there are none; of a user's own images this is not known yet."""
+    return "rare_classes" in get_method(method).inputs and ir == 1 and not experiment.own_images
 
 
 def validation_of(options: argparse.Namespace, needed: bool) -> tuple[int | None, bool]:
@@ -376,7 +383,7 @@ def trials_of(cfg: Cfg, experiment: Experiment, options: argparse.Namespace) -> 
     Raises:
         UserError: an unknown method or descriptor length, or no trial.
     """
-    methods = []
+    methods, of_rivals = [], "rivals" in (options.methods or ())
     for name in options.methods or ():
         possible = (rival.key for rival in RIVALS if not rival.largest or (experiment.classes or 0) <= rival.largest)
         methods += possible if name == "rivals" else [method_key(name, None)]
@@ -404,6 +411,8 @@ def trials_of(cfg: Cfg, experiment: Experiment, options: argparse.Namespace) -> 
                 configured_sizes = {size for row_length, size in configured if row_length == length} or {1}
                 added = [(length, size) for size in sizes or configured_sizes]
                 rows += [(method, *row) for row in added if row not in configured]
+        if of_rivals:
+            rows = [row for row in rows if not _lacks_rare_classes(experiment, ir, row[0])]
         trials += [trial_of(experiment, ir, *row, options) for row in rows]
     if not trials:
         raise UserError("the configuration has no row with that -dl and -ens: name a method with --methods too")

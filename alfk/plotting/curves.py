@@ -10,7 +10,7 @@ import math
 import re
 from collections.abc import Iterable, Sequence
 from pathlib import Path
-from statistics import fmean
+from statistics import fmean, median
 
 import numpy as np
 
@@ -259,9 +259,12 @@ def chosen_of_minority(records: Sequence[Record], known: Sequence[int], b: int) 
 
 
 def acquisition_seconds(records: Iterable[Record]) -> float:
-    """Mean seconds of measurement and choice over the iterations after the first; NaN if there are none."""
+    """Median seconds of measurement and choice over the iterations after the first; NaN if there are none.
+
+    The median, since other programs slow down single iterations.
+    """
     later = [r["seconds"]["describe"] + r["seconds"]["acquire"] for r in records if r["b"] > 0]
-    return fmean(later) if later else math.nan
+    return median(later) if later else math.nan
 
 
 def missing(records: Iterable[Record], runs: Iterable[int], iterations: Iterable[int]) -> dict[tuple[int, ...], list]:

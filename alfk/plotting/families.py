@@ -3,7 +3,7 @@
 from collections.abc import Mapping
 
 from alfk.acquisition import METHODS, RIVALS, get_method
-from alfk.records import BASELINE, VALIDATION_ALONE, Record
+from alfk.records import VALIDATION_ALONE, Record
 from alfk.runs import Trial
 
 RIVAL_KEYS = {rival.key: rival for rival in RIVALS}
@@ -27,7 +27,7 @@ def families(
             informed = RIVAL_KEYS[trial.method].is_informed
             groups["rivals_informed" if informed else "rivals"].append(trial)
     for trial in trials:
-        if trial.adds_validation and trial.method != BASELINE:
+        if trial.adds_validation and not trial.first_batch:
             groups["and_validation"].append(trial)
         elif trial.first_batch and not trial.validation_size:
             groups["first_random"].append(trial)

@@ -245,9 +245,10 @@ def plot_sizes(path: Path, title: str, panels: Mapping[str, Sequence[SizeCurve]]
         size = 2.4 + 3.1 * len(panels), 3.6
         figure, grid = plt.subplots(1, len(panels), figsize=size, layout="constrained", sharey=True, squeeze=False)
         handles: dict[str, object] = {}
-        for axes, (name, curves) in zip(grid[0], panels.items(), strict=True):
+        for axes, (labels, curves) in zip(grid[0], panels.items(), strict=True):
             for curve in curves:
-                label = f"{SIZE_NAMES.get(curve.trial.method) or notation(curve.trial)} ({curve.runs} runs)"
+                name = SIZE_NAMES.get(curve.trial.method) or notation(curve.trial)
+                label = f"{name} ({curve.runs} run{'s' if curve.runs > 1 else ''})"
                 look = SIZE_LOOKS.get(curve.trial.method) or _style(PlottedCurve(None, curve.trial))
                 bars = None if np.isnan(curve.std).all() else curve.std
                 if len(curve.sizes) == 1 and not curve.sizes[0]:  # a method that does not use the validation set
@@ -255,7 +256,7 @@ def plot_sizes(path: Path, title: str, panels: Mapping[str, Sequence[SizeCurve]]
                     continue
                 look = {**look, "markersize": 5.5, "linewidth": 1.4, "capsize": 2.2, "elinewidth": 0.8}
                 handles[label] = axes.errorbar(curve.sizes, curve.mean, yerr=bars, **look)
-            axes.set(title=name, xlabel="validation images, V", xscale="log")
+            axes.set(title=labels, xlabel="validation images, V", xscale="log")
             axes.grid(color="0.92")
             axes.set_axisbelow(True)
             axes.spines[["top", "right"]].set_visible(False)

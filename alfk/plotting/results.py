@@ -194,6 +194,10 @@ class FigureData:
     def lines(self) -> list[tuple[float, str]]:
         """The accuracies of trainings without active learning, and their labels."""
         found = [self.all_train] if self.all_train else []
+        for trial, records in self.trials.items():
+            if trial.method == BASELINE and trial.adds_validation:
+                accuracy = float(np.mean([record["accuracy"] for record in records]))
+                found.append((accuracy, f"all train and validation images ({len(records)} runs)"))
         for trial in sorted((t for t in self.trials if t.method == VALIDATION_ALONE), key=place):
             records = self.trials[trial]
             size = int(np.mean([record["labelled"] for record in records]))
@@ -268,6 +272,18 @@ def figures(
                 title = f"(c) {about}: pseudo-labels and initial models"
                 found.append(FigureData(f"{name}_ablation", title, ir, ablation_trials, ablation, release))
     return found
+
+
+def not_drawn(records: Iterable[Record]) -> list[str]:
+    """The trials that belong to no figure: those with several of the flags of which each has a figure."""
+    trials = dict.fromkeys(Trial.of(record) for record in records)
+    several = (
+        trial
+        for trial in trials
+        if (trial.first_batch and (trial.validation_size or trial.adds_validation))
+        or (trial.method == BASELINE and trial.validation_size and not trial.adds_validation)
+    )
+    return [trial.label() for trial in several]
 
 
 def figure_name(dataset: str, ir: float, nr: float, init: str, select: str) -> str:

@@ -47,7 +47,9 @@ def size_figures(dataset: str, records: Sequence[Record], whole: int | None) -> 
         }
         panels = {}
         for of_b in at.values():
-            labels = max(r["labelled"] for r in of_b if r["method"] not in BASELINES)
+            labels = max((r["labelled"] for r in of_b if r["method"] not in BASELINES), default=0)
+            if not labels:
+                continue
             curves = [_curve_of(t, of_b, members, whole) for t in sorted(methods | extra, key=place)]
             panels[f"{labels:,} labels"] = [curve for curve in curves if curve is not None]
         name = f"{figure_name(dataset, ir, nr, init, select)}_validation_size"
@@ -57,20 +59,23 @@ def size_figures(dataset: str, records: Sequence[Record], whole: int | None) -> 
 
 
 def _curve_of(trial: Trial, of_b: Sequence[Record], members: Sequence[Record], whole: int | None) -> SizeCurve | None:
-    """The curve of a trial over sizes; at size 0 for a method that uses no validation image."""
+    """The curve of a trial over sizes, of the runs that have all of them; a method that uses no validation image has
+    the size 0.
+    """
     alone, free = trial.method == VALIDATION_ALONE, trial.method == "random" and trial.select != "val"
-    values: dict[int, list[float]] = {}
+    found: dict[int, dict[int, float]] = {}  # size -> run -> accuracy
     for record in members if alone else of_b:
         if dataclasses.replace(Trial.of(record), validation_size=None) == trial:
             size = record.get("validation_size") or (record["labelled"] if alone else whole)
             if size or free:
-                values.setdefault(0 if free else size, []).append(record["accuracy"])
-    if not values:
+                found.setdefault(0 if free else size, {})[record["run"]] = record["accuracy"]
+    runs = set.intersection(*map(set, found.values())) if found else set()
+    if not runs:
         return None
-    sizes = sorted(values)
-    spread = [np.std(values[size]) if len(values[size]) > 1 else np.nan for size in sizes]
-    means = [np.mean(values[size]) for size in sizes]
-    return SizeCurve(trial, np.array(sizes), np.array(means), np.array(spread), min(map(len, values.values())))
+    sizes = sorted(found)
+    values = [[found[size][run] for run in sorted(runs)] for size in sizes]
+    spread = [np.std(column) if len(runs) > 1 else np.nan for column in values]
+    return SizeCurve(trial, np.array(sizes), np.mean(values, axis=1), np.array(spread), len(runs))
 
 
 def sizes_table(figure: SizesData) -> str:
