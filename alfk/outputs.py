@@ -88,12 +88,15 @@ def penultimate(model: nn.Module, images: Tensor, taps: Sequence[int] | None = N
         return torch.cat([pool_spatially(tap.float()) for tap in live], 1), logits
     with _linear_calls(model) as calls:
         logits = logits_of_batch(model, images)
-    for inputs, output in reversed(calls):
-        if output.shape == logits.shape:
-            return inputs, logits
+    calls = [(inputs, output) for inputs, output in calls if output.shape == logits.shape]
+    exact = [inputs for inputs, output in calls if torch.equal(output, logits)]
+    if not exact and len(calls) == 1:  # a softmax may follow
+        exact = [calls[0][0]]
+    if exact:
+        return exact[-1], logits
     raise UserError(
-        "no linear layer (nn.Linear) of the model gives its logits, and the method needs what that layer gets: name "
-        "taps to use instead, as taps=(0,)"
+        f"{'several linear layers' if calls else 'no linear layer'} (nn.Linear) of the model may give its logits, and "
+        "the method needs what the last one gets: name taps to use instead, as taps=(0,)"
     )
 
 

@@ -186,7 +186,7 @@ def query(
     validation = matching_validation(
         pool, validation, required=definition.needs_validation, labels=definition.needs_validation_labels
     )
-    if "annotation" in definition.inputs and annotate is None:
+    if "annotation" in definition.inputs and not callable(annotate):
         raise UserError(f"{method} asks for labels while it chooses: give annotate, positions (k,) -> labels (k,)")
     situation = _situation(pool, labelled, n, generator)
     situation.annotate = None if annotate is None else _annotator(annotate, pool)
@@ -218,11 +218,13 @@ def _rare_classes(method: Method, given: Sequence[int] | None, validation: Split
     """The rare classes, checked. Raises UserError if the method needs them, or none has a validation image."""
     if "rare_classes" not in method.inputs:
         return None
-    if isinstance(given, str | int) or not given:
+    given = () if given is None or isinstance(given, str | int) else list(given)
+    if not given:
         raise UserError(f"{method.key} has to be told which classes are rare: give rare_classes=[...], their numbers")
     rare = tuple(_whole_number(each, "a rare class") for each in given)
-    if not torch.isin(validation.labels.cpu(), torch.tensor(rare)).any():
-        raise UserError(f"no validation image is of the rare classes {list(rare)}: numbers of classes start at 0")
+    missing = sorted(set(rare) - set(validation.labels.tolist()))
+    if missing:
+        raise UserError(f"no validation image is of the rare class {missing[0]}: numbers of classes start at 0")
     return rare
 
 

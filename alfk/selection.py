@@ -15,7 +15,7 @@ class Selection:
         indices: int64, positions in the pool.
         misclassified: M, the number of misclassified validation images (None for a method that does not use it).
         centres: number of centres, min(n, M) (None for the same methods).
-        at_random: how many of the indices a matching method drew at random.
+        at_random: how many of the indices were drawn at random where the method had no other choice.
         similarity: float32, similarity to the misclassified validation image that the chosen image answers: R divided
             by its largest possible value, so a mean correlation, from -1 to 1 (matching methods).
         answers_to: int64, position of that validation image in the validation set.
@@ -23,7 +23,7 @@ class Selection:
         rank: int64, 1 if the chosen image was that validation image's most similar available one, 2 for the next, ...
         prediction: int64, the model's prediction for the chosen image (matching methods).
         pseudo_label: int64, the label of its Fisher score (methods with Fisher scores).
-        score: float64, larger values are chosen first (uncertainty methods).
+        score: float64, larger values are chosen first (uncertainty, scores of the softmax; distances; gains).
     """
 
     indices: Tensor

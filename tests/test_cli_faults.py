@@ -153,6 +153,7 @@ def test_an_error_while_the_figures_are_drawn(number, tmp_path, monkeypatch):
 def test_signals(script, number, tmp_path, monkeypatch):
     """All scripts end with the same line."""
     interrupt = lambda *_, **__: signal.raise_signal(number)  # noqa: E731
+    signal.signal(signal.SIGINT, signal.default_int_handler)  # ignored where the tests run in the background
     monkeypatch.setattr(results, "read_runs", interrupt)
     monkeypatch.setattr("alfk.cli.visualise._workspace", interrupt)
     monkeypatch.setattr("alfk.cli.scripts.data", interrupt)

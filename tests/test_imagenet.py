@@ -192,12 +192,13 @@ def test_methods_of_every_kind_run(tree, started, tmp_path):
     """One of each way to choose and to label; SVHN's tests run all of them on the same kind of network."""
     shutil.copytree(started, tmp_path, dirs_exist_ok=True)
     matching = ["Rz", "Rzg_true", "Rzg_pred", "Rzg_pz", "Rzg_mi"]
-    rare = "flqmi_rare"  # the classes that are rare are counted
-    script("run.py", tree, tmp_path, "--iterations", 1, "--methods", "random", *matching, rare, "-dl", 768)
+    script("run.py", tree, tmp_path, "--iterations", 1, "--methods", "random", *matching, "-dl", 768)
     script("run.py", tree, tmp_path, "--iterations", 2, "--methods", "varR", "-ens", 1)
+    done = script("run.py", tree, tmp_path, "--methods", "flqmi_rare", status=2)
+    assert "flqmi_rare has to know which classes are rare, and of the pool at ir=2 none is known" in done.stderr
     lines = records(tmp_path / NAME / "run0")
     assert [(line["method"], line["b"]) for line in lines[-2:]] == [("varR", 0), ("varR", 1)]
-    assert {line["method"] for line in lines} == {"random", *matching, rare, "varR"}
+    assert {line["method"] for line in lines} == {"random", *matching, "varR"}
     for line in lines:
         assert sum(line["selected_histogram"]) == 5
         assert len(line["accuracy_per_class"]) == 6
@@ -283,7 +284,7 @@ def test_a_validation_set_of_its_own_is_not_added(tree, tmp_path):
     model.touch()
     for flags, words in (
         (["--add-validation"], "those of photos are a set of their own"),
-        (["--baseline", "validation", "--holdout-val", 0], "photos's validation images are its test images"),
+        (["--baseline-validation", "--holdout-val", 0], "photos's validation images are its test images"),
     ):
         arguments = [tree, "--datadir", tmp_path, *SMALL, "--methods", "random", "--select", "last", *flags]
         refused("imagenet/run.py", *arguments, words=words)

@@ -182,7 +182,7 @@ def test_baselines():
     assert special(baseline="validation") == [("validation", *PLAIN)]
     assert special(baseline="validation", validation_size=50) == [("validation", None, 50, False)]
     for more in ({"add_validation": True}, {"select": "val"}):
-        with pytest.raises(UserError, match="--baseline validation is trained on the validation set alone"):
+        with pytest.raises(UserError, match="--baseline-validation is trained on the validation set alone"):
             special(baseline="validation", **more)
 
 

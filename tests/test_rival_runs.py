@@ -222,8 +222,8 @@ def test_validation_images_are_added_or_trained_on_alone(finished, copy):
     """Each has files and lines of its own; nothing is done twice."""
     here = ["--save-folder", copy, "--methods", "random"]
     added = ["--add-validation", "--iterations", 1]
-    commands = ([*added, "--validation-size", 50], added, ["--baseline", "validation"], ["--baseline"])
-    commands += (["--baseline", "validation", "--validation-size", 50],)
+    commands = ([*added, "--validation-size", 50], added, ["--baseline-validation"], ["--baseline"])
+    commands += (["--baseline-validation", "--validation-size", 50],)
     printed = [call("mnist/run.py", *ONE, *each, *here).stdout for each in commands]
     names = [records(copy / "run0")[2 * (1 + len(KEYS)) :][i] for i in range(5)]
     wanted = [("random", 15, 50, True), ("random", 15, None, True), ("validation", 500, None, None)]
@@ -257,8 +257,8 @@ REFUSED = {
         "--add-validation trains on the images by which --select",
     ),
     "more than there are": (["--validation-size", 501, "--methods", "flqmi"], "is more than the 500 validation images"),
-    "alone and added": (["--baseline", "validation", "--add-validation"], "--baseline validation is trained on the"),
-    "alone and chosen by": (["--baseline", "validation", *SELECT], "--select test or last"),
+    "alone and added": (["--baseline-validation", "--add-validation"], "--baseline-validation is trained on the"),
+    "alone and chosen by": (["--baseline-validation", *SELECT], "--select test or last"),
     "a part of a size": (["--validation-size", 0], "0 is not a positive number"),
     "another first batch": (["--first-batch", "all"], "invalid choice: 'all'"),
     "an ensemble": (["--methods", "margin", "-ens", 2], "margin works with one model, not with an ensemble of 2"),

@@ -173,7 +173,7 @@ def test_what_cannot_be_done_with_a_validation_set(data, tmp_path):
     own.check_sizes([alone, added, dataclasses.replace(trial, validation_size=500)], 1)
     with pytest.raises(UserError, match="validation-size 501 is more than the 500 validation images"):
         own.check_sizes([dataclasses.replace(trial, validation_size=501)], 1)
-    with pytest.raises(UserError, match="DIGITS's validation images are its test images: --baseline validation would"):
+    with pytest.raises(UserError, match="DIGITS's validation images are its test images: --baseline-validation would"):
         separate.check_sizes([alone], 0)
     with pytest.raises(UserError, match="those of DIGITS are a set of their own"):
         separate.check_sizes([added], 1)

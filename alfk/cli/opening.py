@@ -19,7 +19,9 @@ from alfk.acquisition import METHODS
 from alfk.cli import options as flags
 from alfk.config import Experiment, Load
 from alfk.data import Dataset
+from alfk.errors import UserError
 from alfk.runs import RunFolder, Trial
+from alfk.stages.round import Round
 from alfk.stages.workspace import Report, Workspace
 
 Options = argparse.Namespace
@@ -58,6 +60,13 @@ def open_workspace(
         if trial.method in METHODS:
             METHODS[trial.method].check_classes(experiment.classes)
     work.check_sizes(trials, iterations)
+    for trial in trials:
+        needs_rare = trial.method in METHODS and "rare_classes" in METHODS[trial.method].inputs
+        if needs_rare and not Round(work, trial, 0).minority:
+            raise UserError(
+                f"{trial.method} has to know which classes are rare, and of the pool at ir={trial.ir:g} none is known "
+                "to be: name other methods"
+            )
     folder.create()  # a command that is refused leaves no folder
     folder.record_session(settings, _session(train.device))
     if experiment.holdout:
@@ -183,7 +192,8 @@ def initial_command(options: Options, trial: Trial) -> str:
     run.py with the flags that say where.
     """
     if options.where_run_is is None:
-        return f"the same command with --initial{' in place of --baseline' if options.baseline else ''}"
+        flag = {"pool": " in place of --baseline", "validation": " in place of --baseline-validation"}
+        return f"the same command with --initial{flag.get(options.baseline, '')}"
     images = getattr(options, "folder", None)
     flags_given = ("--dataset", "--datadir", "--save-folder", "--seed", "--imagenetdir")
     values = {flag: getattr(options, flag.strip("-").replace("-", "_"), None) for flag in flags_given}

@@ -152,11 +152,10 @@ def add_loop(parser: Parser) -> None:
     parser.set_defaults(where_run_is=None)
     mode = parser.add_mutually_exclusive_group()
     mode.add_argument("--initial", action="store_true", help="make the initial models and stop")
-    text = (
-        "train on the whole distorted pool, the line in the figures, or on the validation set alone; one run unless "
-        "--run-stop is given"
-    )
-    mode.add_argument("--baseline", nargs="?", choices=("pool", "validation"), const="pool", help=text)
+    text = "train on the whole distorted pool, the line in the figures; one run unless --run-stop is given"
+    mode.add_argument("--baseline", action="store_const", const="pool", help=text)
+    text = "train on the validation set alone; one run unless --run-stop is given"
+    mode.add_argument("--baseline-validation", dest="baseline", action="store_const", const="validation", help=text)
     add_runs(parser, "those of cfg")
     add = parser.add_argument
     text = f"methods, of {', '.join(METHODS)}, or rivals for all from {RIVALS[0].key} on (those of cfg)"
@@ -426,7 +425,7 @@ def baselines_of(trials: Sequence[Trial], options: argparse.Namespace) -> list[T
     method = BASELINE if options.baseline == "pool" else VALIDATION_ALONE
     if method == VALIDATION_ALONE and (options.add_validation or options.select == "val"):
         raise UserError(
-            "--baseline validation is trained on the validation set alone, without --add-validation, and "
+            "--baseline-validation is trained on the validation set alone, without --add-validation, and "
             "the epoch cannot be chosen by it: --select test or last"
         )
     size, added = validation_of(options, needed=method == VALIDATION_ALONE)

@@ -51,7 +51,7 @@ def contact_sheets(experiment: Experiment, results: Results, datadir: Path, out:
         plots.plot_contact_sheet(path, title, [_row(r, pool, _chosen(folder, trial, r), experiment) for r in records])
         yield path
         about = _of_run(records[0])
-        validation = functools.partial(_validation, folder, data, results.holdout, about)
+        validation = functools.partial(_validation, folder, data, results.holdout, about, trial.validation_size)
         blocks = [_reasons(folder, trial, r, pool, validation) for r in records]
         if any(blocks):
             path = out / f"{experiment.name}_answers_run{run}_{trial.name}"
@@ -137,12 +137,19 @@ def _reasons(
     return reasons.Block(heading, shown)
 
 
-def _validation(folder: RunFolder, data: Dataset, holdout: float, expected: Mapping[str, Any]) -> Split:
-    """The run's validation images.
+def _validation(
+    folder: RunFolder, data: Dataset, holdout: float, expected: Mapping[str, Any], size: int | None
+) -> Split:
+    """The validation images of a run, or a part of `size` of them.
 
     Args:
         expected: entries of the header of their list.
     """
+    whole, part = _whole_validation(folder, data, holdout, expected), f"validation_{size}"
+    return whole if size is None else whole.subset(_read(folder.data(part), {"kind": part, **expected}))
+
+
+def _whole_validation(folder: RunFolder, data: Dataset, holdout: float, expected: Mapping[str, Any]) -> Split:
     if data.validation is None:
         return data.train.subset(_read(folder.data("validation"), {"kind": "validation", **expected}))
     if not holdout:

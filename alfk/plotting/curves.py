@@ -247,12 +247,13 @@ def accuracy_of_minority(records: Iterable[Record], known: Sequence[int]) -> flo
 
 def chosen_of_minority(records: Sequence[Record], known: Sequence[int], b: int) -> float:
     """Images of the minority classes among those labelled up to AL iteration b, mean over the runs that have all of
-    these iterations; NaN if there is none.
+    these iterations. NaN if there is none, without minority classes, and with label noise: histograms are of the labels
+    that were trained on.
     """
     counts: dict[int, list[int]] = {}
     for record in records:
-        if record["b"] <= b:
-            minority = record.get("minority", known) or ()
+        minority = record.get("minority", known) or ()
+        if record["b"] <= b and minority and not record["nr"]:
             counts.setdefault(record["run"], []).append(sum(record["selected_histogram"][c] for c in minority))
     whole = [sum(of_run) for of_run in counts.values() if len(of_run) == b + 1]
     return fmean(whole) if whole else math.nan

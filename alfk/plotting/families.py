@@ -39,8 +39,10 @@ def families(
         alone = {t: r for t, r in trials.items() if t.method == VALIDATION_ALONE}
         members["and_validation"] |= {t: r for t, r in compared.items() if t.method != "varR"} | alone
     for name in ("rivals", "rivals_informed"):
-        if name in members:
-            members[name] |= compared
+        if name in members:  # the others in the same runs
+            runs = {record["run"] for records in members[name].values() for record in records}
+            same_runs = {t: [record for record in records if record["run"] in runs] for t, records in compared.items()}
+            members[name] |= {t: records for t, records in same_runs.items() if records}
     return {name: (FAMILY_TITLES[name], group) for name, group in members.items()}
 
 

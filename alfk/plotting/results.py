@@ -326,8 +326,8 @@ def select(records: Iterable[Record], irs: Sequence[float], methods: Sequence[st
     """The records filtered by -ir, --methods (keys such as Rzg_pz, or series such as Rzg_pz_L80) and --init."""
     kept = []
     for record in records:
-        names = {record["method"], series(Trial.of(record)), BASELINE if record["method"] == BASELINE else ""}
-        wanted = not methods or names & {*methods, BASELINE}
+        names = {record["method"], series(Trial.of(record))}
+        wanted = not methods or names & {*methods, *BASELINES}
         if wanted and (not irs or record["ir"] in irs) and init in (None, record["init"]):
             kept.append(record)
     return kept

@@ -36,7 +36,7 @@ def size_figures(dataset: str, records: Sequence[Record], whole: int | None) -> 
     found = []
     for (ir, nr, init, select), members in groups.items():
         methods = {dataclasses.replace(Trial.of(r), validation_size=None) for r in members if "validation_size" in r}
-        methods -= {t for t in methods if t.method == VALIDATION_ALONE}
+        methods -= {t for t in methods if t.method in BASELINES}
         if not methods:
             continue
         last = max(r["b"] for r in members)

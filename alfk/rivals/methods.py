@@ -20,6 +20,7 @@ from alfk.rivals.galaxy import galaxy
 from alfk.rivals.gradients import gradients
 from alfk.rivals.typiclust import typiclust
 from alfk.selection import Selection, top_scoring
+from alfk.uncertainty import ROUNDING
 
 TARGETS = 1000  # validation images, at most, about which EPIG measures information
 JOINT = 2**27  # joint probabilities of a pool image and the targets, at most: fewer targets if there are many classes
@@ -48,6 +49,8 @@ def expected_information(
         targets = torch.cat([logits(images) for images, _ in validation.subset(rows).batches(batch_size)])
         finite = targets.isfinite().flatten(1).all(1, keepdim=True)
         require_finite(finite, ("logits",), rows, [model], validation, "the validation set")
+        if (targets - targets[:, :1]).abs().max() <= ROUNDING * targets.abs().max():
+            raise UserError(f"the {samples} dropout samples are equal, since no dropout is active")
 
         def score(images: Tensor, positions: Tensor) -> tuple[Tensor]:
             return (epig(logits(images), targets),)

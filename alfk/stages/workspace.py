@@ -176,7 +176,7 @@ class Workspace:
             check_validation_size(trial.validation_size or 0, validation)
             if trial.method == VALIDATION_ALONE and separate is self.test and not held_out:
                 raise UserError(
-                    f"{name}'s validation images are its test images: --baseline validation would train on them"
+                    f"{name}'s validation images are its test images: --baseline-validation would train on them"
                 )
             if trial.adds_validation and separate is not None:
                 raise UserError(
