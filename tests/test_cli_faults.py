@@ -281,7 +281,7 @@ def test_files_that_are_no_images_are_counted(sizes, words):
 def test_the_command_that_makes_initial_models(monkeypatch):
     """Of run.py it is the one that was given, whose flags the models depend on; else one with the flags that matter."""
     trial = Trial(20, "Rz", 20, select="val")
-    learning, baseline = (argparse.Namespace(where_run_is=None, baseline=value) for value in (False, True))
+    learning, baseline = (argparse.Namespace(where_run_is=None, baseline=value) for value in (None, "pool"))
     assert initial_command(learning, trial) == "the same command with --initial"
     assert initial_command(baseline, trial) == "the same command with --initial in place of --baseline"
     where = {"dataset": "DIGITS", "save_folder": "x", "seed": 0, "folder": "photos"}
