@@ -90,15 +90,13 @@ def run(options: argparse.Namespace) -> int:
                 if figure.has_curves:
                     show(figure, found, options)
                     drawn += 1
-        if not options.init:
-            drawn += show_sizes(dataset, found, options)
+        drawn += show_sizes(dataset, found, options)
+        table = tables.distortions_table(found.records)
+        if table:
+            print(f"\nImbalance and noise ratios, test accuracy in %, mean ± std (runs)\n\n{table}")
+            into(options, f"{dataset}_distortions", table)
         for name in results.not_drawn(found.records):
             warn(f"not drawn, but in results.jsonl: {name}")
-        if not options.init:
-            table = tables.distortions_table(found.records)
-            if table:
-                print(f"\nImbalance and noise ratios, test accuracy in %, mean ± std (runs)\n\n{table}")
-                into(options, f"{dataset}_distortions", table)
     unknown = [name for name in options.methods if parse_series(name)[0] not in methods]
     if unknown:
         raise UserError(f"there is no method or series {unknown[0]!r}: name {', '.join(METHODS)}, or e.g. Rzg_pz_L80")
@@ -187,7 +185,7 @@ def show(figure: results.FigureData, found: results.Results, options: argparse.N
 
 def show_sizes(dataset: str, found: results.Results, options: argparse.Namespace) -> int:
     """Draw and print the figures of sizes of the validation set; returns their number."""
-    figures = sizes.size_figures(dataset, found.records, found.validation)
+    figures = sizes.size_figures(dataset, found.records, found.validation, dataset not in all_experiments())
     for figure in figures:
         table = sizes.sizes_table(figure)
         print(f"\n{figure.title}\n\n{table}\n")

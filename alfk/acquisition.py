@@ -18,12 +18,12 @@ from alfk import distributed, matching, pseudo_labels
 from alfk.data import Split
 from alfk.descriptors import Descriptors, LabelRule, describe
 from alfk.errors import UserError
-from alfk.methods import METHODS, Measurement, Method, Situation, register
+from alfk.methods import METHODS, Measurement, Method, Situation, register, take_top
 from alfk.network import count_passes
 from alfk.outputs import Outputs, logits_of, outputs_of
 from alfk.perturbation import RotationAndNoise, Strategy
 from alfk.rivals.methods import RIVALS, expected_information
-from alfk.selection import Selection, top_scoring
+from alfk.selection import Selection
 from alfk.uncertainty import uncertainty
 
 # Acquisition functions
@@ -64,9 +64,7 @@ def as_tensor(values: Tensor | np.ndarray, rows: Tensor | None = None) -> Tensor
 
 def take_most_uncertain(situation: Situation) -> Selection:
     """The n available images with the highest uncertainty."""
-    scores = situation.measurement.uncertainty.cpu()
-    chosen = top_scoring(scores, situation.available, situation.n, situation.generator)
-    return Selection(chosen, score=scores[chosen])
+    return take_top(situation.measurement.uncertainty, situation)
 
 
 # The paper's methods, and then the rivals

@@ -243,7 +243,7 @@ class Split:
         Raises:
             UserError: the images are stored in different places, or not all are labelled.
         """
-        if self.store is not other.store or None in (self.labels, other.labels):
+        if self.store is not other.store or self.labels is None or other.labels is None:
             raise UserError("only labelled images that were one split before can be trained on together")
         rows = [torch.arange(len(s), device=s._row_device) if s.rows is None else s.rows for s in (self, other)]
         return self._view(rows=torch.cat(rows), labels=torch.cat([self.labels, other.labels]))

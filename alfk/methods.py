@@ -14,7 +14,7 @@ from alfk import pseudo_labels
 from alfk.descriptors import Descriptors
 from alfk.errors import UserError
 from alfk.outputs import Outputs
-from alfk.selection import Selection
+from alfk.selection import Selection, top_scoring
 
 INPUTS = {
     "features": "standardised features z of every validation and pool image",
@@ -168,6 +168,13 @@ class Method:
     def estimates_labels(self) -> bool:
         """Whether pool images get pseudo-labels, whose accuracy can be reported."""
         return self.pool_label not in (None, "true")
+
+
+def take_top(values: Tensor, situation: Situation) -> Selection:
+    """The n available images with the highest values (N,), equal ones in random order; score: the value."""
+    values = values.cpu()
+    chosen = top_scoring(values, situation.available, situation.n, situation.generator)
+    return Selection(chosen, score=values[chosen])
 
 
 # The registry

@@ -26,8 +26,10 @@ import torch.nn.functional as F
 import torchvision
 from PIL import Image
 from sklearn.datasets import load_digits
+from torch import nn
 
 from alfk.cli.opening import _load
+from alfk.data import Split
 from alfk.errors import UserError
 from alfk.runs import RunFolder
 from alfk.stages.workspace import Workspace
@@ -47,6 +49,34 @@ class Done(NamedTuple):
     stdout: str
     stderr: str
     returncode: int
+
+
+class SmallNet(nn.Module):
+    """Two taps, of 6 channels and of 4 classes, and dropout, for images (B, 1, 8, 8)."""
+
+    def __init__(self):
+        super().__init__()
+        self.conv, self.fc, self.drop = nn.Conv2d(1, 6, 3), nn.Linear(6 * 36, 4), nn.Dropout(0.5)
+
+    def forward(self, images):
+        x = torch.relu(self.conv(images))
+        logits = self.fc(self.drop(x.flatten(1)))
+        return logits, [x, logits]
+
+
+def random_problem(**options: object) -> tuple[SmallNet, Split, Split]:
+    """(model, pool of 60, validation set of 30) of random images in 4 classes.
+
+    Args:
+        options: of the splits.
+    """
+    torch.manual_seed(0)
+    splits = []
+    for count, seed in ((60, 1), (30, 2)):
+        generator = torch.Generator().manual_seed(seed)
+        images = torch.randint(0, 256, (count, 1, 8, 8), dtype=torch.uint8, generator=generator)
+        splits.append(Split(images, torch.arange(count) * 7 % 4, (0.5,), (0.3,), **options))
+    return SmallNet(), *splits
 
 
 class Killed(BaseException):

@@ -9,13 +9,13 @@ import torch
 from torch import nn
 
 from alfk import acquisition
-from alfk.acquisition import METHODS, Sampling, choose, measure, select, top_scoring
+from alfk.acquisition import METHODS, Sampling, choose, measure, select
 from alfk.data import Split
 from alfk.descriptors import ForwardPass, describe, standardise
 from alfk.errors import UserError
-from alfk.matching import Selection
 from alfk.methods import Method, Situation, register
 from alfk.runs import Trial
+from alfk.selection import Selection, top_scoring
 from alfk.stages.loop import STAGES, active_learning
 from alfk.stages.pretrain import make_initial_models
 from alfk.stages.round import Round

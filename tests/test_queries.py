@@ -31,7 +31,7 @@ from alfk.stages.loop import active_learning
 from alfk.stages.pretrain import make_initial_models
 from alfk.stages.round import Round
 from mnist.config import DIGITS
-from tests.helpers import ROOT, Killed, refuses, workspace
+from tests.helpers import ROOT, Killed, SmallNet, random_problem, refuses, workspace
 
 CLASSES, NAMES = 4, ("ant", "bee", "cat", "dog")
 MATCHING = [key for key, method in METHODS.items() if method.needs_descriptors]
@@ -41,32 +41,10 @@ LABELLED = [3, 17, 40]
 N = 9
 
 
-class Net(nn.Module):
-    """Two taps of 6 and 4 channels, and dropout."""
-
-    def __init__(self):
-        super().__init__()
-        self.conv, self.fc, self.drop = nn.Conv2d(1, 6, 3), nn.Linear(6 * 36, CLASSES), nn.Dropout(0.5)
-
-    def forward(self, images):
-        x = torch.relu(self.conv(images))
-        logits = self.fc(self.drop(x.flatten(1)))
-        return logits, [x, logits]
-
-
-def images(count, seed):
-    return torch.randint(0, 256, (count, 1, 8, 8), dtype=torch.uint8, generator=torch.Generator().manual_seed(seed))
-
-
 @pytest.fixture(scope="module")
 def problem():
     """(model, pool, validation) of random images."""
-    torch.manual_seed(0)
-    pool, validation = (
-        Split(images(count, seed), torch.arange(count) * 7 % CLASSES, (0.5,), (0.3,), classes=NAMES)
-        for count, seed in ((60, 1), (30, 2))
-    )
-    return Net(), pool, validation
+    return random_problem(classes=NAMES)
 
 
 # The reasons
@@ -331,7 +309,7 @@ def test_the_array_of_a_query_gives_it_back(problem):
 # What is refused
 
 
-class Changed(Net):
+class Changed(SmallNet):
     """The network with another forward pass."""
 
     def __init__(self, change):

@@ -23,7 +23,7 @@ from alfk.rivals.typiclust import k_means
 from alfk.seeding import draw_seed
 from mnist.custom_models.lenet import LeNet
 from svhn.custom_models.resnet10 import ResNet10
-from tests.helpers import refuses
+from tests.helpers import SmallNet, random_problem, refuses
 from tests.test_rivals_other import plain_query, plain_typiclust
 
 CLASSES, N, SAMPLES, SEED = 4, 9, 6, 5
@@ -32,32 +32,10 @@ RARE, NAMES = (1, 3), ("ant", "bee", "cat", "dog")
 KEYS = [method.key for method in methods.RIVALS]
 
 
-class Net(nn.Module):
-    """Two taps and dropout."""
-
-    def __init__(self):
-        super().__init__()
-        self.conv, self.fc, self.drop = nn.Conv2d(1, 6, 3), nn.Linear(6 * 36, CLASSES), nn.Dropout(0.5)
-
-    def forward(self, images):
-        x = torch.relu(self.conv(images))
-        logits = self.fc(self.drop(x.flatten(1)))
-        return logits, [x, logits]
-
-
-def images(count, seed):
-    return torch.randint(0, 256, (count, 1, 8, 8), dtype=torch.uint8, generator=torch.Generator().manual_seed(seed))
-
-
 @pytest.fixture(scope="module")
 def problem():
     """(model, pool, validation) of random images."""
-    torch.manual_seed(0)
-    pool, validation = (
-        Split(images(count, seed), torch.arange(count) * 7 % CLASSES, (0.5,), (0.3,))
-        for count, seed in ((60, 1), (30, 2))
-    )
-    return Net(), pool, validation
+    return random_problem()
 
 
 def seeded(seed=SEED):
@@ -523,7 +501,7 @@ def test_epig_is_refused_for_many_classes_before_anything_is_sampled(problem):
     refuses(lambda: chosen((model, named, problem[2]), "epig"), words)
 
 
-class NotFinite(Net):
+class NotFinite(SmallNet):
     """Logits of images whose first pixel is white are NaN."""
 
     def forward(self, images):

@@ -3,9 +3,9 @@
 import torch
 from torch import Tensor
 
-from alfk.acquisition import top_scoring
 from alfk.data import Split
 from alfk.network import evaluation_mode
+from alfk.selection import top_scoring
 from vaal.model import VAE, Discriminator, fit_to_vae
 
 

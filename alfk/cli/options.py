@@ -114,14 +114,18 @@ def common_parser(experiments: Mapping[str, Experiment], about: str) -> Parser:
 
 
 def add_init(parser: Parser) -> None:
-    """The flags for the initial model, --unsupervised 0|1 (-unsup) and --conv-only, and those of single methods."""
+    """The flags for the initial model, --unsupervised 0|1 (-unsup) and --conv-only, and --copies."""
     text = "start from the random (0) or the rotation-pretrained (1, default) initial model"
     parser.add_argument("-unsup", "--unsupervised", type=int, choices=(0, 1), default=1, help=text)
     text = "keep only the convolutions of the rotation-pretrained model: all linear layers are new, not just the last"
     parser.add_argument("--conv-only", action="store_true", help=text)
     text = "perturbed copies of Rzg_trace and Rzg_mi: angles in degrees (default), or as in the paper's release"
     parser.add_argument("--copies", choices=tuple(STRATEGIES), default="degrees", help=text)
-    text = "draw the first query at random for methods that would choose it too"
+
+
+def add_variants(parser: Parser) -> None:
+    """The flags for first query and validation set: --first-batch, --validation-size and --add-validation."""
+    text = "draw the first query at random also for methods that choose it (the others draw it in any case)"
     parser.add_argument("--first-batch", choices=("random",), help=text)
     text = "use so many of the validation images, with the same shares of classes (all); initial models use all"
     parser.add_argument("--validation-size", type=positive, metavar="V", help=text)

@@ -40,6 +40,7 @@ def run(experiments: Experiments, cfgs: Mapping[str, flags.Cfg], about: str, ann
     """
     parser = flags.common_parser(experiments, about)
     flags.add_init(parser)
+    flags.add_variants(parser)
     flags.add_loop(parser)
 
     def body(options: Options) -> int:
@@ -100,6 +101,7 @@ def _one_iteration(experiments: Experiments, about: str, stage: Callable[[Round]
     parser = flags.common_parser(experiments, about)
     flags.add_run(parser, experiments)
     flags.add_init(parser)
+    flags.add_variants(parser)
     flags.add_iteration(parser)
 
     def body(options: Options) -> int:

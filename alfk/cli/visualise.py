@@ -29,6 +29,7 @@ def visualise(experiments: Mapping[str, Experiment], about: str, taps: Sequence[
     parser = flags.data_parser(experiments, about)
     flags.add_run(parser, experiments)
     flags.add_init(parser)
+    parser.set_defaults(first_batch=None, validation_size=None, add_validation=False)
     add = parser.add_argument
     text = "AL iteration whose starting models are shown; they were trained on b query_size labels (3)"
     add("-b", type=flags.positive, default=3, metavar="B", help=text)

@@ -43,8 +43,8 @@ STYLES = {
     "Rzg_pzg": ("#CC79A7", "^"),
     "Rzg_true": ("#009E73", "P"),
     "margin": ("#7B3294", "8"),
-    "leastconf": ("#B58ACB", "3"),
-    "entropy_det": ("#E7298A", "4"),
+    "leastconf": ("#B58ACB", (3, 1, 0)),
+    "entropy_det": ("#E7298A", (8, 1, 0)),
     "badge": ("#1B7837", (4, 1, 0)),
     "coreset": ("#8C510A", (4, 1, 45)),
     "typiclust": ("#80B1D3", (6, 1, 0)),
@@ -54,6 +54,7 @@ STYLES = {
     "flqmi_z": ("#8DD3C7", "1"),
     "flqmi_rare": ("#B15928", "2"),
 }
+THIN = ("+", "x", "1", "2")  # markers of little area, as stars have: drawn larger
 DASHES = {10: (1, 1), 20: (4, 2), 30: (5, 1, 1, 1), 90: (8, 2), 256: (4, 2), 448: (4, 2), 512: (5, 1, 1, 1)}  # by L
 NOTATION = {key: method.notation for key, method in METHODS.items()} | {"vaal": "VAAL"}
 
@@ -146,8 +147,9 @@ def _legend_label(each: PlottedCurve, mixed: bool) -> str:
 def _draw_ours(axes: Axes, each: PlottedCurve) -> Line2D:
     curve = each.curve
     bars = None if np.isnan(curve.std).all() else curve.std
-    look = {"markersize": 5.5, "markeredgewidth": 1, "linewidth": 1.4, "capsize": 2.2, "elinewidth": 0.8}
-    return axes.errorbar(curve.shares, curve.mean, yerr=bars, **_style(each), **look, zorder=3)
+    look = {"markeredgewidth": 1, "linewidth": 1.4, "capsize": 2.2, "elinewidth": 0.8, **_style(each)}
+    look["markersize"] = 8 if look["marker"] in THIN or isinstance(look["marker"], tuple) else 5.5
+    return axes.errorbar(curve.shares, curve.mean, yerr=bars, **look, zorder=3)
 
 
 def _draw_faint(axes: Axes, each: PlottedCurve) -> Line2D:

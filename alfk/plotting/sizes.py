@@ -22,11 +22,14 @@ class SizesData:
     panels: dict[str, list[SizeCurve]]
 
 
-def size_figures(dataset: str, records: Sequence[Record], whole: int | None) -> list[SizesData]:
+def size_figures(
+    dataset: str, records: Sequence[Record], whole: int | None, own_images: bool = False
+) -> list[SizesData]:
     """A figure for each distortion, initial model and --select for which the size of the validation set was varied.
 
     Args:
         whole: the size of the whole validation set, None if it is not known.
+        own_images: whether the pool is a user's, imbalanced as it is.
     """
     groups: dict[tuple, list[Record]] = {}
     for record in records:
@@ -53,7 +56,7 @@ def size_figures(dataset: str, records: Sequence[Record], whole: int | None) -> 
             curves = [_curve_of(t, of_b, members, whole) for t in sorted(methods | extra, key=place)]
             panels[f"{labels:,} labels"] = [curve for curve in curves if curve is not None]
         name = f"{figure_name(dataset, ir, nr, init, select)}_validation_size"
-        title = f"{describe(dataset, ir, nr, init, select)}: size of the validation set"
+        title = f"{describe(dataset, ir, nr, init, select, own_images)}: size of the validation set"
         found.append(SizesData(name, title, panels))
     return found
 

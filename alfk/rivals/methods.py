@@ -10,7 +10,7 @@ from alfk.data import Split
 from alfk.descriptors import require_finite
 from alfk.errors import UserError
 from alfk.matching import draw
-from alfk.methods import Method, Situation
+from alfk.methods import Method, Situation, take_top
 from alfk.rivals import scores
 from alfk.rivals.badge import badge
 from alfk.rivals.coreset import coreset
@@ -19,7 +19,7 @@ from alfk.rivals.flqmi import Factors, flqmi
 from alfk.rivals.galaxy import galaxy
 from alfk.rivals.gradients import gradients
 from alfk.rivals.typiclust import typiclust
-from alfk.selection import Selection, top_scoring
+from alfk.selection import Selection
 from alfk.uncertainty import ROUNDING
 
 TARGETS = 1000  # validation images, at most, about which EPIG measures information
@@ -64,18 +64,11 @@ def expected_information(
 # Acquisition functions
 
 
-def _top(values: Tensor, situation: Situation) -> Selection:
-    """The images with the highest values, equal ones in random order."""
-    values = values.cpu()
-    chosen = top_scoring(values, situation.available, situation.n, situation.generator)
-    return Selection(chosen, score=values[chosen])
-
-
-def take_top(score: Callable[[Tensor], Tensor]) -> Callable[[Situation], Selection]:
+def by_logits(score: Callable[[Tensor], Tensor]) -> Callable[[Situation], Selection]:
     """The acquisition function that takes the images whose logits have the highest score, equal ones at random."""
 
     def choose(situation: Situation) -> Selection:
-        return _top(score(situation.measurement.logits), situation)
+        return take_top(score(situation.measurement.logits), situation)
 
     return choose
 
@@ -171,7 +164,7 @@ def choose_typiclust(situation: Situation) -> Selection:
 
 def choose_epig(situation: Situation) -> Selection:
     """The images that tell most about the labels of validation images, one by one."""
-    return _top(situation.measurement.information, situation)
+    return take_top(situation.measurement.information, situation)
 
 
 def _method(key: str, notation: str, choose: Callable[[Situation], Selection], *inputs: str, **facts: object) -> Method:
@@ -182,9 +175,9 @@ LATER = {"from_first_label": True}  # those that need a trained last layer draw 
 OUTPUTS = ("outputs", "validation_outputs")
 
 RIVALS = (
-    _method("margin", "margin", take_top(scores.margin), "logits", **LATER),
-    _method("leastconf", "least confidence", take_top(scores.least_confidence), "logits", **LATER),
-    _method("entropy_det", "softmax entropy", take_top(scores.entropy), "logits", **LATER),
+    _method("margin", "margin", by_logits(scores.margin), "logits", **LATER),
+    _method("leastconf", "least confidence", by_logits(scores.least_confidence), "logits", **LATER),
+    _method("entropy_det", "softmax entropy", by_logits(scores.entropy), "logits", **LATER),
     _method("badge", "BADGE", choose_badge, "outputs", **LATER),
     _method("coreset", "core-set", choose_coreset, "outputs"),
     _method("galaxy", "GALAXY", choose_galaxy, "logits", "annotation", **LATER),
