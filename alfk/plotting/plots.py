@@ -51,7 +51,7 @@ STYLES = {
     "galaxy": ("#4D4D9F", (5, 1, 180)),
     "epig": ("#66A61E", "+"),
     "flqmi": ("#1B9E77", "x"),
-    "flqmi_z": ("#8DD3C7", "1"),
+    "flqmi_z": ("#C51B7D", "1"),
     "flqmi_rare": ("#B15928", "2"),
 }
 THIN = ("+", "x", "1", "2")  # markers of little area, as stars have: drawn larger
