@@ -6,7 +6,8 @@ import dataclasses
 import pytest
 import torch
 
-from alfk.cli.options import baselines_of, device_of, init_of, method_key, trials_of
+from alfk.cli.options import device_of
+from alfk.cli.trials import baselines_of, init_of, method_key, trials_of
 from alfk.errors import UserError
 from alfk.rivals.methods import RIVALS
 from imagenet.config import IMAGENET

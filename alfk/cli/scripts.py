@@ -14,6 +14,7 @@ from alfk.cli.guard import guard
 from alfk.cli.jobs import RunTask, run_in_parallel, run_sequentially
 from alfk.cli.opening import data, initial_command, open_workspace, root
 from alfk.cli.progress import Progress, cost_table, table
+from alfk.cli.trials import Cfg, baselines_of, method_key, trial_of, trials_of
 from alfk.config import Experiment
 from alfk.errors import UserError
 from alfk.runs import RunFolder, Trial
@@ -32,7 +33,7 @@ Options = argparse.Namespace
 Annotate = Callable[[Experiment, Options, Sequence[Trial]], int]
 
 
-def run(experiments: Experiments, cfgs: Mapping[str, flags.Cfg], about: str, annotate: Annotate | None = None) -> int:
+def run(experiments: Experiments, cfgs: Mapping[str, Cfg], about: str, annotate: Annotate | None = None) -> int:
     """run.py: the initial models, the baselines or all AL iterations of the configuration, for a range of runs.
 
     Args:
@@ -48,7 +49,7 @@ def run(experiments: Experiments, cfgs: Mapping[str, flags.Cfg], about: str, ann
         known = experiment
         if experiment.classes is None and "rivals" in (options.methods or ()):  # some are not for many classes
             known = replace(experiment, classes=experiment.for_data(data(experiment, options).train).classes)
-        trials = flags.trials_of(cfgs[options.dataset], known, options)
+        trials = trials_of(cfgs[options.dataset], known, options)
         if annotate and options.annotate and not options.initial:
             return annotate(experiment, options, trials)
         return _run(experiment, trials, options)
@@ -108,11 +109,9 @@ def _one_iteration(experiments: Experiments, about: str, stage: Callable[[Round]
         experiment = flags.experiment_of(experiments, options)
         if getattr(options, "annotate", None):
             raise UserError("--annotate is for run.py, which does all stages of an iteration")
-        method = flags.method_key(options.sub, options.aug)
+        method = method_key(options.sub, options.aug)
         length = options.descr_length or experiment.default_length
-        trial = flags.trial_of(
-            experiment, options.ir or experiment.default_ir, method, length, options.ensemble, options
-        )
+        trial = trial_of(experiment, options.ir or experiment.default_ir, method, length, options.ensemble, options)
         check_initial_models(experiment, options, [options.run], [trial])
         before = experiment.for_data(data(experiment, options).train).query_size * options.b
         if options.train_size not in (None, before):
@@ -128,7 +127,7 @@ def _one_iteration(experiments: Experiments, about: str, stage: Callable[[Round]
 
 def _run(experiment: Experiment, trials: Sequence[Trial], options: Options) -> int:
     if options.baseline:
-        trials = flags.baselines_of(trials, options)
+        trials = baselines_of(trials, options)
     default_runs = options.run_start + 1 if options.baseline else experiment.runs
     runs = runs_of(options, default_runs)
     if not options.initial:

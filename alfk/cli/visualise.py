@@ -9,6 +9,7 @@ from alfk.cli import options as flags
 from alfk.cli import scripts
 from alfk.cli.guard import check_writable
 from alfk.cli.opening import data, root
+from alfk.cli.trials import trial_of
 from alfk.config import Experiment
 from alfk.errors import UserError
 from alfk.plotting import plots
@@ -89,4 +90,4 @@ def _trial(name: str, ir: float, experiment: Experiment, options: argparse.Names
         raise UserError(f"{name}: a map shows the features of one network, not of {ensemble}")
     if get_method(method).needs_descriptors:
         length = length or experiment.default_length
-    return flags.trial_of(experiment, ir, method, length, ensemble, options)
+    return trial_of(experiment, ir, method, length, ensemble, options)
