@@ -206,7 +206,7 @@ PASSES = {  # method -> images forward, images backward
     # the validation set once more, g for its predictions; the pool's g for the predictions and for the labels
     "Rzg_pzg": (BOTH + V, BOTH + V + P),
     **dict.fromkeys(("margin", "leastconf", "entropy_det", "galaxy", "badge", "coreset", "typiclust"), (P, 0)),
-    **dict.fromkeys(("flqmi", "flqmi_z", "flqmi_rare"), (BOTH, 0)),
+    **dict.fromkeys(("galaxy_v", "flqmi", "flqmi_z", "flqmi_rare"), (BOTH, 0)),
     "epig": (K * (BOTH + 1), 0),  # one image more, which tells the number of classes
 }
 

@@ -223,24 +223,29 @@ def test_flqmi_without_an_error(problem, plain, key):
     assert (found.score is None) == (key != "flqmi_rare")
 
 
-def test_galaxy_asks_for_the_labelled_images_and_then_for_one_after_another(problem, plain):
-    _, pool, _ = problem
+@pytest.mark.parametrize("key", ["galaxy", "galaxy_v"])
+def test_galaxy_asks_for_the_labelled_images_and_then_for_one_after_another(problem, plain, key):
+    """And for no validation image; for `galaxy_v` the labels of these are known from the beginning."""
+    _, pool, validation = problem
     asked = []
 
     def annotate(positions):
         asked.append(positions.tolist())
         return pool.labels[positions]
 
-    found = chosen(problem, "galaxy", annotate=annotate)
+    found = chosen(problem, key, annotate=annotate)
     assert asked == [sorted(LABELLED), *([i] for i in found.indices.tolist())]
     known, p, drawn = {i: int(plain.y[i]) for i in LABELLED}, torch.from_numpy(plain.p), 0
+    if key == "galaxy_v":
+        known |= {len(p) + j: label for j, label in enumerate(validation.labels.tolist())}
+        p = torch.cat([p, torch.from_numpy(plain.pv)])
     for t, i in enumerate(found.indices.tolist()):
         wanted = plain_query(p, t % CLASSES, known)
         drawn += wanted is None
         assert wanted in (None, i)
         assert i not in known
         known[i] = int(plain.y[i])
-    assert found.at_random == drawn < N
+    assert found.at_random == drawn < (N if key == "galaxy" else 1)
     assert found.reasons == {}
 
 
@@ -303,15 +308,15 @@ def test_the_first_query_is_random_for_methods_that_need_a_trained_last_layer(pr
     found, drawn = (chosen(problem, each, labelled=None) for each in (key, "random"))
     assert (found.indices.tolist() == drawn.indices.tolist()) == (key not in ACT)
     assert found.at_random == (0 if key in ACT else N)
-    assert set(ACT) == {"coreset", "typiclust", "flqmi", "flqmi_z", "flqmi_rare"}
+    assert set(ACT) == {"coreset", "galaxy_v", "typiclust", "flqmi", "flqmi_z", "flqmi_rare"}
 
 
 def test_what_the_methods_know():
     """As the table of docs/rivals.md says."""
     known = {key for key in KEYS if METHODS[key].is_informed}
-    assert known == {"galaxy", "epig", "flqmi", "flqmi_z", "flqmi_rare"}
+    assert known == {"galaxy", "galaxy_v", "epig", "flqmi", "flqmi_z", "flqmi_rare"}
     labels = {key for key in KEYS if METHODS[key].needs_validation_labels}
-    assert labels == {"flqmi", "flqmi_z", "flqmi_rare"}
+    assert labels == {"galaxy_v", "flqmi", "flqmi_z", "flqmi_rare"}
     assert {key for key in KEYS if METHODS[key].of_rotation_model} == {"typiclust"}
     assert not any(METHODS[key].needs_descriptors or METHODS[key].needs_uncertainty for key in KEYS)
 

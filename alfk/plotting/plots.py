@@ -2,6 +2,7 @@
 
 import dataclasses
 import logging
+import math
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 
@@ -49,6 +50,7 @@ STYLES = {
     "coreset": ("#8C510A", (4, 1, 45)),
     "typiclust": ("#80B1D3", (6, 1, 0)),
     "galaxy": ("#4D4D9F", (5, 1, 180)),
+    "galaxy_v": ("#A6A6DD", (3, 1, 180)),
     "epig": ("#66A61E", "+"),
     "flqmi": ("#1B9E77", "x"),
     "flqmi_z": ("#C51B7D", "1"),
@@ -165,16 +167,22 @@ def _draw_faint(axes: Axes, each: PlottedCurve) -> Line2D:
 
 
 def _style(each: PlottedCurve) -> dict[str, object]:
-    """Colour and marker of the method, dashes by L or E, an open marker where the initial model is random."""
+    """Colour and marker of the method, dashes by L or E, an open marker where the initial model is random.
+
+    Where the validation images are trained on, the dashes are the longer the more there are.
+    """
     colour, marker = STYLES.get(each.trial.method, ("#000000", "."))
     trial = each.trial
     plain = trial.method in MEASURES and trial.ensemble == 1
     hollow = trial.init == "random" or trial.copies == "released" or trial.adds_validation
+    dashes = (4, 2) if plain else DASHES.get(trial.length, ())
+    if trial.adds_validation and trial.validation_size:
+        dashes = (max(1, 2 * math.log10(trial.validation_size) - 3), 1.5)
     return {
         "color": colour,
         "marker": marker,
         "markerfacecolor": "white" if hollow else colour,
-        "dashes": (4, 2) if plain else DASHES.get(trial.length, ()),
+        "dashes": dashes,
     }
 
 

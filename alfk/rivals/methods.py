@@ -132,7 +132,18 @@ def _flqmi(situation: Situation, queried: Tensor, by_gradients: bool) -> Selecti
 
 def choose_galaxy(situation: Situation) -> Selection:
     """Bisection of class boundaries; labels of images labelled earlier are asked for first, then one after another."""
-    probabilities = situation.measurement.logits.double().softmax(1)
+    return _galaxy(situation, situation.measurement.logits)
+
+
+def choose_galaxy_with_validation(situation: Situation) -> Selection:
+    """The same, where the validation images are among those with known labels."""
+    probabilities = situation.measurement.validation_outputs.logits.double().softmax(1)
+    known = probabilities, situation.validation_labels
+    return _galaxy(situation, situation.measurement.pool_outputs.logits, known)
+
+
+def _galaxy(situation: Situation, logits: Tensor, others: tuple[Tensor, Tensor] | None = None) -> Selection:
+    probabilities = logits.double().softmax(1)
     classes = probabilities.shape[1]
 
     def labels_of(positions: Tensor) -> Tensor:
@@ -150,6 +161,7 @@ def choose_galaxy(situation: Situation) -> Selection:
         situation.n,
         lambda position: int(labels_of(torch.tensor([position]))),
         situation.generator,
+        others,
     )
     return Selection(chosen, at_random=int(at_random.sum()))
 
@@ -181,6 +193,7 @@ RIVALS = (
     _method("badge", "BADGE", choose_badge, "outputs", **LATER),
     _method("coreset", "core-set", choose_coreset, "outputs"),
     _method("galaxy", "GALAXY", choose_galaxy, "logits", "annotation", **LATER),
+    _method("galaxy_v", "GALAXY, validation", choose_galaxy_with_validation, *OUTPUTS, "annotation"),
     _method("typiclust", "TypiClust", choose_typiclust, "outputs", of_rotation_model=True),
     _method("epig", "EPIG", choose_epig, "information", largest=CLASSES, **LATER),
     _method("flqmi", "FLQMI", choose_flqmi, *OUTPUTS),
