@@ -57,6 +57,7 @@ class Workspace:
     recorded: Mapping[str, Any] = dataclasses.field(default_factory=dict)
     pretrained_with: Mapping[str, Any] = dataclasses.field(default_factory=dict)
     _initial_models: dict[Path, dict[str, Any]] = dataclasses.field(default_factory=dict, repr=False)
+    _drawn_layers: dict[tuple[str, int], dict[str, Tensor]] = dataclasses.field(default_factory=dict, repr=False)
     weights: dict[Path, str] = dataclasses.field(default_factory=dict, repr=False)
 
     def settings(self, stage: str = "learning") -> dict[str, Any]:
@@ -254,12 +255,17 @@ class Workspace:
             UserError: the initial model has not been made, is damaged, foreign or of other settings.
         """
         state, _ = self._load_initial(trial, member)
-        if trial.unsupervised:
+        return state | self._new_layers(trial.init, member) if trial.unsupervised else state
+
+    def _new_layers(self, init: str, member: int) -> dict[str, Tensor]:
+        """The weights of the layers that replace those of a rotation model; drawn once, as all others are with them."""
+        key = init, member
+        if key not in self._drawn_layers:
             network = self.experiment.network(self.experiment.classes)
-            new = linear_layers(network) if trial.init == "rotation_conv" else [network.head]
-            fresh = self.random_state(self.experiment.classes, "head", member)
-            state |= {name: value for name, value in fresh.items() if is_in_layers(name, new)}
-        return state
+            new = linear_layers(network) if init == "rotation_conv" else [network.head]
+            state = self.random_state(self.experiment.classes, "head", member)
+            self._drawn_layers[key] = {name: value for name, value in state.items() if is_in_layers(name, new)}
+        return self._drawn_layers[key]
 
     def rotation_state(self, trial: Trial) -> dict[str, Tensor]:
         """The weights of the rotation model on a trial's pool, whose last layer tells four rotations apart."""
