@@ -174,9 +174,9 @@ def query(
         generator: source of the random draws (start of k-centre, dropout masks, ...), or a seed; seed 0 if None.
         samples: K of the uncertainty methods and of the estimators from perturbed copies.
         strategy: how copies are perturbed; rotation and noise if None.
-        annotate: pool positions (k,) -> their labels (k,), for methods that ask while they choose ("galaxy"): first for
-            the labels of `labelled`, then for one image after another. Labels are numbers, or names of the pool's
-            `classes`.
+        annotate: pool positions (k,) -> their labels (k,), for methods that ask while they choose ("galaxy",
+            "galaxy_v"): first for the labels of `labelled`, then for one image after another. Labels are numbers, or
+            names of the pool's `classes`.
         rare_classes: numbers of the classes that are known to be rare ("flqmi_rare").
     Raises:
         UserError: unknown method, fewer than n unlabelled images, or arguments that do not fit together.

@@ -3,6 +3,7 @@
 import argparse
 import datetime
 import functools
+import importlib.metadata
 import platform
 import re
 import subprocess
@@ -159,7 +160,10 @@ def _session(device: torch.device) -> dict[str, Any]:
         "command": [Path(sys.argv[0]).name, *sys.argv[1:]],
         "device": f"{device.type}: {name}, {torch.get_num_threads()} threads",
         "processes": distributed.world_size(),
-        "versions": {"python": platform.python_version(), "torch": torch.__version__, "numpy": np.__version__},
+        "versions": {
+            **{"python": platform.python_version(), "torch": torch.__version__, "numpy": np.__version__},
+            "scikit-learn": importlib.metadata.version("scikit-learn"),
+        },
         "commit": _commit(),
     }
 
