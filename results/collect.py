@@ -2,8 +2,8 @@
 
     python3 results/collect.py local_data/MNIST [...]
 
-Lines that are here already are kept, and compared: one that was made again with another outcome is named, and the exit
-status is then 1. Times and memory may differ.
+Lines that are here already are kept, and compared. One that was made again with another outcome is named; it and the
+later iterations of its trial are left out, and the exit status is 1. Times and memory may differ.
 """
 
 import argparse
@@ -51,15 +51,22 @@ def collect(source: RunFolder, target: RunFolder) -> bool:
     if problems or damaged:
         raise UserError((problems + damaged)[0])
     known = {key_of(record): record for record in there}
-    both = [record for record in records if key_of(record) in known]
-    new = [record for record in records if key_of(record) not in known]
-    other = [record for record in both if not same_outcome(record, known[key_of(record)])]
-    for record in other:
-        print(f"{source.path}: {Trial.of(record).name}, b={record['b']}, was made again with another outcome; left out")
+    new, same, differing = [], 0, set()
+    for record in sorted(records, key=lambda record: record["b"]):
+        trial, old = Trial.of(record), known.get(key_of(record))
+        if trial in differing:
+            continue
+        if old is None:
+            new.append(record)
+        elif same_outcome(record, old):
+            same += 1
+        else:
+            differing.add(trial)
+            print(f"{source.path}: {trial.name}, b={record['b']} made again with another outcome; left out from there")
     if new:
-        _add(source, target, new)
-    print(f"{source.path}: {len(new)} new lines, {len(both) - len(other)} made again with the same outcome")
-    return not other
+        _add(source, target, [record for record in records if record in new])
+    print(f"{source.path}: {len(new)} new lines, {same} made again with the same outcome")
+    return not differing
 
 
 def same_outcome(a: Record, b: Record) -> bool:
@@ -75,11 +82,11 @@ def _add(source: RunFolder, target: RunFolder, new: Sequence[Record]) -> None:
     check_settings(target.path, manifest["settings"], made["settings"])
     manifest["settings"] = {**made["settings"], **manifest["settings"]}
     manifest["sessions"] += [session for session in made["sessions"] if session not in manifest["sessions"]]
+    write_json(target.path / "manifest.json", manifest)
     lines = target.path / "results.jsonl"
     content = read_file(lines) if lines.exists() else b""
     with atomic(lines) as file:
         file.write(content + "".join(map(line_of, new)).encode())
-    write_json(target.path / "manifest.json", manifest)
 
 
 if __name__ == "__main__":

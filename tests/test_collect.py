@@ -48,8 +48,19 @@ def test_another_outcome_is_named_and_left_out(tmp_path):
     target = run_of(tmp_path / "results", old)
     for other in ({"accuracy": 50.1}, {"selected_histogram": [1] * 5 + [2] * 5}, {"epochs": [4]}):
         source = run_of(tmp_path / "source", {**old, **other})
-        assert "b=0, was made again with another outcome; left out" in collected(tmp_path, source, status=1).stdout
+        assert "b=0 made again with another outcome; left out" in collected(tmp_path, source, status=1).stdout
         assert records(target.path) == [old]
+
+
+def test_what_follows_another_outcome_is_left_out_too(tmp_path):
+    lines = [made_up_record(b=b, labelled=15 * (b + 1)) for b in range(4)]
+    target = run_of(tmp_path / "results", *lines[:2])
+    other = made_up_record(method="random", L=0)
+    source = run_of(tmp_path / "source", lines[0], {**lines[1], "accuracy": 51.0}, *lines[2:], other)
+    said = collected(tmp_path, source, status=1).stdout
+    assert "b=1 made again with another outcome" in said
+    assert "1 new lines, 1 made again with the same outcome" in said
+    assert records(target.path) == [*lines[:2], other]
 
 
 def test_damaged_lines_and_other_settings_are_refused(tmp_path):

@@ -54,22 +54,32 @@ def trial_of(
     experiment: Experiment, ir: float, method: str, length: int, ensemble: int, options: argparse.Namespace
 ) -> Trial:
     """A trial with checked method, descriptor length and ensemble. Raises UserError."""
-    if not get_method(method).needs_descriptors:
+    definition = get_method(method)
+    if not definition.needs_descriptors:
         length = 0
     else:
         experiment.taps(length)
-    if ensemble > 1 and not get_method(method).needs_uncertainty:
+    if ensemble > 1 and not definition.needs_uncertainty:
         raise UserError(f"{method} works with one model, not with an ensemble of {ensemble}")
-    if get_method(method).needs_uncertainty and experiment.samples % ensemble:
+    if definition.needs_uncertainty and experiment.samples % ensemble:
         raise UserError(f"{experiment.samples} samples cannot be shared by {ensemble} models: choose another -smp")
-    definition = get_method(method)
     definition.check_classes(experiment.classes or 0)
     if _lacks_rare_classes(experiment, ir, method):
         raise UserError(f"{method} has to know which classes are rare, and at -ir 1 none is")
-    copies = options.copies if definition.estimates_from_copies else None
-    first_batch = options.first_batch if definition.acts_first else None
-    start = ir, method, length, ensemble, options.nr, init_of(experiment, options), options.select
-    return Trial(*start, copies, first_batch, *validation_of(options, definition.needs_validation))
+    size, added = validation_of(options, definition.needs_validation)
+    return Trial(
+        ir,
+        method,
+        length,
+        ensemble,
+        options.nr,
+        init=init_of(experiment, options),
+        select=options.select,
+        copies=options.copies if definition.estimates_from_copies else None,
+        first_batch=options.first_batch if definition.acts_first else None,
+        validation_size=size,
+        adds_validation=added,
+    )
 
 
 def _lacks_rare_classes(experiment: Experiment, ir: float, method: str) -> bool:
@@ -111,10 +121,9 @@ def trials_of(cfg: Cfg, experiment: Experiment, options: argparse.Namespace) -> 
     Raises:
         UserError: an unknown method or descriptor length, or no trial.
     """
-    methods, of_rivals = [], "rivals" in (options.methods or ())
-    for name in options.methods or ():
-        possible = (rival.key for rival in RIVALS if not rival.largest or (experiment.classes or 0) <= rival.largest)
-        methods += possible if name == "rivals" else [method_key(name, None)]
+    named = {name: method_key(name, None) for name in options.methods or () if name != "rivals"}
+    fitting = [rival.key for rival in RIVALS if not rival.largest or (experiment.classes or 0) <= rival.largest]
+    methods = [key for name in options.methods or () for key in ([named[name]] if name in named else fitting)]
     lengths, sizes = options.descr_length or (), options.ensemble or ()
     for length in lengths:
         experiment.taps(length)  # raises UserError for an unknown length
@@ -139,8 +148,9 @@ def trials_of(cfg: Cfg, experiment: Experiment, options: argparse.Namespace) -> 
                 configured_sizes = {size for row_length, size in configured if row_length == length} or {1}
                 added = [(length, size) for size in sizes or configured_sizes]
                 rows += [(method, *row) for row in added if row not in configured]
-        if of_rivals:
-            rows = [row for row in rows if not _lacks_rare_classes(experiment, ir, row[0])]
+        if "rivals" in (options.methods or ()):
+            named_ones = named.values()
+            rows = [row for row in rows if row[0] in named_ones or not _lacks_rare_classes(experiment, ir, row[0])]
         trials += [trial_of(experiment, ir, *row, options) for row in rows]
     if not trials:
         raise UserError("the configuration has no row with that -dl and -ens: name a method with --methods too")

@@ -9,9 +9,9 @@ For every class c all images are sorted along a path by the confidence d_c = p_c
     2. if there is none, the unlabelled image whose farther one of the nearest + and the nearest - is closest by rank
     3. if no + or no - is known, an unlabelled image at random
 
-The answer is a known label of all paths at once. Ties go to the image of the lowest position in 1, of the higher d_c in
-2; on a path images of equal d_c are in the order of their positions. The authors' ties depend on memory addresses, and
-in step 2 they bisect between images 2, 3, ... ranks apart, which needs O(N) in Python for every query.
+The answer is a known label of all paths at once. Ties go to a random image in 1, to the one of the higher d_c in 2; on
+a path images of equal d_c are in the order of their positions. The authors' ties depend on memory addresses, and in
+step 2 they bisect between images 2, 3, ... ranks apart, which needs O(N) in Python for every query.
 """
 
 from collections.abc import Callable, Iterator
@@ -30,7 +30,7 @@ def galaxy(
     n: int,
     annotate: Callable[[int], int],
     generator: torch.Generator,
-    others: tuple[Tensor, Tensor] | None = None,
+    known_elsewhere: tuple[Tensor, Tensor] | None = None,
 ) -> tuple[Tensor, Tensor]:
     """n images in the order in which their labels are asked, and which of them were drawn at random.
 
@@ -42,9 +42,9 @@ def galaxy(
         labels: labels of the labelled images, in the order of their positions.
         n: number of queries, at most the number of available images.
         annotate: position of an image -> its label, asked n times.
-        generator: source of the random images.
-        others: probabilities (V, C) and labels (V,) of further images, which are known and never asked, as of a
-            validation set (not in the paper).
+        generator: source of the random order in which images are drawn and tied ones preferred.
+        known_elsewhere: probabilities (V, C) and labels (V,) of further images, which are known and never
+            asked, as of a validation set (not in the paper).
     Returns:
         (n,) int64 and (n,) bool, on the CPU.
     """
@@ -53,18 +53,21 @@ def galaxy(
     if not 1 <= n <= count or len(labels) != len(available) - count:
         raise ValueError(f"cannot ask {n} of {count} images, of {len(available)} with {len(labels)} labels")
     known, images, classes = (~available).nonzero().flatten().numpy(), len(available), probabilities.shape[1]
-    if others is not None:
-        probabilities = torch.cat([probabilities, others[0].to(probabilities)])
+    if known_elsewhere is not None:
+        probabilities = torch.cat([probabilities, known_elsewhere[0].to(probabilities)])
         known = np.concatenate([known, np.arange(images, len(probabilities))])
-        labels = np.concatenate([labels, others[1].cpu().numpy()])
+        labels = np.concatenate([labels, known_elsewhere[1].cpu().numpy()])
     paths = [_Path(order, c, known, labels) for c, order in enumerate(_orders(probabilities))]
     asked, answers, at_random = (np.zeros(n, dtype) for dtype in (np.int64, np.int64, bool))
     left = available.numpy().copy()
-    random_images = _in_random_order(left, generator)
+    random_order = draw(available, count, generator).numpy()
+    priority = np.zeros(images, np.int64)
+    priority[random_order] = np.arange(count)
+    random_images = (image for image in random_order if left[image])  # those that are left when their turn comes
     for t in range(n):
         path, since = paths[t % classes], max(0, t - classes)
         path.add(asked[since:t], answers[since:t])
-        asked[t] = image = path.query()
+        asked[t] = image = path.query(priority)
         if image < 0:
             asked[t], at_random[t] = next(random_images), True
         left[asked[t]] = False
@@ -78,13 +81,6 @@ def _orders(probabilities: Tensor) -> Iterator[np.ndarray]:
     for column in probabilities.T:
         confidence = column.double() - largest + 1e-8 * largest
         yield confidence.argsort(stable=True).int().cpu().numpy()
-
-
-def _in_random_order(left: np.ndarray, generator: torch.Generator) -> Iterator[int]:
-    """The images that are left when their turn comes."""
-    for image in draw(torch.from_numpy(left.copy()), len(left), generator).tolist():
-        if left[image]:
-            yield image
 
 
 class _Path:
@@ -111,12 +107,14 @@ class _Path:
         self.known = np.insert(self.known, places, ranks)
         self.positive = np.insert(self.positive, places, labels[order] == self.c)
 
-    def query(self) -> int:
-        """The image to ask, -1 if no + or no - is known."""
+    def query(self, priority: np.ndarray) -> int:
+        """The image to ask, of tied ones that with the smallest priority (N,); -1 if no + or no - is known."""
         if self.positive.all() or not self.positive.any():
             return -1
-        middles = self._middles()
-        return int(self.order[middles].min() if len(middles) else self.order[self._nearest_to_both()])
+        middles = self.order[self._middles()]
+        if not len(middles):
+            return int(self.order[self._nearest_to_both()])
+        return int(middles[priority[middles].argmin()])
 
     def _middles(self) -> np.ndarray:
         """The ranks in the middle of the shortest runs between opposite signs; none if there is no such run."""

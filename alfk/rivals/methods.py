@@ -142,7 +142,7 @@ def choose_galaxy_with_validation(situation: Situation) -> Selection:
     return _galaxy(situation, situation.measurement.pool_outputs.logits, known)
 
 
-def _galaxy(situation: Situation, logits: Tensor, others: tuple[Tensor, Tensor] | None = None) -> Selection:
+def _galaxy(situation: Situation, logits: Tensor, known_elsewhere: tuple[Tensor, Tensor] | None = None) -> Selection:
     probabilities = logits.double().softmax(1)
     classes = probabilities.shape[1]
 
@@ -161,7 +161,7 @@ def _galaxy(situation: Situation, logits: Tensor, others: tuple[Tensor, Tensor] 
         situation.n,
         lambda position: int(labels_of(torch.tensor([position]))),
         situation.generator,
-        others,
+        known_elsewhere,
     )
     return Selection(chosen, at_random=int(at_random.sum()))
 
