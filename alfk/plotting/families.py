@@ -31,18 +31,19 @@ def families(
             groups["and_validation"].append(trial)
         elif trial.first_batch and not trial.validation_size:
             groups["first_random"].append(trial)
-    members = {name: {t: trials[t] for t in group} for name, group in groups.items() if group}
-    if "first_random" in members:  # with the methods whose first batch is random in any case
-        same = (t for t in ordinary if t.method in METHODS and t.ensemble == 1 and not get_method(t.method).acts_first)
-        members["first_random"] |= {t: ordinary[t] for t in same}
-    if "and_validation" in members:
-        alone = {t: r for t, r in trials.items() if t.method == VALIDATION_ALONE}
-        members["and_validation"] |= {t: r for t, r in compared.items() if t.method != "varR"} | alone
-    for name in ("rivals", "rivals_informed"):
-        if name in members:  # the others in the same runs
-            runs = {record["run"] for records in members[name].values() for record in records}
-            same_runs = {t: [record for record in records if record["run"] in runs] for t, records in compared.items()}
-            members[name] |= {t: records for t, records in same_runs.items() if records}
+    first = (t for t in ordinary if t.method in METHODS and t.ensemble == 1 and not get_method(t.method).acts_first)
+    beside = {
+        **dict.fromkeys(("rivals", "rivals_informed"), compared),
+        "first_random": {t: ordinary[t] for t in first},  # their first batch is random in any case
+        "and_validation": {t: r for t, r in compared.items() if t.method != "varR"}
+        | {t: r for t, r in trials.items() if t.method == VALIDATION_ALONE},
+    }
+    members = {}
+    for name, group in groups.items():
+        if group:  # and the others in the same runs
+            runs = {record["run"] for t in group for record in trials[t]}
+            same_runs = {t: [r for r in records if r["run"] in runs] for t, records in beside[name].items()}
+            members[name] = {t: trials[t] for t in group} | {t: records for t, records in same_runs.items() if records}
     return {name: (FAMILY_TITLES[name], group) for name, group in members.items()}
 
 

@@ -42,6 +42,8 @@ def size_figures(
         methods -= {t for t in methods if t.method in BASELINES}
         if not methods:
             continue
+        runs = {r["run"] for r in members if "validation_size" in r and r["method"] not in BASELINES}
+        members = [r for r in members if r["run"] in runs]
         last = max(r["b"] for r in members)
         at = {b: [r for r in members if r["b"] == b] for b in dict.fromkeys((min(EARLY, last), last))}
         names = (Trial.of(r) for r in members)
