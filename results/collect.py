@@ -39,7 +39,10 @@ def run(options: argparse.Namespace) -> int:
     for folder in options.folders:
         if not folder.is_dir():
             raise UserError(f"there is no folder {folder}")
-        for source in sorted(run_folders(folder), key=lambda found: found.number):
+        runs = sorted(run_folders(folder), key=lambda found: found.number)
+        if not runs:
+            raise UserError(f"there is no runN folder in {folder}")
+        for source in runs:
             agree &= collect(source, RunFolder(options.into / folder.resolve().name, source.number))
     return 0 if agree else 1
 

@@ -72,3 +72,9 @@ def test_damaged_lines_and_other_settings_are_refused(tmp_path):
     (damaged.path / "results.jsonl").write_text(json.dumps({**json.loads(line_of(line)), "accuracy": 99.0}) + "\n")
     refused("results/collect.py", damaged.path.parent, "--into", tmp_path / "results", words="line 1")
     assert records(target.path) == [made_up_record()]
+
+
+def test_a_folder_without_runs_is_refused(tmp_path):
+    (tmp_path / "DIGITS").mkdir()
+    refused("results/collect.py", tmp_path / "DIGITS", words="there is no runN folder in")
+    refused("results/collect.py", tmp_path / "none", words="there is no folder")
