@@ -71,7 +71,7 @@ def take_most_uncertain(situation: Situation) -> Selection:
 
 
 def _uncertainty_method(key: str, notation: str) -> Method:
-    return Method(key, notation, take_most_uncertain, frozenset({"uncertainty"}), from_first_label=True)
+    return Method(key, notation, take_most_uncertain, frozenset({"uncertainty"}), random_first=True)
 
 
 def _matching_method(key: str, notation: str, pool_label: str | None = None, validation: str | None = None) -> Method:

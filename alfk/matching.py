@@ -124,6 +124,8 @@ def k_centre(
             candidates. -inf if None.
     Returns:
         (n,) int64, the centres in the order they were chosen.
+    Raises:
+        ValueError: n is not from 1 to M.
     """
     if not 1 <= n <= len(vectors):
         raise ValueError(f"cannot choose {n} centres from {len(vectors)} vectors")

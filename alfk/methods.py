@@ -99,22 +99,22 @@ class Method:
         notation: its name in figures, in TeX.
         choose: the acquisition function, which returns the n images to label next.
         inputs: keys of INPUTS; they determine which passes through the network are run and which files are written.
-        from_first_label: whether it draws at random while no image is labelled.
+        random_first: whether it draws at random while no image is labelled.
         pool_label, validation_label: the rules for the labels of g of pool and validation images ("scores").
         of_rotation_model: whether its inputs come from the rotation model, the same in all iterations, and not from the
             current one. `query` takes them from the network that it is given.
-        largest: number of classes above which it cannot be computed.
+        max_classes: number of classes above which it cannot be computed; None if there is none.
     """
 
     key: str
     notation: str
     choose: Callable[[Situation], Selection]
     inputs: frozenset[str] = frozenset()
-    from_first_label: bool = False
+    random_first: bool = False
     pool_label: str | None = None
     validation_label: str | None = None
     of_rotation_model: bool = False
-    largest: int | None = None
+    max_classes: int | None = None
 
     def __post_init__(self) -> None:
         unknown = self.inputs - set(INPUTS)
@@ -152,12 +152,12 @@ class Method:
     @property
     def acts_first(self) -> bool:
         """Whether it chooses the first query too, which the others draw at random."""
-        return self.needs_passes and not self.from_first_label
+        return self.needs_passes and not self.random_first
 
     def check_classes(self, classes: int) -> None:
         """Raises UserError if there are too many classes for it."""
-        if self.largest is not None and classes > self.largest:
-            raise UserError(f"{self.key} cannot be computed for {classes:,} classes, only for up to {self.largest}")
+        if self.max_classes is not None and classes > self.max_classes:
+            raise UserError(f"{self.key} cannot be computed for {classes:,} classes, only for up to {self.max_classes}")
 
     @property
     def estimates_from_copies(self) -> bool:

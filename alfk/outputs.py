@@ -72,9 +72,22 @@ def outputs_of(
             if out is None:
                 sizes = len(split), features.shape[1], logits.shape[1]
                 out = allocate(*sizes) if allocate else _empty(*sizes, split.device)
+            _require_range(out.features, features, name)
             put(out.features, positions, features)
             put(out.logits, positions, logits)
     return out
+
+
+def _require_range(target: Tensor | np.ndarray | None, features: Tensor, name: str) -> None:
+    """Raises UserError if features (B, D) are larger than the numbers of a file's array can be."""
+    if not isinstance(target, np.ndarray):
+        return
+    largest = float(features.abs().max())
+    if largest > float(np.finfo(target.dtype).max):
+        raise UserError(
+            f"features of {name} are as large as {largest:.2g}, which is more than {target.dtype} holds: use "
+            "--descr-dtype float32"
+        )
 
 
 def _empty(images: int, width: int, classes: int, device: torch.device) -> Outputs:

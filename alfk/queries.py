@@ -195,7 +195,7 @@ def query(
     situation.classes = len(pool.classes) if pool.classes else None
     check_query_size(situation)  # before anything is computed
     with computing():  # similarities too are float32
-        if definition.needs_passes and not (definition.from_first_label and situation.available.all()):
+        if definition.needs_passes and not (definition.random_first and situation.available.all()):
             sampling = Sampling(situation.generator, samples, strategy or RotationAndNoise())
             situation.measurement = _measured(definition, model, pool, validation, sampling, taps, batch_size)
         selection = choose(definition, situation)
@@ -218,7 +218,10 @@ def _rare_classes(method: Method, given: Sequence[int] | None, validation: Split
     """The rare classes, checked. Raises UserError if the method needs them, or none has a validation image."""
     if "rare_classes" not in method.inputs:
         return None
-    given = () if given is None or isinstance(given, str | int) else list(given)
+    try:
+        given = () if given is None or isinstance(given, str) else list(given)
+    except TypeError:  # a single number
+        given = ()
     if not given:
         raise UserError(f"{method.key} has to be told which classes are rare: give rare_classes=[...], their numbers")
     rare = tuple(_whole_number(each, "a rare class") for each in given)

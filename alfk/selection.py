@@ -14,7 +14,7 @@ class Selection:
     Attributes:
         indices: int64, positions in the pool.
         misclassified: M, the number of misclassified validation images (None for a method that does not use it).
-        centres: number of centres, min(n, M) (None for the same methods).
+        centres: number of centres, min(n, M) (matching methods).
         at_random: how many of the indices were drawn at random where the method had no other choice.
         similarity: float32, similarity to the misclassified validation image that the chosen image answers: R divided
             by its largest possible value, so a mean correlation, from -1 to 1 (matching methods).

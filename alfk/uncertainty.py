@@ -121,7 +121,7 @@ def uncertainty(
                     sums = sums or Samples(*logits.shape, device=split.device)
                     sums.add(logits)
                     first = logits if first is None else first
-                    differ = differ or not _are_equal(logits, first)
+                    differ = differ or not are_equal(logits, first)
         return MEASURES[measure](sums), sums.sum.isfinite().all(1, keepdim=True), torch.tensor(differ)
 
     scores = []
@@ -129,15 +129,20 @@ def uncertainty(
         for positions, (found, finite, differ) in distributed.map_batches(score, split, batch_size):
             require_finite(finite, ("logits",), positions, models, split, name)
             if not differ:
-                raise UserError(
-                    f"the {samples} dropout samples are equal, since no dropout is active: use layers nn.Dropout or "
-                    "alfk.network.MCDropout, which are switched on, not F.dropout(training=self.training), which is not"
-                )
+                raise equal_samples(samples)
             scores.append(found)
     return torch.cat(scores)
 
 
-def _are_equal(logits: Tensor, others: Tensor) -> bool:
+def equal_samples(samples: int) -> UserError:
+    """The error of a network whose samples do not differ."""
+    return UserError(
+        f"the {samples} dropout samples are equal, since no dropout is active: use layers nn.Dropout or "
+        "alfk.network.MCDropout, which are switched on, not F.dropout(training=self.training), which is not"
+    )
+
+
+def are_equal(logits: Tensor, others: Tensor) -> bool:
     """Whether two samples of the logits differ by no more than rounding."""
     return bool((logits - others).abs().max() <= ROUNDING * others.abs().max())
 

@@ -16,6 +16,7 @@ import alfk
 from alfk.acquisition import METHODS, get_method
 from alfk.data import Split
 from alfk.errors import UserError
+from alfk.methods import Measurement, Situation
 from alfk.outputs import Outputs, logits_of, outputs_of
 from alfk.queries import query
 from alfk.rivals import methods
@@ -249,6 +250,22 @@ def test_galaxy_asks_for_the_labelled_images_and_then_for_one_after_another(prob
     assert found.reasons == {}
 
 
+def test_galaxy_v_asks_for_nothing_where_nothing_is_labelled(problem):
+    """A function that stacks the labels it is asked for cannot be called with no position."""
+    _, pool, _ = problem
+    found = chosen(problem, "galaxy_v", labelled=None, annotate=lambda p: torch.stack([pool.labels[i] for i in p]))
+    assert found.indices.tolist() == chosen(problem, "galaxy_v", labelled=None).indices.tolist()
+
+
+def test_flqmi_rare_is_not_drawn_at_random_where_no_validation_image_is_of_a_rare_class(problem):
+    """As in the scripts, where rare classes follow from the pool; `query` refuses the same by its classes."""
+    outputs = [outputs_of(problem[0], split) for split in problem[1:]]
+    measurement = Measurement(pool_outputs=outputs[0], validation_outputs=outputs[1])
+    labels, available = torch.zeros(30, dtype=torch.int64), torch.ones(60, dtype=torch.bool)
+    situation = Situation(available, N, seeded(), measurement, labels, rare_classes=(3,))
+    refuses(lambda: get_method("flqmi_rare").choose(situation), "and there is none")
+
+
 @pytest.mark.parametrize("form", [list, np.array, torch.tensor, lambda labels: [NAMES[c] for c in labels]])
 def test_galaxy_takes_labels_in_every_form(problem, form):
     """Also the names of classes, if the pool has them."""
@@ -312,11 +329,12 @@ def test_the_first_query_is_random_for_methods_that_need_a_trained_last_layer(pr
 
 
 def test_what_the_methods_know():
-    """As the table of docs/rivals.md says."""
     known = {key for key in KEYS if METHODS[key].is_informed}
     assert known == {"galaxy", "galaxy_v", "epig", "flqmi", "flqmi_z", "flqmi_rare"}
     labels = {key for key in KEYS if METHODS[key].needs_validation_labels}
     assert labels == {"galaxy_v", "flqmi", "flqmi_z", "flqmi_rare"}
+    assert {key for key in KEYS if "annotation" in METHODS[key].inputs} == {"galaxy", "galaxy_v"}
+    assert {key for key in KEYS if "rare_classes" in METHODS[key].inputs} == {"flqmi_rare"}
     assert {key for key in KEYS if METHODS[key].of_rotation_model} == {"typiclust"}
     assert not any(METHODS[key].needs_descriptors or METHODS[key].needs_uncertainty for key in KEYS)
 
@@ -440,6 +458,11 @@ def test_outputs_go_where_they_are_told_to(problem):
     back = found.to("cpu")
     assert (back.features.dtype, back.logits.dtype) == (torch.float32, torch.float32)
     assert torch.allclose(back.features, wanted.features, atol=1e-3)
+    large = alfk.tapped(nn.Sequential(nn.Flatten(), nn.Linear(64, 8), nn.Linear(8, CLASSES)), ["1"])
+    with torch.no_grad():
+        large.model[1].bias.fill_(70_000)
+    words = "features of the pool are as large as 7e+04, which is more than float16 holds: use --descr-dtype float32"
+    refuses(lambda: outputs_of(large, pool, name="the pool", allocate=allocate), words)
 
 
 # What is refused
@@ -448,7 +471,7 @@ def test_outputs_go_where_they_are_told_to(problem):
 def test_what_a_method_needs_to_be_told(problem):
     of = functools.partial(chosen, problem)
     refuses(lambda: of("galaxy", annotate=None), "galaxy asks for labels while it chooses: give annotate")
-    for rare in (None, [], 3, "cat"):
+    for rare in (None, [], 3, "cat", np.int64(3), torch.tensor(3), 1.5):
         refuses(
             lambda rare=rare: of("flqmi_rare", rare_classes=rare), "flqmi_rare has to be told which classes are rare"
         )
@@ -527,8 +550,11 @@ def test_epig_needs_dropout_and_more_samples_than_one(problem):
     _, pool, validation = problem
     refuses(lambda: chosen(problem, "epig", samples=1), "what samples have in common, of which there is one")
     torch.manual_seed(0)
-    model = alfk.tapped(nn.Sequential(nn.Flatten(), nn.Linear(64, 8), nn.ReLU(), nn.Linear(8, CLASSES)), ["1"])
+    layers = [nn.Flatten(), nn.Linear(64, 8), nn.ReLU(), nn.Linear(8, CLASSES)]
+    model = alfk.tapped(nn.Sequential(*layers), ["1"])
     refuses(lambda: chosen((model, pool, validation), "epig"), "the network calls no dropout layer")
+    model = alfk.tapped(nn.Sequential(*layers[:3], nn.Dropout(0), layers[3]), ["1"])
+    refuses(lambda: chosen((model, pool, validation), "epig"), f"the {SAMPLES} dropout samples are equal, since")
 
 
 def test_a_method_is_named_where_it_does_not_exist(problem):

@@ -325,6 +325,18 @@ def test_badge_fills_up_at_random_where_all_gradients_are_chosen():
         assert torch.equal(found.indices, again.indices)
 
 
+@pytest.mark.parametrize("gap", [40, 48, 60, 85])
+def test_badge_draws_no_image_twice_where_the_network_is_sure(gap):
+    """Gradients of exp(-gap), whose squares float32 cannot hold; some images beside them are uncertain."""
+    logits = normal(1, 60, 4)
+    logits[5:, 0] += gap
+    for rows in (slice(0, 60), slice(5, 60)):
+        a, z = gradients(logits)[rows], normal(2, 60, 6)[rows]
+        found = badge(a, z, torch.ones(len(a), dtype=torch.bool), len(a), seeded(0))
+        assert sorted(found.indices.tolist()) == list(range(len(a)))
+        assert found.at_random == 0
+
+
 def test_badge_draws_no_image_with_a_distance_of_0_whatever_the_number():
     """u = 0 is below the first sum even where that is 0."""
     a, z = torch.tensor([[1.0], [1.0], [0.5]]), torch.ones(3, 1)
@@ -456,3 +468,12 @@ def test_too_few_images_or_queries_are_refused():
             flqmi(Factors(z), Factors(z), available, n)
     with pytest.raises(ValueError, match="no query"):
         flqmi(Factors(z), Factors(z[:0]), available, 2)
+
+
+@pytest.mark.parametrize("value", [torch.inf, torch.nan])
+def test_flqmi_refuses_what_is_not_finite(value):
+    """It would look for the largest gain for ever."""
+    z, bad = normal(0, 6, 3), normal(0, 6, 3).index_fill(0, torch.tensor([4]), value)
+    for pool, queries in ((bad, z), (z, bad)):
+        with pytest.raises(ValueError, match="not finite"):
+            flqmi(Factors(pool), Factors(queries), torch.ones(6, dtype=torch.bool), 2)

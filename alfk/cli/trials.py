@@ -122,7 +122,7 @@ def trials_of(cfg: Cfg, experiment: Experiment, options: argparse.Namespace) -> 
         UserError: an unknown method or descriptor length, or no trial.
     """
     named = {name: method_key(name, None) for name in options.methods or () if name != "rivals"}
-    fitting = [rival.key for rival in RIVALS if not rival.largest or (experiment.classes or 0) <= rival.largest]
+    fitting = [rival.key for rival in RIVALS if not rival.max_classes or (experiment.classes or 0) <= rival.max_classes]
     methods = [key for name in options.methods or () for key in ([named[name]] if name in named else fitting)]
     lengths, sizes = options.descr_length or (), options.ensemble or ()
     for length in lengths:

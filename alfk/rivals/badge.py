@@ -21,6 +21,7 @@ from alfk.selection import Selection
 
 PATIENCE = 16  # draws by old distances that may be refused in excess of those kept; affects speed alone
 NEAR = 1e-3  # squared distances below this part of |g|^2 are computed in float64
+SMALL = 1e-30  # |a|^2 and |g|^2 below which products in float32 lose their digits
 ROUNDING = 1e-12  # the part of |g|^2 below which a squared distance in float64 is 0
 
 
@@ -31,10 +32,13 @@ class OuterProducts:
         a: (N, C).
         z: (N, D).
         norms: (N,) float64, |g|^2.
+        small: (N,) bool, rows whose products in float32 lose their digits.
     """
 
     def __init__(self, a: Tensor, z: Tensor):
-        self.a, self.z, self.norms = a, z, squared_norms(a) * squared_norms(z)
+        norms = squared_norms(a)
+        self.a, self.z, self.norms = a, z, norms * squared_norms(z)
+        self.small = (norms < SMALL) | (self.norms < SMALL)
 
     def to_nearest(self, rows: Tensor | slice, centres: Tensor) -> Tensor:
         """min |g - g_c|^2 over the centres (m,) for r of the rows: (r,) float64. O(r m) memory.
@@ -44,7 +48,7 @@ class OuterProducts:
         norms = self.norms[rows]
         product = self._product(rows, centres, torch.float32)
         found = norms + product.mul_(-2).add_(self.norms[centres].float()).amin(1)
-        near = (found < NEAR * norms).nonzero().flatten()
+        near = ((found < NEAR * norms) | self.small[rows]).nonzero().flatten()
         if len(near):
             rows = near + rows.start if isinstance(rows, slice) else rows[near]
             scale = norms[near, None] + self.norms[centres]
@@ -100,6 +104,7 @@ def badge(
     included = 0  # centres that the distances account for
     while len(chosen) < n:
         products.lower(distances, torch.tensor(chosen[included:], device=z.device))
+        distances[chosen] = 0
         included = len(chosen)
         cumulative = distances.cumsum(0)
         if not cumulative[-1] > 0:

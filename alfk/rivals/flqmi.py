@@ -115,7 +115,7 @@ def flqmi(
     Returns:
         indices (n,) int64 and gains (n,) float64, which never rise, on the CPU.
     Raises:
-        ValueError: no query, or fewer than n available images.
+        ValueError: no query, fewer than n available images, or features or gradients that are not finite.
     """
     device = pool.features.device
     available = available.to(device)
@@ -128,7 +128,10 @@ def flqmi(
         queries = queries[drawn.sort().values.to(device)]
     kernel = Kernel(pool, queries)
     rounding = 1e-5 * len(queries)
-    bounds = kernel.sums().add_(eta + rounding).masked_fill_(~available, -torch.inf)  # no s_ij is above 1
+    sums = kernel.sums()
+    if not sums.isfinite().all():
+        raise ValueError("features or gradients are not finite")
+    bounds = sums.add_(eta + rounding).masked_fill_(~available, -torch.inf)  # no s_ij is above 1
     return lazy_greedy(kernel, bounds, len(queries), n, eta)
 
 

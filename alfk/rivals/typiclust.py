@@ -43,10 +43,12 @@ def typiclust(
             norm. Distances are computed in their precision.
         available: (N,) bool, images that are not labelled; at least n.
         generator: source of the seed of k-means.
-        cap: largest number of clusters; twice the number of classes if these are more than 250.
+        cap: largest number of clusters.
         clusters: (N,) integers from 0, the cluster of every image, instead of k-means.
     Returns:
         (n,) int64 on the CPU.
+    Raises:
+        ValueError: fewer than n images are available.
     """
     available = available.cpu()
     if not 1 <= n <= int(available.sum()):

@@ -40,7 +40,7 @@ MEND = "delete it, then gen_descr.py or run.py makes it again"
 def databases(current: Round) -> tuple[str, ...]:
     """The names of the databases that the iteration's method chooses from; none if it draws at random."""
     method = current.method
-    if current.b == 0 and (method.from_first_label or current.trial.first_batch == "random"):
+    if current.b == 0 and (method.random_first or current.trial.first_batch == "random"):
         return ()
     names = [name for needed in DATABASES if needed in method.inputs for name in DATABASES[needed]]
     return tuple(dict.fromkeys(names))
