@@ -145,7 +145,8 @@ def measure(
         taps: indices of the taps that make the descriptor, or the features in place of the last layer's input.
         allocate, allocate_outputs: return the arrays to write descriptors and outputs into, by default new tensors.
     Raises:
-        UserError: several models for a method that uses one.
+        UserError: several models for a method that uses one, no validation set or labels where the method needs them,
+            or values of the network that are not finite.
     """
     if len(models) != 1 and not method.needs_uncertainty:
         raise UserError(f"{method.key} uses one network, not an ensemble of {len(models)}")

@@ -45,6 +45,8 @@ def thin_minority(labels: Tensor, minority: Sequence[int], ratio: float, generat
         ratio: imbalance ratio ir, at least 1.
     Returns:
         (P,) int64, the positions that are kept, ascending.
+    Raises:
+        ValueError: a ratio below 1.
     """
     if ratio < 1:
         raise ValueError(f"an imbalance ratio is at least 1, got {ratio}")
@@ -65,6 +67,8 @@ def thin_half_of_classes(labels: Tensor, classes: int, ratio: float, generator: 
         ratio: imbalance ratio ir, at least 1.
     Returns:
         (P,) int64, the positions that are kept, ascending.
+    Raises:
+        ValueError: a ratio below 1.
     """
     if ratio < 1:
         raise ValueError(f"an imbalance ratio is at least 1, got {ratio}")
@@ -85,6 +89,8 @@ def add_label_noise(labels: Tensor, ratio: float, classes: int, generator: torch
         ratio: noise ratio nr in [0, 1).
     Returns:
         (P,) int64, a new tensor.
+    Raises:
+        ValueError: the ratio is not in [0, 1).
     """
     if not 0 <= ratio < 1:
         raise ValueError(f"a noise ratio is in [0, 1), got {ratio}")

@@ -50,6 +50,10 @@ def fit(
     on a CPU.
 
     Args:
+        model: returns (logits, taps) (see `alfk.taps`).
+        data: (N, ...) images, with labels (N,) for the task `classify`.
+        recipe: epochs, batch size, rate and its schedule.
+        generator: source of the order of the images, and of the seeds of images in files.
         task: maps a batch of images and labels to inputs and targets.
         after_epoch: called with the number of the epoch, from 1.
         threads: CPU threads of the training steps; unchanged if None.
@@ -181,6 +185,8 @@ class Evaluator:
     evaluated, in order, because their decoders prefetch.
 
     Args:
+        split: (N, ...) images, with labels (N,) for the task `classify`.
+        batch_size: images in a forward pass.
         task: `classify` or `rotate`.
         k: number of classes predicted for an image (top-k).
     """

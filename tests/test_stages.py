@@ -10,8 +10,9 @@ import torch
 
 from alfk.errors import UserError
 from alfk.files import save_checkpoint, write_json
-from alfk.network import snapshot
+from alfk.network import dropout_mode, snapshot
 from alfk.runs import Trial
+from alfk.stages import pretrain
 from alfk.stages import retrain as retraining
 from alfk.stages.acquire import acquire
 from alfk.stages.loop import active_learning, baselines
@@ -20,6 +21,8 @@ from alfk.stages.retrain import retrain
 from alfk.stages.round import Round
 from alfk.training import Evaluator, rotate
 from mnist.config import DIGITS
+from mnist.custom_models.lenet import LeNet
+from svhn.custom_models.resnet10 import ResNet10
 from tests.helpers import Killed
 from tests.helpers import workspace as workspace_of
 
@@ -326,7 +329,18 @@ def test_only_what_select_needs_is_evaluated(data, tmp_path, monkeypatch):
     }
 
 
-def test_training_of_an_uncertainty_method_is_without_dropout(data, tmp_path):
+@pytest.mark.parametrize(("make", "size"), [(LeNet, (1, 28, 28)), (ResNet10, (3, 32, 32))])
+def test_no_dropout_acts_in_training(make, size):
+    """Not for any method: two passes in training mode give the same, and the samples of `dropout_mode` do not."""
+    torch.manual_seed(0)
+    model, images = make(), torch.randn(8, *size)
+    model.train()
+    assert torch.equal(model(images)[0], model(images)[0])
+    with dropout_mode([model]):
+        assert not torch.equal(model(images)[0], model(images)[0])
+
+
+def test_training_of_an_uncertainty_method_is_that_of_random_choice(data, tmp_path):
     """At b=0, where both draw at random, varR and random choice train the same weights to the bit."""
     work = altered(workspace(data, tmp_path, samples=4), "retraining", epochs=2)
     pair = [Trial(20, method, 0) for method in ("random", "varR")]
@@ -337,6 +351,17 @@ def test_training_of_an_uncertainty_method_is_without_dropout(data, tmp_path):
     random, varr = work.folder.results()
     for key in ("accuracy", "accuracy_last", "accuracy_per_class", "epochs"):
         assert random[key] == varr[key]
+
+
+def test_the_rotation_model_is_trained_on_the_distorted_pool(data, tmp_path, monkeypatch):
+    """And on its images alone, neither on validation images nor on those that the imbalance leaves out."""
+    work, seen = workspace(data, tmp_path), []
+    monkeypatch.setattr(pretrain, "fit", lambda model, split, *rest: seen.append(split))
+    make_initial_models(work, 20, 0.0)
+    pool, train = work.pool(20, 0.0, "ir_20_nr_0"), work.train
+    assert len(seen) == 1
+    assert torch.equal(seen[0].images, pool.images)
+    assert len(pool) < len(train) - len(work.validation())
 
 
 def test_the_rotation_model_is_its_best_epoch(data, tmp_path):

@@ -12,7 +12,7 @@ from alfk import distributed
 from alfk.records import Record
 from alfk.runs import Trial
 
-COLUMNS = "run  method            ir  init            b  labelled      %   test %  errors   s"
+COLUMNS = "run  method            ir  init            b  labelled      %   test %  val.err   s"
 
 
 class Progress:
@@ -101,7 +101,7 @@ def line(record: Record) -> str:
     return (
         f"{record['run']:>3}  {trial.short():<15} {trial.ir:>4g}  {trial.init:<13} {record['b']:>3}  "
         f"{record['labelled']:>8} {record['labelled_share']:>6.2f}  {record['accuracy']:>7.2f} "
-        f"{errors:>7} {sum(record['seconds'].values()):>5.1f}"
+        f"{errors:>8} {sum(record['seconds'].values()):>5.1f}"
     )
 
 

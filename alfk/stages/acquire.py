@@ -58,7 +58,7 @@ def acquire(current: Round, unavailable: Tensor | None = None) -> None:
     situation.measurement, header = read_databases(current)
     facts = {key: header[key] for key in ("pseudo_labels", "forward", "backward") if header}
     facts |= {"seconds_describe": header["seconds"]} if header else {}
-    current.report("stage", trial=current.trial, b=current.b, doing="matching")
+    current.report("stage", trial=current.trial, b=current.b, doing="choosing")
     start = time.perf_counter()
     selection = choose(current.method, situation)
     write_labelled(current, selection, {**facts, "seconds_acquire": time.perf_counter() - start})
