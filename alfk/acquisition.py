@@ -7,6 +7,7 @@ method: docs/method.md, section 11.
 """
 
 import dataclasses
+import difflib
 import functools
 from collections.abc import Callable, Sequence
 
@@ -100,8 +101,11 @@ for _method in (
 
 def get_method(key: str) -> Method:
     """The method with that key. Raises UserError."""
-    if key not in METHODS:
-        raise UserError(f"there is no method {key!r}; there are {', '.join(METHODS)}")
+    if not isinstance(key, str) or key not in METHODS:
+        known = {known.lower(): known for known in METHODS}
+        close = difflib.get_close_matches(str(key).lower(), known, 1)
+        hint = f" (did you mean {known[close[0]]}?)" if close else ""
+        raise UserError(f"there is no method {key!r}{hint}; there are {', '.join(METHODS)}")
     return METHODS[key]
 
 

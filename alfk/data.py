@@ -220,12 +220,15 @@ class Split:
 
         Args:
             rows: list, array or tensor of positions (k,), in the order wanted, also repeated; or a boolean mask (n,).
-            labels: (k,) integers, or names if the split has `classes`, that replace the labels of these images.
+            labels: (k,) integers, or names if the split has `classes`, that replace the labels of these images; for one
+                image also a single one.
         Raises:
             UserError: positions or labels that do not fit.
         """
         rows = inputs.positions(rows, len(self), "rows", repeats=True)
         if labels is not None:
+            if len(rows) == 1 and (isinstance(labels, str | float | int) or getattr(labels, "ndim", None) == 0):
+                labels = [labels.item() if hasattr(labels, "item") else labels]  # numpy's y[tensor([5])] is a number
             labels, classes = self._labels(labels, len(rows))
             if classes != self.classes:  # names would be numbered differently in every subset
                 raise UserError(

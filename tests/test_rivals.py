@@ -278,6 +278,19 @@ def test_galaxy_takes_labels_in_every_form(problem, form):
     assert found.indices.tolist() == wanted
 
 
+@pytest.mark.parametrize("labels", [np.array, list, lambda labels: np.array([NAMES[c] for c in labels])])
+def test_galaxy_takes_a_single_label_for_a_single_image(problem, labels):
+    """numpy's y[positions] is a number for one position."""
+    model, pool, validation = problem
+    named = Split(pool.images, None, pool.mean, pool.std, classes=NAMES)
+    y, wanted = labels(pool.labels.tolist()), chosen(problem, "galaxy").indices.tolist()
+
+    def annotate(positions):
+        return [y[i] for i in positions] if len(positions) > 1 else y[positions]
+
+    assert chosen((model, named, validation), "galaxy", annotate=annotate).indices.tolist() == wanted
+
+
 def test_typiclust_takes_typical_images_of_the_features_of_the_network_given(problem, plain):
     x = torch.from_numpy(plain.z / np.linalg.norm(plain.z, axis=1, keepdims=True)).float()
     available = torch.ones(60, dtype=torch.bool).index_fill_(0, torch.tensor(LABELLED), False)
@@ -555,6 +568,12 @@ def test_epig_needs_dropout_and_more_samples_than_one(problem):
     refuses(lambda: chosen((model, pool, validation), "epig"), "the network calls no dropout layer")
     model = alfk.tapped(nn.Sequential(*layers[:3], nn.Dropout(0), layers[3]), ["1"])
     refuses(lambda: chosen((model, pool, validation), "epig"), f"the {SAMPLES} dropout samples are equal, since")
+
+
+@pytest.mark.parametrize(("key", "words"), [("Badge", "did you mean badge?"), ("margins", "did you mean margin?")])
+def test_the_key_that_was_meant_is_named(problem, key, words):
+    refuses(lambda: chosen(problem, key), words)
+    refuses(lambda: chosen(problem, ["badge"]), "there is no method ['badge']")
 
 
 def test_a_method_is_named_where_it_does_not_exist(problem):

@@ -176,7 +176,7 @@ def digest(figure: FigureData) -> str:
             outside = [o + mark * (within.get(round(s, 3)) is False) for o, s in zip(outside, shares, strict=True)]
         cells = [f"{cell} {o}".strip() for cell, o in zip(_cells(curve, shares), outside, strict=True)]
         body.append([name, "ours", _runs(curve), *cells])
-    return text_table(body, ["method", "", "runs", *(f"{share:g} %" for share in shares)], "github")
+    return text_table(body, ["method", "", "runs", *(f"{round(share, 2):g} %" for share in shares)], "github")
 
 
 def _cells(curve: Curve, shares: Sequence[float]) -> list[str]:
