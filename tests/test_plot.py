@@ -13,6 +13,7 @@ from sklearn.metrics import confusion_matrix
 
 from alfk.plotting import plots
 from alfk.plotting.curves import Curve
+from alfk.plotting.tables import distortions_table
 from alfk.records import RESTORED
 from alfk.runs import Trial
 from tests.helpers import ONE_THREAD, ROOT, call, made_up_record
@@ -51,6 +52,20 @@ def two_runs(tmp_path):
 def rows(path):
     with open(path, newline="") as file:
         return list(csv.DictReader(file))
+
+
+def test_a_row_of_other_ratios_has_the_runs_of_all_methods():
+    """And no number where a method was not run."""
+    lines = [line(run, 2, "random", 50 + run, ir=ir) for run in range(3) for ir in (1.0, 10.0, 100.0)]
+    lines += [line(run, 2, "margin", 60 + run, ir=ir) for run in (1, 2) for ir in (1.0, 10.0, 1000.0)]
+    cells = [[cell.strip() for cell in row.split("|")[1:-1]] for row in distortions_table(lines).splitlines()]
+    assert cells[0] == ["imbalance ratio", "noise ratio", "labels", "runs", "random", "margin"]
+    assert cells[2:] == [
+        ["1", "0", "375", "2", "51.5 ± 0.5", "61.5 ± 0.5"],
+        ["10", "0", "375", "2", "51.5 ± 0.5", "61.5 ± 0.5"],
+        ["100", "0", "375", "3", "51.0 ± 0.8", ""],
+        ["1000", "0", "375", "2", "", "61.5 ± 0.5"],
+    ]
 
 
 def test_figures_tables_and_what_is_missing(two_runs, tmp_path):

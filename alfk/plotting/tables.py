@@ -276,7 +276,10 @@ def knowledge_table(figure: FigureData) -> str:
 
 
 def distortions_table(records: Iterable[Record]) -> str:
-    """Accuracy of the methods that were run under several imbalance or noise ratios, as Markdown; empty if none was."""
+    """Accuracy of the methods that were run under several imbalance or noise ratios, as Markdown; empty if none was.
+
+    A row has the runs that all of its methods have.
+    """
     found: dict[Trial, dict[tuple[float, float], list[Record]]] = {}
     for record in records:
         trial = Trial.of(record)
@@ -289,15 +292,17 @@ def distortions_table(records: Iterable[Record]) -> str:
     body = []
     for ir, nr in cases:
         for b in dict.fromkeys((min(EARLY, last), last)):
+            by_run = [{r["run"]: r for r in of_trial.get((ir, nr), ()) if r["b"] == b} for of_trial in found.values()]
+            common = [set(of) for of in by_run if of]
+            runs = sorted(set.intersection(*common)) if common else []
             row, labels = [], ""
-            for of_trial in found.values():
-                at = [r for r in of_trial.get((ir, nr), ()) if r["b"] == b]
-                labels = at[0]["labelled"] if at else labels
-                values = np.array([r["accuracy"] for r in at])
-                spread = float(values.std()) if len(at) > 1 else math.nan
-                row.append(f"{plus_minus(float(values.mean()), spread, 1)} ({len(at)})" if at else "")
-            body.append([f"{ir:g}", f"{nr:g}", labels, *row])
-    return text_table(body, ["imbalance ratio", "noise ratio", "labels", *map(name_of, found)], "github")
+            for of in by_run:
+                values = np.array([of[run]["accuracy"] for run in runs if of])
+                labels = of[runs[0]]["labelled"] if of and runs else labels
+                spread = float(values.std()) if len(values) > 1 else math.nan
+                row.append(plus_minus(float(values.mean()), spread, 1) if len(values) else "")
+            body.append([f"{ir:g}", f"{nr:g}", labels, str(len(runs)), *row])
+    return text_table(body, ["imbalance ratio", "noise ratio", "labels", "runs", *map(name_of, found)], "github")
 
 
 def claim_table(rows: Rows, form: str = "simple") -> str:
