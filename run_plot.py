@@ -28,6 +28,7 @@ from alfk.errors import UserError
 from alfk.files import atomic
 from alfk.plotting import contact_sheets, plots, results, sizes, tables
 from alfk.plotting.curves import parse_series, ranges
+from alfk.plotting.distortions import distortions_table
 from alfk.records import BASELINES, INITS, Record
 
 ROOT = Path(__file__).resolve().parent
@@ -91,7 +92,7 @@ def run(options: argparse.Namespace) -> int:
                     show(figure, found, options)
                     drawn += 1
         drawn += show_sizes(dataset, found, options)
-        table = tables.distortions_table(found.records)
+        table = distortions_table(found.records)
         if table:
             print(f"\nImbalance and noise ratios, test accuracy in %, mean ± std (runs)\n\n{table}")
             into(options, f"{dataset}_distortions", table)

@@ -13,7 +13,7 @@ from sklearn.metrics import confusion_matrix
 
 from alfk.plotting import plots
 from alfk.plotting.curves import Curve
-from alfk.plotting.tables import distortions_table
+from alfk.plotting.distortions import distortions_table
 from alfk.records import RESTORED
 from alfk.runs import Trial
 from tests.helpers import ONE_THREAD, ROOT, call, made_up_record
