@@ -301,10 +301,10 @@ def test_typiclust_takes_typical_images_of_the_features_of_the_network_given(pro
         assert (found.reasons, found.at_random) == ({}, 0)
 
 
-@pytest.mark.parametrize("most", [1000, 7])
-def test_epig_is_about_random_validation_images_under_shared_masks(problem, plain, monkeypatch, most):
-    """All of them, or as many as there may be."""
-    monkeypatch.setattr(methods, "TARGETS", most)
+@pytest.mark.parametrize(("limit", "value", "most"), [("TARGETS", 1000, 1000), ("TARGETS", 7, 7), ("JOINT", 115, 7)])
+def test_epig_is_about_random_validation_images_under_shared_masks(problem, plain, monkeypatch, limit, value, most):
+    """All of them, or as many as there may be; each takes 16 joint probabilities with a pool image."""
+    monkeypatch.setattr(methods, limit, value)
     draws = seeded()
     targets = sorted(torch.randperm(30, generator=draws)[:most].tolist())
     kept = torch.rand(SAMPLES, 216, generator=torch.Generator().manual_seed(draw_seed(draws))) >= 0.5
