@@ -93,7 +93,7 @@ class Trial:
         """The method with the attributes that vary within a figure, e.g. "Rzg_pz L80", "varR E4"."""
         length, members = self.length, self.ensemble
         name = self.method + (f" L{length}" if length else "") + (f" E{members}" if members > 1 else "")
-        name += f" {self.copies}" if self.copies not in (None, "degrees") else ""
+        name += f" {self.copies} copies" if self.copies not in (None, "degrees") else ""
         name += " first random" if self.first_batch else ""
         name += f" V{self.validation_size}" if self.validation_size else ""
         return name + (" + validation" if self.adds_validation else "")
