@@ -4,6 +4,7 @@ python3 bench/bench_files.py              # 1 GB in a temporary folder
 python3 bench/bench_files.py --mnist      # MNIST's sizes alone
 """
 
+import argparse
 import contextlib
 import sys
 import tempfile
@@ -31,7 +32,7 @@ REPEATS = 3
 
 
 def main() -> None:
-    parser = Parser(description=__doc__)
+    parser = Parser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--mnist", action="store_true", help="MNIST's sizes alone")
     options = parser.parse_args()
     print(machine(torch.device("cpu")))

@@ -3,12 +3,12 @@ plain implementation and with the time of its arithmetic.
 
     python3 bench/bench_iteration.py                       # about four minutes on 2 CPU cores
     python3 bench/bench_iteration.py --without plain       # one minute
-    python3 bench/bench_iteration.py --epochs 2 --warm-epochs 1 --images 2000      # a quick check of this script
+    python3 bench/bench_iteration.py --epochs 2 --images 2000      # a quick check of this script
 
-The models before b=3 are trained first, in a temporary folder, with fewer epochs than the protocol's: accuracies are no
-results. In the plain implementation every image is a PIL item of a DataLoader, z and g of the descriptors take separate
-passes over the images, k-centre computes all similarities in every step, and every epoch is evaluated on all test
-images. It starts from the same weights and labels.
+The models before b=3 are trained first, in a temporary folder, and the rotation model for one epoch alone: accuracies
+are no results. In the plain implementation every image is a PIL item of a DataLoader, z and g of the descriptors take
+separate passes over the images, k-centre computes all similarities in every step, and every epoch is evaluated on all
+test images. It starts from the same weights and labels.
 
 The limit of a part is its number of floating-point operations, counted by torch's FlopCounterMode, divided by the rate
 of the machine in a product of two 1024 x 1024 matrices with the same number of threads.
@@ -69,22 +69,18 @@ def main() -> int:
     with tempfile.TemporaryDirectory() as root:
         folder = RunFolder(Path(root), 0)
         folder.create()
-        # Both use the same folder: headers and checkpoints do not record epochs, and no manifest is written.
-        warm, full = (
-            Workspace(with_epochs(epochs), folder, train, test, seed=0, device=device)
-            for epochs in (options.warm_epochs, options.epochs)
-        )
+        work = Workspace(with_epochs(options.epochs), folder, train, test, seed=0, device=device)
         print(f"{machine(device)}; {MNIST.training_threads} thread(s) in training steps", flush=True)
-        warm_up(warm)
+        warm_up(work)
         clock = Clock(device)
-        record = timed_iteration(full, clock)
+        record = timed_iteration(work, clock)
         print_parts(clock, record, options)
         if "limits" not in options.without:
-            print_limits(full, clock, record, options)
+            print_limits(work, clock, record, options)
         if "plain" not in options.without:
-            plain = Plain(full, options.workers)
+            plain = Plain(work, options.workers)
             plain.iteration(options.epochs)
-            print_plain(plain, clock, record, full)
+            print_plain(plain, clock, record, work)
     return 0
 
 
@@ -92,8 +88,7 @@ def parse() -> argparse.Namespace:
     parser = mnist_parser(__doc__)
     add = parser.add_argument
     epochs = MNIST.retraining.epochs
-    add("-e", "--epochs", type=positive, default=epochs, help=f"epochs of the timed iteration ({epochs})")
-    add("--warm-epochs", type=positive, default=10, help=f"epochs of the iterations before b={B} (10)")
+    add("-e", "--epochs", type=positive, default=epochs, help=f"epochs of an iteration ({epochs})")
     add("--workers", type=int, default=2, help="processes of the plain implementation's DataLoader (2)")
     add("--images", type=positive, default=10_000, help="pool images in the timing of dropout sampling (10,000)")
     add("--without", nargs="+", default=[], choices=("limits", "plain"), help="parts to leave out")
