@@ -202,7 +202,7 @@ def print_limits(work: Workspace, clock: Clock, record: Record, options: argpars
     uncertainty("varR", [model], some.subset(torch.arange(batch)), 2, torch.Generator(), batch)
     sampling_seconds = fastest(2, sampling)[0]
     sgd = clock.seconds["fit"] - clock.seconds["after epochs"]
-    trained = steps_of(record, options.epochs) * record["labelled"] / -(-record["labelled"] // 25)
+    trained = options.epochs * record["labelled"]
     described = (len(pool) + len(validation)) * scored + search
     few, many = (matrix_product_rate(threads) for threads in (MNIST.training_threads, torch.get_num_threads()))
     rows = [
@@ -342,9 +342,10 @@ class Plain:
 def print_plain(plain: Plain, clock: Clock, record: Record, work: Workspace) -> None:
     ours = Round(work, TRIAL, B).labelled()[0][-MNIST.query_size :]
     common = len(set(ours.tolist()) & set(plain.chosen.tolist()))
+    plain_times = {**plain.clock.seconds, "total": sum(plain.clock.seconds.values())}
     print(f"\n{'part':<18}{'ours':>10}{'plain':>10}{'ratio':>8}")
     for name in ("descriptors", "matching", "retraining", "total"):
-        seconds, plain_seconds = clock.seconds[name], plain.clock.seconds[name] or sum(plain.clock.seconds.values())
+        seconds, plain_seconds = clock.seconds[name], plain_times[name]
         print(f"{name:<18}{seconds:>10.3f}{plain_seconds:>10.3f}{plain_seconds / seconds:>8.1f}")
     print(
         f"\n{common} of {len(ours)} chosen images are the same; test accuracy {record['accuracy']:.2f} % and", end=" "

@@ -73,3 +73,24 @@ def test_figures_quoted_in_the_text_follow_from_the_lines(length):
     later = release.mean[5:] - ours.mean[5:]
     quoted = f"it is {later.min():.1f} to {later.max():.1f}" if length == 80 else f"it is {later[-1]:.1f}"
     assert f"{quoted} points lower" in text
+
+
+def test_what_choosing_the_epoch_by_the_validation_images_costs():
+    """The sentences above the table of --select val in docs/results.md."""
+    text = " ".join((ROOT / "docs" / "results.md").read_text().split())
+    records = results.read_runs(ROOT / "results" / "MNIST", 0, None, pytest.fail).records
+
+    def values(select, method, length, field="accuracy"):
+        trial = Trial(100.0, method, length, select=select)
+        return {(r["run"], r["b"]): r[field] for r in records if trial.describes(r)}
+
+    lower, above = [], []
+    for method, length in (("random", 0), ("varR", 0), ("Rzg_pz", 80)):
+        val, test = values("val", method, length), values("test", method, length)
+        runs = np.array([np.mean([test[run, b] - val[run, b] for b in range(10)]) for run, b in val if b == 0])
+        lower.append(f"{runs.mean():.1f} ± {runs.std(ddof=1) / np.sqrt(len(runs)):.1f}")
+        last = values("test", method, length, "accuracy_last")
+        above.append(f"{np.mean([test[key] - last[key] for key in test]):.1f}")
+    assert "{} (random), {} (varR) and {} (Rzg_pz L80) points under those".format(*lower) in text
+    assert above[1] == above[2]
+    assert f"above the last by {above[1]} points on average for varR and Rzg_pz L80 and by {above[0]} for" in text

@@ -3,6 +3,7 @@
 import json
 import os
 import re
+import runpy
 import shutil
 import signal
 import subprocess
@@ -19,6 +20,7 @@ from alfk.cli.jobs import Failure, run_in_parallel
 from alfk.cli.progress import Progress
 from alfk.files import load_checkpoint, save_checkpoint, write_json
 from alfk.network import fingerprint
+from alfk.stages import describe
 from tests.helpers import (
     ONE_THREAD,
     ROOT,
@@ -37,6 +39,15 @@ from tests.helpers import (
 )
 
 TWO = ["--iterations", "2", "--methods", "random", "Rzg_pz", "--run-stop", "2"]
+
+
+def test_rows_of_the_scripts_have_single_models():
+    """So that a bare --initial makes one model of each kind a run."""
+    for folder, datasets in {"mnist": ("cfg", "cfg_digits"), "svhn": ("cfg",), "imagenet": ("cfg",)}.items():
+        script = runpy.run_path(str(ROOT / folder / "run.py"))
+        assert {members for name in datasets for *_, members in script[name]} == {1}
+    rows = runpy.run_path(str(ROOT / "mnist" / "run.py"))["cfg"]
+    assert (100, "Rzg_true", 80, 1) in rows  # visualize_tsne.py needs it
 
 
 @pytest.fixture(scope="module")
@@ -141,10 +152,47 @@ def test_killed_and_started_again(finished, tmp_path):
 def pair(tmp_path_factory):
     """Initial models of two runs."""
     folder = tmp_path_factory.mktemp("pair")
-    call(
-        "mnist/run.py", *SMALL, "--initial", "--methods", "random", "--run-stop", 2, "-smp", 8, "--save-folder", folder
-    )
+    few = ["--initial", "--methods", "random", "--run-stop", 2, "-smp", 8, "--save-folder", folder]
+    done = call("mnist/run.py", *SMALL, *few)
+    assert "initial models: 4, random and rotation, for ir=20 and 2 run(s)" in done.stdout
+    assert "1 curve(s), 12 AL iterations in all; ensembles of E need --initial -ens E first" in done.stdout
     return folder
+
+
+@pytest.mark.parametrize(("copies", "used"), [(None, "degrees"), ("degrees", "degrees"), ("released", "released")])
+def test_copies_are_those_of_the_flag(pair, tmp_path, monkeypatch, copies, used):
+    """--copies decides on the strategy, and stands in the records and, if not the default, in the names of files."""
+    drawn = []
+
+    class Noted:
+        def __init__(self, name, strategy):
+            self.name, self.strategy, self.shared = name, strategy, strategy.shared
+
+        def draw(self, *arguments):
+            drawn.append(self.name)
+            return self.strategy.draw(*arguments)
+
+    noted = {name: Noted(name, strategy) for name, strategy in describe.STRATEGIES.items()}
+    monkeypatch.setattr(describe, "STRATEGIES", noted)
+    shutil.copytree(pair / "run0", tmp_path / "run0")
+    few = [
+        "--methods",
+        "Rzg_trace",
+        "-dl",
+        20,
+        "--iterations",
+        2,
+        "--run-stop",
+        1,
+        "-smp",
+        2,
+        "--save-folder",
+        tmp_path,
+    ]
+    call("mnist/run.py", *SMALL, *few, *([] if copies is None else ["--copies", copies]))
+    assert set(drawn) == {used}
+    assert [record["copies"] for record in records(tmp_path / "run0")] == [used, used]
+    assert bool(list(tmp_path.rglob("best_*_copies_released.pt"))) == (used == "released")
 
 
 @pytest.mark.slow
@@ -371,7 +419,9 @@ def test_two_initial_models_side_by_side_in_a_run(tmp_path):
 @pytest.mark.slow
 def test_every_method_and_length_runs(tmp_path):
     few = [*SMALL, "-e", 1, "--run-stop", 1, "-smp", 4, "--save-folder", tmp_path]
-    call("mnist/run.py", *few, "--initial", "-ens", 2, "--methods", "varR")
+    done = call("mnist/run.py", *few, "--initial", "-ens", 2, "--methods", "varR")
+    assert "initial models: 4, random and rotation" in done.stdout
+    assert "need --initial -ens" not in done.stdout
     matching = [key for key, method in METHODS.items() if method.needs_descriptors]
     lengths = ["-dl", 10, 20, 30, 80, 90]
     call("mnist/run.py", *few, "--iterations", 1, "--unsupervised", 0, "--methods", "random", *matching, *lengths)

@@ -333,14 +333,29 @@ def test_learning_to_tell_digits_from_their_negatives(digits):
 SHORT = dataclasses.replace(RECIPES["DIGITS"], divisor=32, batch_size=4, train_iterations=25)
 
 
-def run_vaal(data, root, die_at=None, recipe=SHORT):
-    """Three AL iterations on DIGITS, up to a report of step `die_at` of iteration 1."""
+def test_the_starting_model_is_not_evaluated(data, tmp_path, monkeypatch):
+    """VAAL has no epoch 0: its task model is evaluated after the steps of the checks alone."""
+    evaluated = []
+
+    def note(self, epoch, *arguments, **options):
+        evaluated.append(epoch)
+        return evaluate(self, epoch, *arguments, **options)
+
+    evaluate = Selector.__call__
+    monkeypatch.setattr(Selector, "__call__", note)
+    run_vaal(data, tmp_path, iterations=1)
+    assert evaluated == SHORT.check_steps() == [1, 6, 11, 16, 21]
+
+
+def run_vaal(data, root, die_at=None, recipe=SHORT, iterations=3):
+    """AL iterations on DIGITS, up to a report of step `die_at` of iteration 1."""
 
     def report(event, **info):
         if event == "step" and "b=1" in info["doing"] and info["step"] == die_at:
             raise Killed
 
-    short = dataclasses.replace(DIGITS, iterations=3, pretraining=dataclasses.replace(DIGITS.pretraining, epochs=1))
+    pretraining = dataclasses.replace(DIGITS.pretraining, epochs=1)
+    short = dataclasses.replace(DIGITS, iterations=iterations, pretraining=pretraining)
     work = workspace(short, root, *data, report=report)
     make_initial_models(work, TRIAL.ir, TRIAL.nr)
     Vaal(recipe).learn(work, [TRIAL])

@@ -138,10 +138,12 @@ def _run(experiment: Experiment, trials: Sequence[Trial], options: Options) -> i
     if options.initial and distributed.is_main_process():
         ratios = " and ".join(f"{ir:g}" for ir in dict.fromkeys(trial.ir for trial in trials))
         iterations = len(runs) * len(trials) * experiment.iterations
+        alone = all(trial.ensemble == 1 for trial in trials)
         print(
-            f"initial models: {len(runs) * each}, random and rotation, for ir={ratios} and {len(runs)} run(s)\n"
-            f"next, without --initial: {len(trials)} curve(s), {iterations} AL iterations in all; "
-            "ensembles of E need --initial -ens E first"
+            f"initial models: {len(runs) * each}, random and rotation, for ir={ratios} and {len(runs)} run(s), "
+            "less those that exist\n"
+            f"next, without --initial: {len(trials)} curve(s), {iterations} AL iterations in all"
+            + ("; ensembles of E need --initial -ens E first" if alone else "")
         )
     return over_runs(experiment, options, runs, task, each, [] if options.initial else trials)
 
