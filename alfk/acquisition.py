@@ -22,7 +22,7 @@ from alfk.errors import UserError
 from alfk.methods import METHODS, Measurement, Method, Situation, register, take_top
 from alfk.network import count_passes
 from alfk.outputs import Outputs, logits_of, outputs_of
-from alfk.perturbation import RotationAndNoise, Strategy
+from alfk.perturbation import DEFAULT_COPIES, STRATEGIES, Strategy
 from alfk.rivals.methods import RIVALS, expected_information
 from alfk.selection import Selection
 from alfk.uncertainty import uncertainty
@@ -128,7 +128,7 @@ class Sampling:
 
     generator: torch.Generator
     samples: int = 128
-    strategy: Strategy = dataclasses.field(default_factory=RotationAndNoise)
+    strategy: Strategy = dataclasses.field(default_factory=lambda: STRATEGIES[DEFAULT_COPIES])
 
 
 def measure(

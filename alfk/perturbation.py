@@ -1,8 +1,9 @@
 """Perturbed copies of images, from which the estimators S = tr(C_zg) and S = I(z; g) compute their statistics.
 
 A strategy is any object with `draw`, which draws K transformations; each is applied to all images alike. `--copies`
-offers two (STRATEGIES), because the paper's release contains both and it is not known which of them produced the
-published figures. Another strategy (brightness, gamma, kornia.augmentation) is a class with its own `draw`.
+offers two (STRATEGIES), because the paper's release contains both. The default is the one that the release uses: with
+it Rzg_mi comes nearer to the paper's curve (docs/results.md). Another strategy (brightness, gamma,
+kornia.augmentation) is a class with its own `draw`.
 """
 
 import dataclasses
@@ -77,6 +78,7 @@ def _draw(
 
 
 STRATEGIES: dict[str, Strategy] = {"degrees": RotationAndNoise(), "released": ReleasedRotationAndNoise()}
+DEFAULT_COPIES = "released"
 
 
 @dataclasses.dataclass(frozen=True)

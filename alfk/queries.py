@@ -22,7 +22,7 @@ from alfk.inputs import check_labels, positions
 from alfk.methods import Measurement, Method, Situation
 from alfk.network import computing, prepare
 from alfk.outputs import logits_of
-from alfk.perturbation import RotationAndNoise, Strategy
+from alfk.perturbation import DEFAULT_COPIES, STRATEGIES, Strategy
 from alfk.selection import Selection
 
 CLASS_COLUMNS = ("pseudo_label", "prediction", "error_label", "error_prediction")
@@ -173,7 +173,7 @@ def query(
             and of larger ones so many that a batch has as many pixels, at least 16.
         generator: source of the random draws (start of k-centre, dropout masks, ...), or a seed; seed 0 if None.
         samples: K of the uncertainty methods and of the estimators from perturbed copies.
-        strategy: how copies are perturbed; rotation and noise if None.
+        strategy: how copies are perturbed; if None by rotation and noise as in the paper's release.
         annotate: pool positions (k,) -> their labels (k,), for methods that ask while they choose ("galaxy",
             "galaxy_v"): first for the labels of `labelled`, then for one image after another. Labels are numbers, or
             names of the pool's `classes`.
@@ -196,7 +196,7 @@ def query(
     check_query_size(situation)  # before anything is computed
     with computing():  # similarities too are float32
         if definition.needs_passes and not (definition.random_first and situation.available.all()):
-            sampling = Sampling(situation.generator, samples, strategy or RotationAndNoise())
+            sampling = Sampling(situation.generator, samples, strategy or STRATEGIES[DEFAULT_COPIES])
             situation.measurement = _measured(definition, model, pool, validation, sampling, taps, batch_size)
         selection = choose(definition, situation)
     if definition.needs_passes and situation.measurement is None:

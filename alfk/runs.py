@@ -11,6 +11,7 @@ from typing import Any
 from alfk import distributed
 from alfk.errors import DamagedFileError, UserError
 from alfk.files import atomic, load_checkpoint, locked, read_file, read_json, write_json
+from alfk.perturbation import DEFAULT_COPIES
 from alfk.records import INITS, RESTORED, SPECIAL, Record, key_of, line_of, read_results
 
 
@@ -74,7 +75,7 @@ class Trial:
         """The common part of all file names of AL iteration b with `size` labelled images."""
         parts = f"{INITS[self.init]}batch_{b}_size_{size}_{self.distortion}_sub_{self.method}_L_{self.length}"
         members = f"_E_{self.ensemble}" if self.ensemble > 1 else ""
-        copies = f"_copies_{self.copies}" if self.copies not in (None, "degrees") else ""
+        copies = f"_copies_{self.copies}" if self.copies not in (None, DEFAULT_COPIES) else ""
         first = f"_first_{self.first_batch}" if self.first_batch else ""
         size = f"_V_{self.validation_size}" if self.validation_size else ""
         added = "_and_validation" if self.adds_validation else ""
@@ -93,7 +94,7 @@ class Trial:
         """The method with the attributes that vary within a figure, e.g. "Rzg_pz L80", "varR E4"."""
         length, members = self.length, self.ensemble
         name = self.method + (f" L{length}" if length else "") + (f" E{members}" if members > 1 else "")
-        name += f" {self.copies} copies" if self.copies not in (None, "degrees") else ""
+        name += f" copies by {self.copies}" if self.copies not in (None, DEFAULT_COPIES) else ""
         name += " first random" if self.first_batch else ""
         name += f" V{self.validation_size}" if self.validation_size else ""
         return name + (" + validation" if self.adds_validation else "")

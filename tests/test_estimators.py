@@ -124,7 +124,7 @@ def test_linearity_gives_every_class_its_gradient(model):
 
 def test_both_sides_get_estimated_labels(model):
     split = digits(30)
-    sampling = Sampling(torch.Generator().manual_seed(0), samples=4)
+    sampling = Sampling(torch.Generator().manual_seed(0), 4, STRATEGIES["degrees"])
     for key in ("Rzg_trace", "Rzg_mi", "Rzg_mi_diag"):
         found = measure(METHODS[key], [model], split, split, sampling, (1,), 7)
         assert torch.equal(found.pool.pseudo_labels, found.validation.pseudo_labels)  # the same copies for both

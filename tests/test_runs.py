@@ -178,8 +178,8 @@ def test_names_say_what_is_different():
     )
     assert trial.short() == "flqmi first random V50 + validation"
     # Tables have rows of the release's own figures beside ours.
-    assert Trial(100, "Rzg_trace", 20, copies="released").short() == "Rzg_trace L20 released copies"
-    assert Trial(100, "Rzg_trace", 20, copies="degrees").short() == "Rzg_trace L20"
+    assert Trial(100, "Rzg_trace", 20, copies="degrees").short() == "Rzg_trace L20 copies by degrees"
+    assert Trial(100, "Rzg_trace", 20, copies="released").short() == "Rzg_trace L20"
 
 
 RIGHT = {"first_batch": ["random"], "validation_size": [1, 10_000], "adds_validation": [True]}

@@ -159,7 +159,7 @@ def pair(tmp_path_factory):
     return folder
 
 
-@pytest.mark.parametrize(("copies", "used"), [(None, "degrees"), ("degrees", "degrees"), ("released", "released")])
+@pytest.mark.parametrize(("copies", "used"), [(None, "released"), ("degrees", "degrees"), ("released", "released")])
 def test_copies_are_those_of_the_flag(pair, tmp_path, monkeypatch, copies, used):
     """--copies decides on the strategy, and stands in the records and, if not the default, in the names of files."""
     drawn = []
@@ -192,7 +192,7 @@ def test_copies_are_those_of_the_flag(pair, tmp_path, monkeypatch, copies, used)
     call("mnist/run.py", *SMALL, *few, *([] if copies is None else ["--copies", copies]))
     assert set(drawn) == {used}
     assert [record["copies"] for record in records(tmp_path / "run0")] == [used, used]
-    assert bool(list(tmp_path.rglob("best_*_copies_released.pt"))) == (used == "released")
+    assert bool(list(tmp_path.rglob("best_*_copies_degrees.pt"))) == (used == "degrees")
 
 
 @pytest.mark.slow

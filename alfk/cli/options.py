@@ -12,7 +12,7 @@ from alfk import distributed
 from alfk.acquisition import METHODS, RIVALS
 from alfk.config import Experiment, Recipe
 from alfk.errors import UserError
-from alfk.perturbation import STRATEGIES
+from alfk.perturbation import DEFAULT_COPIES, STRATEGIES
 
 ROOT = Path(__file__).resolve().parents[2]
 
@@ -93,8 +93,8 @@ def add_init(parser: Parser) -> None:
     parser.add_argument("-unsup", "--unsupervised", type=int, choices=(0, 1), default=1, help=text)
     text = "keep only the convolutions of the rotation-pretrained model: all linear layers are new, not just the last"
     parser.add_argument("--conv-only", action="store_true", help=text)
-    text = "perturbed copies of Rzg_trace and Rzg_mi: angles in degrees (default), or as in the paper's release"
-    parser.add_argument("--copies", choices=tuple(STRATEGIES), default="degrees", help=text)
+    text = "perturbed copies of Rzg_trace and Rzg_mi: angles as in the paper's release (default), or in degrees"
+    parser.add_argument("--copies", choices=tuple(STRATEGIES), default=DEFAULT_COPIES, help=text)
 
 
 def add_variants(parser: Parser) -> None:

@@ -18,7 +18,7 @@ from alfk.errors import UserError
 from alfk.files import complete_array, create_array, has_array, open_array, read_header, save_array
 from alfk.methods import DATABASES, Measurement, Method
 from alfk.outputs import Outputs
-from alfk.perturbation import STRATEGIES
+from alfk.perturbation import DEFAULT_COPIES, STRATEGIES
 from alfk.stages.round import Round
 from alfk.training import accuracy, accuracy_per_class
 
@@ -80,7 +80,7 @@ def describe(current: Round) -> None:
         arrays[name] = create_array(current.database(name), (images,), dtype)
         return _outputs(arrays[name]) if distributed.is_main_process() else Outputs(None, None)
 
-    strategy = STRATEGIES[current.trial.copies or "degrees"]
+    strategy = STRATEGIES[current.trial.copies or DEFAULT_COPIES]
     sampling = Sampling(current.generator("sample"), work.experiment.samples, strategy)
     batch_size = work.experiment.descriptor_batch
     splits = current.pool, current.validation
