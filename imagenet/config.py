@@ -60,6 +60,8 @@ class ImageNetFlags:
             if options.nr or options.ir not in (None, 1, [1]):
                 raise UserError("-ir and -nr distort a pool whose labels are known: leave them out with --annotate")
             options.methods = getattr(options, "methods", None) or ["Rzg_pz"]
+        elif root is not None and (root / "pool").is_dir() and not (root / "train").is_dir():
+            raise UserError(f"{root} has pool/ and no train/: give --annotate labels.csv if its images have no labels")
         if root is not None and not image_folder.is_imagenet(root):
             experiment = of_folder(root, experiment)
         holdout = experiment.holdout if options.holdout_val is None else options.holdout_val

@@ -445,8 +445,11 @@ def test_folders_that_lack_something(flowers, finished, tmp_path):
     refused("imagenet/run.py", *arguments, words="--annotate needs the folder that holds pool/ and val/")
     shutil.copytree(flowers[0] / "val", root / "val")
     refused("imagenet/run.py", root, *arguments, words=f"there is no folder {root}/pool: put the images")
+    assert not (tmp_path / "labels.csv").exists()
     (root / "pool" / "a").mkdir(parents=True)
     refused("imagenet/run.py", root, *arguments, words=f"{root}/pool has no image (.jpeg, .jpg, .png)")
+    words = f"{root} has pool/ and no train/: give --annotate labels.csv"
+    refused("imagenet/run.py", root, *arguments[2:], words=words)
     shutil.rmtree(root / "val")
     shutil.copy(flowers[0] / "pool" / "a" / "01.jpg", root / "pool" / "a")
     refused("imagenet/run.py", root, *arguments, words="val/<class>/*.JPEG")

@@ -51,10 +51,10 @@ def annotate(experiment: Experiment, options: argparse.Namespace, trials: Sequen
         raise UserError("people label for one run at a time: leave out --run-stop, --run-start names the run")
     if distributed.world_size() > 1:
         raise UserError("--annotate works in one process: start it without torchrun")
-    check_table(table, options.imagenetdir or options.folder)
     with Progress(total=2 * trial.ensemble + experiment.iterations) as progress:
         work = open_workspace(experiment, options, options.run_start, progress, [trial], 1)
         files = file_names(work.train, "pool")
+        check_table(table, options.imagenetdir or options.folder)
 
         def read() -> Annotations:
             return read_annotations(table, files, work.train.classes)

@@ -2,6 +2,7 @@
 
 import statistics
 import sys
+import time
 from collections.abc import Iterable, Sequence
 from typing import Any
 
@@ -12,11 +13,14 @@ from alfk import distributed
 from alfk.records import Record
 from alfk.runs import Trial
 
-COLUMNS = "run  method            ir  init            b  labelled      %   test %  val.err   s"
+COLUMNS = "run  method            ir  init            b  labelled      %   test %  epoch  val.err   s"
+SILENCE = 60  # seconds without a line, in a log, after which one says what is being done
 
 
 class Progress:
     """One progress display for all runs: a bar on a terminal, and a line for each initial model and AL iteration.
+
+    In a log, where there is no bar, a line a minute says what is being done.
 
     It is a Report: to be called with an event and its information.
     """
@@ -32,6 +36,8 @@ class Progress:
         self.doing: dict[int, str] = {}
         self.header_shown = False
         self.warnings: set[str] = set()
+        self.in_log = self.bar.disable and distributed.is_main_process()
+        self.last_line = time.monotonic()
 
     def __enter__(self) -> "Progress":
         return self
@@ -42,6 +48,7 @@ class Progress:
     def print_line(self, line: str) -> None:
         """Print a line above the bar."""
         tqdm.write(line)
+        self.last_line = time.monotonic()
 
     def __call__(self, event: str, **info: Any) -> None:
         getattr(self, f"_on_{event}")(**info)
@@ -89,18 +96,21 @@ class Progress:
     def _show(self, run: int, text: str) -> None:
         self.doing[run] = text
         self._refresh()
+        if self.in_log and time.monotonic() - self.last_line >= SILENCE:
+            self.print_line(f"{time.strftime('%H:%M')}  run {run}  {text}")
 
     def _refresh(self) -> None:
         self.bar.set_postfix_str("; ".join(f"run {run}: {what}" for run, what in sorted(self.doing.items())))
 
 
 def line(record: Record) -> str:
-    """One finished iteration as a line under COLUMNS."""
+    """One finished iteration as a line under COLUMNS. Its epochs: those kept, one a member; 0 if none was better."""
     trial = Trial.of(record)
+    epochs = "/".join(map(str, record["epochs"]))
     errors = "" if record["misclassified"] is None else record["misclassified"]
     return (
         f"{record['run']:>3}  {trial.short():<15} {trial.ir:>4g}  {trial.init:<13} {record['b']:>3}  "
-        f"{record['labelled']:>8} {record['labelled_share']:>6.2f}  {record['accuracy']:>7.2f} "
+        f"{record['labelled']:>8} {record['labelled_share']:>6.2f}  {record['accuracy']:>7.2f}  {epochs:>5} "
         f"{errors:>8} {sum(record['seconds'].values()):>5.1f}"
     )
 

@@ -107,7 +107,7 @@ def plot_curves(path: Path, title: str, plotted: Sequence[PlottedCurve], lines: 
             rule = axes.axhline(accuracy, color="0.35", linewidth=1.1, linestyle=(0, dashes), zorder=1)
             entries.append((accuracy, rule, False, label))
         axes.set_title(title, loc="left")  # centred, a long one would begin outside the figure
-        axes.set(xlabel="labelled share of the pool, %", ylabel="test accuracy, %")
+        axes.set(xlabel="labelled images, % of the undistorted pool", ylabel="test accuracy, %")
         axes.grid(color="0.92")
         axes.set_axisbelow(True)
         axes.spines[["top", "right"]].set_visible(False)
