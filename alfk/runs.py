@@ -75,7 +75,7 @@ class Trial:
         """The common part of all file names of AL iteration b with `size` labelled images."""
         parts = f"{INITS[self.init]}batch_{b}_size_{size}_{self.distortion}_sub_{self.method}_L_{self.length}"
         members = f"_E_{self.ensemble}" if self.ensemble > 1 else ""
-        copies = f"_copies_{self.copies}" if self.copies not in (None, DEFAULT_COPIES) else ""
+        copies = f"_copies_{self.other_copies}" if self.other_copies else ""
         first = f"_first_{self.first_batch}" if self.first_batch else ""
         size = f"_V_{self.validation_size}" if self.validation_size else ""
         added = "_and_validation" if self.adds_validation else ""
@@ -90,11 +90,16 @@ class Trial:
         """A short name with distortion and initial model, e.g. "Rzg_pz L80 ir=100 rotation"."""
         return f"{self.short()} ir={number_name(self.ir)} {self.init}"
 
+    @property
+    def other_copies(self) -> str | None:
+        """The kind of perturbed copies, if there are any and they are not the default's."""
+        return None if self.copies == DEFAULT_COPIES else self.copies
+
     def short(self) -> str:
         """The method with the attributes that vary within a figure, e.g. "Rzg_pz L80", "varR E4"."""
         length, members = self.length, self.ensemble
         name = self.method + (f" L{length}" if length else "") + (f" E{members}" if members > 1 else "")
-        name += f" copies by {self.copies}" if self.copies not in (None, DEFAULT_COPIES) else ""
+        name += f" copies by {self.other_copies}" if self.other_copies else ""
         name += " first random" if self.first_batch else ""
         name += f" V{self.validation_size}" if self.validation_size else ""
         return name + (" + validation" if self.adds_validation else "")

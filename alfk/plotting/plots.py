@@ -19,7 +19,6 @@ from matplotlib.ticker import AutoMinorLocator
 
 from alfk.acquisition import METHODS
 from alfk.errors import UserError
-from alfk.perturbation import DEFAULT_COPIES
 from alfk.plotting.curves import Curve
 from alfk.plotting.saving import save
 from alfk.runs import Trial
@@ -77,7 +76,7 @@ def notation(trial: Trial) -> str:
     parts += [f"$L_{{{trial.length}}}$"] if trial.length else []
     parts += [f"$E={trial.ensemble}$"] if trial.method in MEASURES else []
     parts += [r"$\theta_{rnd}$"] if trial.init == "random" else []
-    parts += [f"copies by {trial.copies}"] if trial.copies not in (None, DEFAULT_COPIES) else []
+    parts += [f"copies by {trial.other_copies}"] if trial.other_copies else []
     parts += ["first batch random"] if trial.first_batch else []
     parts += [f"$V={trial.validation_size:,}$".replace(",", "{,}")] if trial.validation_size else []
     parts += ["validation set added"] if trial.adds_validation else []
@@ -176,7 +175,7 @@ def _style(each: PlottedCurve) -> dict[str, object]:
     colour, marker = STYLES.get(each.trial.method, ("#000000", "."))
     trial = each.trial
     plain = trial.method in MEASURES and trial.ensemble == 1
-    hollow = trial.init == "random" or trial.copies not in (None, DEFAULT_COPIES) or trial.adds_validation
+    hollow = trial.init == "random" or trial.other_copies or trial.adds_validation
     dashes = (4, 2) if plain else DASHES.get(trial.length, ())
     if trial.adds_validation and trial.validation_size:
         dashes = (max(1, 2 * math.log10(trial.validation_size) - 3), 1.5)

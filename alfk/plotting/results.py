@@ -367,7 +367,8 @@ def place(each: Trial) -> tuple:
     """The order of trials in figures and tables."""
     order = list(plots.STYLES)
     known = order.index(each.method) if each.method in order else len(order)
-    return known, each.length, each.ensemble, each.init != "rotation", each.validation_size or 0, each.adds_validation
+    special = each.other_copies is not None, each.validation_size or 0, each.adds_validation
+    return known, each.length, each.ensemble, each.init != "rotation", *special
 
 
 def print_missing(figure: FigureData, runs: Sequence[int], write: Print) -> None:
