@@ -191,7 +191,7 @@ def test_a_name_of_another_data_set_is_refused(name, tmp_path):
 
 # Warnings
 
-WARNINGS = {"warm-up", "fewer than a batch", "rotation task", "test accuracy", "without images", "left out"}
+WARNINGS = {"warm-up", "fewer than a batch", "rotation accuracy", "test accuracy", "without images", "left out"}
 
 
 def warned(done):
@@ -219,7 +219,7 @@ def test_what_learns_nothing_says_why_once(noise, tmp_path):
     """Two runs of one method."""
     more = ["--run-stop", 2, "--methods", "random", "--batch-size", 8]
     first = run(noise, tmp_path / "data", *more, "--initial")
-    assert warned(first) == {"rotation task"}
+    assert warned(first) == {"rotation accuracy"}
     assert "more --unsup-epochs, another --lr, or a smaller --batch-size" in first.stderr
     then = run(noise, tmp_path / "data", *more)
     assert warned(then) == {"fewer than a batch", "test accuracy"}

@@ -474,7 +474,7 @@ def test_typiclust_takes_what_the_authors_took(recorded):
 
 def plain_typicality(x):
     k = min(20, len(x) // 2)
-    distances = torch.cdist(x, x, compute_mode="donot_use_mm_for_euclid_dist").square()
+    distances = (x[:, None] - x).square().sum(2)  # exact for multiples of 1/8
     return 1 / (distances.fill_diagonal_(torch.inf).sort(1).values[:, :k].sum(1) / max(k, 1) + 1e-5)
 
 

@@ -63,7 +63,7 @@ def _rotation(work: Workspace, ir: float, nr: float, distortion: str, member: in
     fit(model, pool, experiment.pretraining, shuffles, rotate, after_epoch, experiment.training_threads)
     evaluation = best.evaluation or evaluator(model)
     if at_chance(evaluation.accuracy, 4, len(split)):
-        found = f"the rotation accuracy {evaluation.accuracy:.1f} % is not clearly above 25 %, chance, on {len(split)}"
+        found = f"the rotation accuracy is not clearly above chance, 25 %, on {len(split)} images"
         mended = "more --unsup-epochs, another --lr, or a smaller --batch-size"
-        work.report("warning", text=f"{found} images: the initial model may have learnt nothing; {mended}")
+        work.report("warning", text=f"{found}: the initial model may have learnt nothing; {mended}")
     return best.weights, {"rotation_accuracy": evaluation.accuracy, "select": select, "epoch": best.epoch}
