@@ -11,6 +11,7 @@ import math
 import sys
 from collections.abc import Sequence
 from pathlib import Path
+from typing import Any
 
 ROOT = Path(__file__).resolve().parent.parent
 sys.path.insert(0, str(ROOT))
@@ -80,8 +81,8 @@ def same_outcome(a: Record, b: Record) -> bool:
 
 def _add(source: RunFolder, target: RunFolder, new: Sequence[Record]) -> None:
     target.path.mkdir(parents=True, exist_ok=True)
-    made = source.manifest()[0]
-    manifest = target.manifest()[0] if (target.path / "manifest.json").exists() else {**made, "sessions": []}
+    made = _manifest(source)
+    manifest = _manifest(target) if (target.path / "manifest.json").exists() else {**made, "sessions": []}
     check_settings(target.path, manifest["settings"], made["settings"])
     manifest["settings"] = {**made["settings"], **manifest["settings"]}
     manifest["sessions"] += [session for session in made["sessions"] if session not in manifest["sessions"]]
@@ -90,6 +91,14 @@ def _add(source: RunFolder, target: RunFolder, new: Sequence[Record]) -> None:
     content = read_file(lines) if lines.exists() else b""
     with atomic(lines) as file:
         file.write(content + "".join(map(line_of, new)).encode())
+
+
+def _manifest(folder: RunFolder) -> dict[str, Any]:
+    """Raises UserError for a lost or damaged one: what is read in its stead has no sessions, which say what was run."""
+    manifest, problems = folder.manifest()
+    if problems:
+        raise UserError(problems[0].partition(":")[0])
+    return manifest
 
 
 if __name__ == "__main__":

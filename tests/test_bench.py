@@ -3,7 +3,8 @@
 from pathlib import Path
 
 import pytest
-from helpers import call
+
+from tests.helpers import call
 
 
 @pytest.mark.parametrize(

@@ -78,3 +78,19 @@ def test_a_folder_without_runs_is_refused(tmp_path):
     (tmp_path / "DIGITS").mkdir()
     refused("results/collect.py", tmp_path / "DIGITS", words="there is no runN folder in")
     refused("results/collect.py", tmp_path / "none", words="there is no folder")
+
+
+def test_a_damaged_manifest_is_refused_and_stays(tmp_path):
+    """What is read in its stead has no sessions, and would replace those that are there."""
+    target = run_of(tmp_path / "results", made_up_record())
+    source = run_of(tmp_path / "source", made_up_record(b=1))
+    for folder in (target, source):
+        manifest = folder.path / "manifest.json"
+        intact = manifest.read_bytes()
+        manifest.write_bytes(intact.replace(b"run.py", b"run.pi"))
+        refused(
+            "results/collect.py", source.path.parent, "--into", tmp_path / "results", words=f"{manifest} is damaged"
+        )
+        manifest.write_bytes(intact)
+        assert records(target.path) == [made_up_record()]
+    assert len(target.manifest()[0]["sessions"]) == 1
