@@ -19,17 +19,18 @@ import sys
 from collections.abc import Sequence
 from pathlib import Path
 
-from alfk.acquisition import METHODS, RIVALS
 from alfk.cli.datasets import all_experiments, get_experiment
 from alfk.cli.guard import check_writable
 from alfk.cli.options import Parser, accuracy, count, imbalance_ratio, positive
 from alfk.cli.scripts import guarded
-from alfk.errors import UserError
-from alfk.files import atomic
+from alfk.experiment.records import BASELINES, INITS, Record
+from alfk.method.acquisition import METHODS
 from alfk.plotting import contact_sheets, plots, results, sizes, tables
 from alfk.plotting.curves import parse_series, ranges
 from alfk.plotting.distortions import distortions_table
-from alfk.records import BASELINES, INITS, Record
+from alfk.rivals import RIVALS
+from alfk.support.errors import UserError
+from alfk.support.files import atomic
 
 ROOT = Path(__file__).resolve().parent
 REFERENCE = ROOT / "reference"
@@ -103,8 +104,8 @@ def run(options: argparse.Namespace) -> int:
         raise UserError(f"there is no method or series {unknown[0]!r}: name {', '.join(METHODS)}, or e.g. Rzg_pz_L80")
     if not drawn:
         place = options.save_folder or options.datadir or "local_data/ or results/"
-        mend = "the commands named above make them again" if left_out else "bash demo.sh makes some, or a run.py"
-        raise UserError(f"there are no such results under {place}: {mend}")
+        fix = "the commands named above make them again" if left_out else "bash demo.sh makes some, or a run.py"
+        raise UserError(f"there are no such results under {place}: {fix}")
     return 0
 
 

@@ -18,13 +18,13 @@ import torch
 ROOT = Path(__file__).resolve().parents[1]
 sys.path.insert(0, str(ROOT))
 
-from alfk.acquisition import METHODS, Sampling, choose, get_method, measure
 from alfk.cli.options import positive
-from alfk.methods import Situation
-from alfk.runs import RunFolder
-from alfk.stages.memory import peak_mib, reset_peak
-from alfk.stages.round import Round
-from alfk.stages.workspace import Workspace
+from alfk.experiment.folder import RunFolder
+from alfk.experiment.memory import peak_mib, reset_peak
+from alfk.experiment.round import Round
+from alfk.experiment.workspace import Workspace
+from alfk.method.acquisition import METHODS, Sampling, choose, get_method, measure
+from alfk.method.registry import Situation
 from bench.bench_iteration import TRIAL, B, warm_up, with_epochs
 from bench.common import guarded, machine, mnist_on, mnist_parser
 from mnist.config import MNIST

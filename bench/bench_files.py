@@ -18,8 +18,8 @@ import torch
 ROOT = Path(__file__).resolve().parents[1]
 sys.path.insert(0, str(ROOT))
 
-from alfk import files
 from alfk.cli.options import Parser
+from alfk.support import files
 from bench.common import fastest, machine
 from mnist.custom_models.lenet import LeNet
 from svhn.custom_models.resnet10 import ResNet10

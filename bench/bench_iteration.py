@@ -38,21 +38,22 @@ ROOT = Path(__file__).resolve().parents[1]
 sys.path.insert(0, str(ROOT))
 
 from alfk.cli.options import positive
-from alfk.config import Experiment
-from alfk.data import Split
-from alfk.descriptors import ForwardPass, standardise
-from alfk.network import snapshot
-from alfk.records import Record
-from alfk.runs import RunFolder, Trial
-from alfk.stages import retrain as retraining
-from alfk.stages.acquire import acquire
-from alfk.stages.describe import describe
-from alfk.stages.loop import active_learning
-from alfk.stages.pretrain import make_initial_models
-from alfk.stages.round import Round
-from alfk.stages.workspace import Workspace
-from alfk.training import Evaluator
-from alfk.uncertainty import uncertainty
+from alfk.data.split import Split
+from alfk.experiment import train as retraining
+from alfk.experiment.choose import acquire
+from alfk.experiment.config import Experiment
+from alfk.experiment.describe import describe
+from alfk.experiment.folder import RunFolder
+from alfk.experiment.loop import active_learning
+from alfk.experiment.pretrain import make_initial_models
+from alfk.experiment.records import Record
+from alfk.experiment.round import Round
+from alfk.experiment.training import Evaluator
+from alfk.experiment.trial import Trial
+from alfk.experiment.workspace import Workspace
+from alfk.method.descriptors import ForwardPass, standardise
+from alfk.method.uncertainty import uncertainty
+from alfk.networks.weights import snapshot
 from bench.common import Clock, fastest, guarded, machine, matrix_product_rate, mnist_on, mnist_parser
 from mnist.config import MNIST
 

@@ -25,9 +25,9 @@ from tabulate import tabulate
 from torch.utils.data import DataLoader
 
 from alfk.cli.options import Parser, device_of, positive
-from alfk.data import Split
-from alfk.image_decoding import draw_crops, open_image, scaled
-from alfk.image_files import MEMORY, ImageFiles, default_workers, has_dali
+from alfk.data.decoding import draw_crops, open_image, scaled
+from alfk.data.image_files import MEMORY, ImageFiles, default_workers, has_dali
+from alfk.data.split import Split
 from bench.common import guarded, machine
 from imagenet.custom_datasets.image_folder import load_folder
 

@@ -29,12 +29,12 @@ from tabulate import tabulate
 from torch import Tensor
 
 from alfk.cli.options import Parser, device_of
+from alfk.experiment.memory import peak_mib, reset_peak
 from alfk.rivals.badge import badge
 from alfk.rivals.coreset import coreset
 from alfk.rivals.flqmi import Factors, flqmi
 from alfk.rivals.gradients import gradients
-from alfk.seeding import generator
-from alfk.stages.memory import peak_mib, reset_peak
+from alfk.support.seeding import generator
 from bench.common import guarded, machine
 
 

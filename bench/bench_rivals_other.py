@@ -27,12 +27,12 @@ from tabulate import tabulate
 from torch import Tensor
 
 from alfk.cli.options import Parser
+from alfk.experiment.memory import peak_mib, reset_peak
 from alfk.rivals import scores
 from alfk.rivals.epig import epig
 from alfk.rivals.galaxy import galaxy
 from alfk.rivals.typiclust import k_means, typiclust
-from alfk.seeding import generator
-from alfk.stages.memory import peak_mib, reset_peak
+from alfk.support.seeding import generator
 from bench.common import guarded, machine
 
 CPU = torch.device("cpu")

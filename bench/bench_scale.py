@@ -22,9 +22,9 @@ import torch
 from tabulate import tabulate
 
 from alfk.cli.options import Parser, device_of, positive
-from alfk.matching import budget, k_centre, match
-from alfk.seeding import generator
-from alfk.stages.memory import peak_mib, reset_peak
+from alfk.experiment.memory import peak_mib, reset_peak
+from alfk.method.matching import budget, k_centre, match
+from alfk.support.seeding import generator
 from bench.common import Clock, guarded, machine
 
 CHUNK = 10_000  # rows written at a time

@@ -28,14 +28,14 @@ ROOT = Path(__file__).resolve().parents[1]
 sys.path.insert(0, str(ROOT))
 
 from alfk.cli.options import Parser, positive
-from alfk.data import Split
-from alfk.descriptors import standardise
-from alfk.errors import UserError
-from alfk.matching import k_centre, top_matches
-from alfk.network import kaiming_fan_out
-from alfk.seeding import generator
-from alfk.stages.memory import peak_mib, reset_peak
-from alfk.training import Evaluator
+from alfk.data.split import Split
+from alfk.experiment.memory import peak_mib, reset_peak
+from alfk.experiment.training import Evaluator
+from alfk.method.descriptors import standardise
+from alfk.method.matching import k_centre, top_matches
+from alfk.networks.weights import kaiming_fan_out
+from alfk.support.errors import UserError
+from alfk.support.seeding import generator
 from bench.common import fastest, guarded, machine, mnist_is_in
 from mnist.config import MNIST
 from mnist.custom_datasets.mnist import load_mnist

@@ -22,8 +22,8 @@ ROOT = Path(__file__).resolve().parents[1]
 sys.path.insert(0, str(ROOT))
 
 from alfk.cli.options import positive
-from alfk.config import Experiment
-from alfk.data import Split
+from alfk.data.split import Split
+from alfk.experiment.config import Experiment
 from bench.common import guarded, machine, matrix_product_rate
 from vaal.config import RECIPES, Recipe, experiments
 from vaal.model import SIZE

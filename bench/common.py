@@ -14,9 +14,9 @@ from typing import TypeVar
 import torch
 
 from alfk.cli.options import ROOT, Parser, device_of
-from alfk.data import Split
-from alfk.errors import UserError
-from alfk.training import cpu_threads
+from alfk.data.split import Split
+from alfk.experiment.training import cpu_threads
+from alfk.support.errors import UserError
 from mnist.custom_datasets.mnist import FILES, load_mnist
 
 T = TypeVar("T")

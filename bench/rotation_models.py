@@ -3,10 +3,10 @@
     python3 bench/rotation_models.py                # 20 trainings each, hours on one core
     python3 bench/rotation_models.py --start 0 --stop 10
 
-"seeded" draws a LeNet's weights as in the experiments (`alfk.network.uniform_fan_in`, with a separate generator),
-"module" keeps the weights of torch's layers. Trainings of either kind with the same number have the same shuffles. Each
-training prints one line, the rotation accuracy in percent on the test images after every epoch; then follow, for each
-kind, the mean over trainings of the best epoch, and tests of the difference between the kinds.
+"seeded" draws a LeNet's weights as in the experiments (`uniform_fan_in`, with a separate generator), "module" keeps
+the weights of torch's layers. Trainings of either kind with the same number have the same shuffles. Each training
+prints one line, the rotation accuracy in percent on the test images after every epoch; then follow, for each kind, the
+mean over trainings of the best epoch, and tests of the difference between the kinds.
 """
 
 import sys
@@ -17,10 +17,10 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 import numpy as np
 import torch
 
-from alfk.bias import split_validation, thin_minority
-from alfk.network import uniform_fan_in
-from alfk.seeding import generator
-from alfk.training import Evaluator, fit, rotate
+from alfk.data.bias import split_validation, thin_minority
+from alfk.experiment.training import Evaluator, fit, rotate
+from alfk.networks.weights import uniform_fan_in
+from alfk.support.seeding import generator
 from bench.common import guarded, mnist_on, mnist_parser
 from mnist.config import MNIST
 

@@ -11,10 +11,10 @@ from dataclasses import replace
 from pathlib import Path
 
 from alfk.cli.options import up_to
-from alfk.config import Experiment, Recipe, WarmUpAndDecay
-from alfk.errors import UserError
-from alfk.image_files import LOADERS, default_workers, has_dali
-from alfk.network import kaiming_fan_out
+from alfk.data.image_files import LOADERS, default_workers, has_dali
+from alfk.experiment.config import Experiment, Recipe, WarmUpAndDecay
+from alfk.networks.weights import kaiming_fan_out
+from alfk.support.errors import UserError
 from imagenet.custom_datasets import image_folder
 from imagenet.custom_models.resnet import resnet10, resnet18, resnet34, resnet50
 

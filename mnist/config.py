@@ -6,8 +6,8 @@ Rzg_pz L80 at 375 labels (0.75 % of the pool).
 
 from dataclasses import replace
 
-from alfk.config import Experiment, Recipe, StepDecay
-from alfk.network import uniform_fan_in
+from alfk.experiment.config import Experiment, Recipe, StepDecay
+from alfk.networks.weights import uniform_fan_in
 from mnist.custom_datasets import digits, mnist
 from mnist.custom_models.lenet import LeNet
 

@@ -18,11 +18,12 @@ sys.path.insert(0, str(ROOT))
 
 from alfk.cli.options import Parser  # noqa: E402
 from alfk.cli.scripts import guarded  # noqa: E402
-from alfk.errors import UserError  # noqa: E402
-from alfk.files import atomic, read_file, write_json  # noqa: E402
+from alfk.experiment.folder import RunFolder, check_settings  # noqa: E402
+from alfk.experiment.records import Record, key_of, line_of  # noqa: E402
+from alfk.experiment.trial import Trial  # noqa: E402
 from alfk.plotting.results import run_folders  # noqa: E402
-from alfk.records import Record, key_of, line_of  # noqa: E402
-from alfk.runs import RunFolder, Trial, check_settings  # noqa: E402
+from alfk.support.errors import UserError  # noqa: E402
+from alfk.support.files import atomic, read_file, write_json  # noqa: E402
 
 
 def main() -> int:

@@ -4,8 +4,8 @@ SVHN, ir=100, rotation init (the paper, 5 runs, mean): 67.9 % for random and 83.
 (1.25 % of the pool).
 """
 
-from alfk.config import Experiment, Recipe, StepDecay
-from alfk.network import kaiming_fan_out
+from alfk.experiment.config import Experiment, Recipe, StepDecay
+from alfk.networks.weights import kaiming_fan_out
 from svhn.custom_datasets import svhn
 from svhn.custom_models.resnet10 import ResNet10
 

@@ -29,10 +29,10 @@ from sklearn.datasets import load_digits
 from torch import nn
 
 from alfk.cli.opening import _load
-from alfk.data import Split
-from alfk.errors import UserError
-from alfk.runs import RunFolder
-from alfk.stages.workspace import Workspace
+from alfk.data.split import Split
+from alfk.experiment.folder import RunFolder
+from alfk.experiment.workspace import Workspace
+from alfk.support.errors import UserError
 from mnist.custom_datasets import mnist
 from svhn.custom_datasets import svhn
 

@@ -8,17 +8,17 @@ import pytest
 import torch
 from torch import nn
 
-from alfk import acquisition
-from alfk.acquisition import METHODS, Sampling, choose, measure, select
-from alfk.data import Split
-from alfk.descriptors import ForwardPass, describe, standardise
-from alfk.errors import UserError
-from alfk.methods import Method, Situation, register
-from alfk.runs import Trial
-from alfk.selection import Selection, top_scoring
-from alfk.stages.loop import STAGES, active_learning
-from alfk.stages.pretrain import make_initial_models
-from alfk.stages.round import Round
+from alfk.data.split import Split
+from alfk.experiment.loop import STAGES, active_learning
+from alfk.experiment.pretrain import make_initial_models
+from alfk.experiment.round import Round
+from alfk.experiment.trial import Trial
+from alfk.method import acquisition
+from alfk.method.acquisition import METHODS, Sampling, choose, measure, select
+from alfk.method.descriptors import ForwardPass, describe, standardise
+from alfk.method.registry import Method, Situation, register
+from alfk.method.selection import Selection, top_scoring
+from alfk.support.errors import UserError
 from mnist.config import DIGITS
 from tests.helpers import ROOT, SMALL, call, workspace
 

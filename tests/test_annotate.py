@@ -13,8 +13,8 @@ import numpy as np
 import pytest
 import torch
 
-from alfk.annotation import read_annotations
-from alfk.queries import write_csv
+from alfk.own.annotations import read_annotations
+from alfk.own.queries import write_csv
 from tests.helpers import ONE_THREAD, ROOT, call, draw, outcome, records, refused, refuses, write_tree
 
 NAME, CLASSES, SIZE = "flowers", 3, 4
@@ -166,7 +166,7 @@ def test_curves_and_sheets_of_the_loop(finished):
     people, _ = finished
     assert f"{NAME}, the pool as it is, --select val" in draw(people.datadir).stdout
     done = draw(people.datadir, "--show-selected")
-    for what in ("selected", "answers"):
+    for what in ("selected", "matches"):
         (sheet,) = (people.datadir / "figures").glob(f"{NAME}_{what}_run0_*.png")
         assert str(sheet.with_suffix("")) in done.stdout
 
@@ -435,7 +435,7 @@ def test_other_scripts_need_known_labels_too(finished, tmp_path):
 
 
 def test_one_process_asks(finished, monkeypatch):
-    monkeypatch.setattr("alfk.distributed.world_size", lambda: 2)
+    monkeypatch.setattr("alfk.support.distributed.world_size", lambda: 2)
     refused("imagenet/run.py", *finished[0].arguments, words="start it without torchrun")
 
 

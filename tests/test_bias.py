@@ -5,8 +5,8 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
-from alfk.bias import add_label_noise, proportional_counts, split_validation, thin_half_of_classes, thin_minority
-from alfk.seeding import generator
+from alfk.data.bias import add_label_noise, proportional_counts, split_validation, thin_half_of_classes, thin_minority
+from alfk.support.seeding import generator
 
 labels_of = st.lists(st.integers(0, 9), min_size=1, max_size=300).map(torch.tensor)
 

@@ -18,11 +18,11 @@ from alfk.cli import guard as guards
 from alfk.cli.guard import NOT_READ, Output, OutputClosed, check_writable, guard, line_of
 from alfk.cli.jobs import run_in_parallel, run_sequentially
 from alfk.cli.opening import initial_command, other_files
-from alfk.data import Dataset, Split
-from alfk.errors import UserError
+from alfk.data.split import Dataset, Split
+from alfk.experiment.records import line_of as line_of_record
+from alfk.experiment.trial import Trial
 from alfk.plotting import plots, results
-from alfk.records import line_of as line_of_record
-from alfk.runs import Trial
+from alfk.support.errors import UserError
 from tests.helpers import ONE_THREAD, SMALL, call, command, made_up_record, refused
 
 ERRORS = [errno.ENOSPC, errno.EACCES, errno.EISDIR, errno.ELOOP, errno.ENAMETOOLONG, errno.EMFILE, errno.EINVAL]

@@ -2,8 +2,8 @@
 
 import json
 
-from alfk.records import line_of
-from alfk.runs import RunFolder
+from alfk.experiment.folder import RunFolder
+from alfk.experiment.records import line_of
 from tests.helpers import call, made_up_record, records, refused
 
 SETTINGS = {"dataset": "DIGITS", "seed": 0, "query_size": 15}

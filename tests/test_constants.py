@@ -2,8 +2,8 @@
 
 import pytest
 
-from alfk.config import StepDecay, WarmUpAndDecay
-from alfk.network import kaiming_fan_out, uniform_fan_in
+from alfk.experiment.config import StepDecay, WarmUpAndDecay
+from alfk.networks.weights import kaiming_fan_out, uniform_fan_in
 from imagenet.config import IMAGENET
 from mnist.config import MNIST
 from svhn.config import SVHN

@@ -8,11 +8,11 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from alfk.errors import UserError
+from alfk.experiment.records import BASELINE
+from alfk.experiment.trial import Trial
 from alfk.plotting import curves
 from alfk.plotting.curves import Curve
-from alfk.records import BASELINE
-from alfk.runs import Trial
+from alfk.support.errors import UserError
 
 
 def curve(shares, means, std=0.0, runs=10):

@@ -10,11 +10,9 @@ import torch
 from PIL import Image
 from torchvision import transforms
 
-from alfk.config import Recipe, StepDecay
-from alfk.data import Split
-from alfk.errors import UserError
-from alfk.network import fingerprint, kaiming_fan_out, snapshot, uniform_fan_in
-from alfk.training import (
+from alfk.data.split import Split
+from alfk.experiment.config import Recipe, StepDecay
+from alfk.experiment.training import (
     BestEpoch,
     Evaluation,
     Evaluator,
@@ -25,6 +23,8 @@ from alfk.training import (
     fit,
     rotate,
 )
+from alfk.networks.weights import fingerprint, kaiming_fan_out, snapshot, uniform_fan_in
+from alfk.support.errors import UserError
 from mnist.config import DIGITS, MNIST
 from mnist.custom_models.lenet import LeNet, max_pool
 from tests.helpers import refuses

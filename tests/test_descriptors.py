@@ -8,8 +8,9 @@ from hypothesis import assume, given
 from hypothesis import strategies as st
 from torch import nn
 
-from alfk.data import Split
-from alfk.descriptors import ForwardPass, describe, pool_spatially, standardise
+from alfk.data.split import Split
+from alfk.method.descriptors import ForwardPass, describe, standardise
+from alfk.networks.passes import pool_spatially
 
 
 class Tiny(nn.Module):

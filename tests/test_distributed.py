@@ -17,22 +17,23 @@ import torch
 import torch.distributed as dist
 from torch import nn
 
-from alfk import distributed, matching
-from alfk.acquisition import select
 from alfk.cli.scripts import guarded
-from alfk.config import Recipe, StepDecay
-from alfk.data import Split
-from alfk.descriptors import Descriptors, describe
-from alfk.errors import UserError
-from alfk.files import complete_array, create_array, open_array, save_array
-from alfk.matching import match, top_matches
-from alfk.network import MCDropout
-from alfk.pseudo_labels import nearest_by_feature
-from alfk.queries import query
+from alfk.data.split import Split
+from alfk.experiment.config import Recipe, StepDecay
+from alfk.experiment.folder import RunFolder
+from alfk.experiment.training import Evaluation, Evaluator, classify, fit, rotate
+from alfk.method import matching
+from alfk.method.acquisition import select
+from alfk.method.descriptors import Descriptors, describe
+from alfk.method.matching import match, top_matches
+from alfk.method.pseudo_labels import nearest_by_feature
+from alfk.method.uncertainty import MEASURES, uncertainty
+from alfk.networks.dropout import MCDropout
+from alfk.own.queries import query
 from alfk.rivals.methods import RIVALS
-from alfk.runs import RunFolder
-from alfk.training import Evaluation, Evaluator, classify, fit, rotate
-from alfk.uncertainty import MEASURES, uncertainty
+from alfk.support import distributed
+from alfk.support.errors import UserError
+from alfk.support.files import complete_array, create_array, open_array, save_array
 from tests.helpers import SMALL, call_process, children, command, outcome, records, start, wait_for, wait_until
 
 pytestmark = pytest.mark.slow

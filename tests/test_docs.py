@@ -18,7 +18,7 @@ from torch import nn
 from torch.utils.data import TensorDataset
 
 import alfk
-from alfk.queries import Query, query
+from alfk.own.queries import Query, query
 from tests.helpers import ROOT, call, picture
 
 PAGES = ("README.md", "docs/own_data.md")
@@ -47,7 +47,7 @@ LEFT = {  # what the commands of a page leave, among other files
         "ask_b1.png",
         "local_data/figures/my_images_ir1_select_val.png",
         "local_data/figures/my_photos_ir1_select_val.png",
-        "local_data/figures/my_photos_answers_run0_unsup_ir_1_nr_0_sub_Rzg_pz_L_768_select_val.png",
+        "local_data/figures/my_photos_matches_run0_unsup_ir_1_nr_0_sub_Rzg_pz_L_768_select_val.png",
     ),
 }
 
@@ -146,7 +146,7 @@ def test_commands_of_the_demo_run(tmp_path, monkeypatch):
             arguments += ["--datadir", "local_data", "--out", "local_data/figures", "-b", "1", "--methods", "Rzg_pz"]
         call(script, *arguments)
     figures = {path.name.split("_")[1] for path in (tmp_path / "local_data" / "figures").iterdir()}
-    assert figures >= {"ir20", "selected", "answers"}, figures
+    assert figures >= {"ir20", "selected", "matches"}, figures
 
 
 # Python blocks
@@ -228,7 +228,7 @@ def test_python_blocks_of_the_readme_run(names, tmp_path):
         assert len(lines) == 41
         assert lines[1].startswith(f"{labelled[40 * b]},shoot/{labelled[40 * b]}.jpg,")
         assert Image.open(tmp_path / f"query_b{b}.png").width > 1000
-    assert {"answers_to", "error_prediction", "similarity", "pseudo_label"} <= set(names["query"].rows()[0])
+    assert {"matches", "error_prediction", "similarity", "pseudo_label"} <= set(names["query"].rows()[0])
 
 
 def test_the_readmes_rule_for_taps(names):
@@ -242,7 +242,7 @@ def test_python_blocks_of_own_data_run(names, tmp_path, capsys):
     assert "layer4" in capsys.readouterr().out
     assert len(states[0]["data"]) == 40
     head = (tmp_path / "query.csv").read_text().splitlines()[0]
-    assert head.startswith("index,file,similarity,answers_to,answers_to_file,")
+    assert head.startswith("index,file,similarity,matches,matches_file,")
     assert states[-1]["trained"] == [[CLASSES.index("dog")]]
     asked = [line.split(",")[0] for line in (tmp_path / "ask.csv").read_text().splitlines()[1:]]
     assert len(asked) == 10

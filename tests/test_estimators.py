@@ -10,13 +10,14 @@ import pytest
 import scipy.ndimage
 import torch
 
-from alfk import pseudo_labels
-from alfk.acquisition import METHODS, Sampling, measure
-from alfk.data import Split
-from alfk.descriptors import ForwardPass, pool_spatially
-from alfk.errors import UserError
-from alfk.network import kaiming_fan_out
-from alfk.perturbation import STRATEGIES, ReleasedRotationAndNoise, Rotated, RotatedToNearest, RotationAndNoise
+from alfk.data.split import Split
+from alfk.method import pseudo_labels
+from alfk.method.acquisition import METHODS, Sampling, measure
+from alfk.method.descriptors import ForwardPass
+from alfk.method.perturbation import STRATEGIES, ReleasedRotationAndNoise, Rotated, RotatedToNearest, RotationAndNoise
+from alfk.networks.passes import pool_spatially
+from alfk.networks.weights import kaiming_fan_out
+from alfk.support.errors import UserError
 from mnist.config import DIGITS, MNIST
 from mnist.custom_models.lenet import LeNet
 

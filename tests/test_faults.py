@@ -1,7 +1,7 @@
 """Damaged and exchanged files, driven by a table: every kind of file that a run reads x every damage.
 
 Each case ends either with the results of the undamaged run, to the bit, or with one line that names the file, exit
-status 2, and a mend that works: after it the same command ends as if nothing had happened.
+status 2, and a fix that works: after it the same command ends as if nothing had happened.
 """
 
 import contextlib
@@ -23,8 +23,8 @@ import torch
 
 import run_plot
 from alfk.cli import opening, scripts
-from alfk.files import load_checkpoint, save_checkpoint
 from alfk.plotting import plots
+from alfk.support.checkpoints import load_checkpoint, save_checkpoint
 from mnist.config import DIGITS
 from tests.helpers import Done, outcome, records
 from vaal import main as vaal
@@ -244,7 +244,7 @@ class Scene:
 
     root: Path
     command: Callable[[Path], Done]
-    mend: dict[str, Callable[[Path], Done]]
+    fix: dict[str, Callable[[Path], Done]]
     kinds: dict[str, tuple[str, str]]
     wanted: dict[str, object]
 
@@ -257,7 +257,7 @@ def end_of(scene: Scene, kind: str, damage: str, copy: Path) -> str:
     """How the command ends on a copy of the scene with one damaged file.
 
     Returns:
-        "equal" or "mended", which are right; "silent", "dead end", "traceback", "not one line", "hang", which are not.
+        "equal" or "fixed", which are right; "silent", "dead end", "traceback", "not one line", "hang", which are not.
     """
     shutil.copytree(scene.root, copy, symlinks=True)
     pattern, other = scene.kinds[kind]
@@ -275,12 +275,12 @@ def end_of(scene: Scene, kind: str, damage: str, copy: Path) -> str:
         if done.returncode != 2 or len(line.splitlines()) != 1 or path.with_suffix("").name not in line:
             return f"not one line: {line}"
         path.chmod(0o600) if damage == "unreadable" else delete(path)
-        for words, make in scene.mend.items():
+        for words, make in scene.fix.items():
             if words in line:
                 make(copy)
         done = scene.command(copy)
         if done.returncode == 0:
-            return "mended" if ends(copy) == scene.wanted else f"silent after: {line}"
+            return "fixed" if ends(copy) == scene.wanted else f"silent after: {line}"
         return f"dead end: {line} -> {done.stderr}"
     except Hangs:
         return "hang"
@@ -365,7 +365,7 @@ def test_a_damaged_file(scene, kind, damage, tmp_path):
     if kind in MODELS:
         command, wanted = from_initial_model(scene.root, MODELS[kind])
         scene = dataclasses.replace(scene, command=command, wanted=wanted)
-    assert end_of(scene, kind, damage, tmp_path / "copy") in ("equal", "mended")
+    assert end_of(scene, kind, damage, tmp_path / "copy") in ("equal", "fixed")
 
 
 VAAL_STEM = "unsup_batch_{}_size_{}_ir_20_nr_0_sub_vaal_L_0"
@@ -401,10 +401,10 @@ def stop(*_: object) -> None:
 @pytest.mark.parametrize("damage", DAMAGES)
 @pytest.mark.parametrize("kind", VAAL_KINDS)
 def test_a_damaged_file_of_vaal(vaal_scene, kind, damage, tmp_path):
-    assert end_of(vaal_scene, kind, damage, tmp_path / "copy") in ("equal", "mended")
+    assert end_of(vaal_scene, kind, damage, tmp_path / "copy") in ("equal", "fixed")
 
 
-# Figures: what is wrong with a results line or a manifest is named and left out, and the run's own command mends it
+# Figures: what is wrong with a results line or a manifest is named and left out, and the run's own command fixes it
 
 
 CURVES = "TINY_ir20_nr0.1_curves.csv"

@@ -1,7 +1,7 @@
 """The table of damages of test_faults.py, over the files that data sets' loaders and the visualisation read.
 
 Each case ends with what is read from the undamaged files, to the bit, or with one line (in scripts: exit status 2) that
-names the file, or the other one of .npy and .json, and a mend; what the line says is done, and after it the result is
+names the file, or the other one of .npy and .json, and a fix; what the line says is done, and after it the result is
 that of the undamaged files. Where other files are allowed a case may also end with a split whose `source` differs: a
 run is bound to its source and refuses another one.
 
@@ -27,9 +27,9 @@ from PIL import Image
 
 import run_plot
 from alfk.cli.visualise import visualise
-from alfk.data import Dataset, Split
-from alfk.errors import UserError
+from alfk.data.split import Dataset, Split
 from alfk.plotting import contact_sheets, plots, reasons
+from alfk.support.errors import UserError
 from imagenet.config import find
 from imagenet.custom_datasets.image_folder import load_folder
 from mnist.config import X4
@@ -81,7 +81,7 @@ def end_of(scene: Scene, name: str, partner: str, damage: str, copy: Path) -> st
     Args:
         name, partner: the file and another one of its type, below the root.
     Returns:
-        "equal", "mended" or "other source", which may be right; "silent" or a description, which are not.
+        "equal", "fixed" or "other source", which may be right; "silent" or a description, which are not.
     """
     path, wanted = copy / name, scene.wanted
     spoil(damage)(Case(path, scene.other / name, scene.root / partner))
@@ -89,14 +89,14 @@ def end_of(scene: Scene, name: str, partner: str, damage: str, copy: Path) -> st
         with without_roots_rights() if damage == "unreadable" else contextlib.nullcontext():
             found, line = attempt(scene, copy)
         if line and not follow(scene, line, path, copy):
-            return f"no mend: {line}"
+            return f"no fix: {line}"
         if line:
             found, after = attempt(scene, copy)
             if after:
                 return f"dead end: {line} -> {after}"
         if found != wanted:
             return f"silent {line}".strip() if found[0] == wanted[0] else "other source"
-        return "mended" if line else "equal"
+        return "fixed" if line else "equal"
     except Hangs:
         return "hang"
     except Exception as problem:
@@ -221,7 +221,7 @@ def read_mnist(folder: Path) -> Any:
 def test_a_damaged_file_of_mnist(mnist_scenes, name, damage, tmp_path):
     scene = mnist_scenes[Path(name).suffix]
     copy = shutil.copytree(scene.root, tmp_path / "copy")
-    assert end_of(scene, name, partner_of(name, "t10k"), damage, copy) in ("equal", "mended")
+    assert end_of(scene, name, partner_of(name, "t10k"), damage, copy) in ("equal", "fixed")
 
 
 # SVHN
@@ -257,7 +257,7 @@ def read_svhn(folder: Path, strict: bool = True) -> Any:
 @pytest.mark.parametrize("name", CONVERTED)
 def test_a_damaged_array_of_svhn(svhn_scene, name, damage, tmp_path):
     copy = shutil.copytree(svhn_scene.root, tmp_path / "copy")
-    assert end_of(svhn_scene, name, partner_of(name, "test"), damage, copy) in ("equal", "mended")
+    assert end_of(svhn_scene, name, partner_of(name, "test"), damage, copy) in ("equal", "fixed")
 
 
 @pytest.mark.parametrize("damage", DAMAGES)
@@ -267,7 +267,7 @@ def test_a_damaged_mat_file(svhn_scene, name, converted, damage, tmp_path):
     """Before it was converted, and after."""
     copy = shutil.copytree(svhn_scene.root, tmp_path / "copy")
     converted or shutil.rmtree(copy / "processed")
-    assert end_of(svhn_scene, name, MATS[name], damage, copy) in ("equal", "mended")
+    assert end_of(svhn_scene, name, MATS[name], damage, copy) in ("equal", "fixed")
 
 
 @pytest.mark.parametrize("damage", DAMAGES)
@@ -278,7 +278,7 @@ def test_a_damaged_mat_file_that_need_not_be_official(svhn_scene, name, damage, 
     shutil.rmtree(copy / "processed")
     scene = dataclasses.replace(svhn_scene, read=lambda folder: read_svhn(folder, strict=False))
     found = end_of(scene, name, MATS[name], damage, copy)
-    assert found in ("equal", "mended") or (damage in OF_THE_SAME_FORM and found == "other source")
+    assert found in ("equal", "fixed") or (damage in OF_THE_SAME_FORM and found == "other source")
 
 
 # Folders of images
@@ -318,7 +318,7 @@ def facts(found: Dataset) -> Any:
 @pytest.mark.parametrize("name", LISTS)
 def test_a_damaged_list_of_image_files(lists, name, damage, tmp_path):
     copy = shutil.copytree(lists.root, tmp_path / "copy")
-    assert end_of(lists, name, partner_of(name, "val"), damage, copy) in ("equal", "mended")
+    assert end_of(lists, name, partner_of(name, "val"), damage, copy) in ("equal", "fixed")
 
 
 ROOTS = {
@@ -336,7 +336,7 @@ def test_a_damaged_list_that_names_the_folder(lists, name, damage, tmp_path):
     scene = dataclasses.replace(lists, read=ROOTS[name], command=lists.read)
     copy = shutil.copytree(lists.root, tmp_path / "copy")
     found = end_of(scene, name, partner_of(name, "val"), damage, copy)
-    assert found in ("equal", "mended") or (damage, found) == ("another run's", "other source")
+    assert found in ("equal", "fixed") or (damage, found) == ("another run's", "other source")
 
 
 IMAGE = "tree/train/n00/1.png"
@@ -358,7 +358,7 @@ def test_a_damaged_image(tmp_path, damage):
     elif damage in ("directory", "fifo"):
         assert found == "other source"
     else:
-        assert found in ("equal", "mended")
+        assert found in ("equal", "fixed")
 
 
 def read_images(folder: Path) -> Any:
@@ -436,7 +436,7 @@ def maps(runs):
 def test_a_damaged_map(maps, suffix, damage, tmp_path):
     shutil.copytree(maps.root / "run0", tmp_path / "TINY" / "run0")
     name, partner = (f"run0/data/tsne_{stem}{suffix}" for stem in (VARR("Rzg_pz_L_20"), VARR("varR_L_0")))
-    assert end_of(maps, name, partner, damage, tmp_path / "TINY") in ("equal", "mended")
+    assert end_of(maps, name, partner, damage, tmp_path / "TINY") in ("equal", "fixed")
 
 
 def read_chosen(copy: Path) -> Any:
@@ -478,4 +478,4 @@ def test_a_damaged_file_that_pictures_are_drawn_from(pictures, kind, damage, tmp
     scene = pictures[kind]
     shutil.copytree(scene.root / "run0", tmp_path / "TINY" / "run0")
     name, partner = (str(next((scene.root / "run0").glob(pattern)).relative_to(scene.root)) for pattern in KINDS[kind])
-    assert end_of(scene, name, partner, damage, tmp_path / "TINY") in ("equal", "mended")
+    assert end_of(scene, name, partner, damage, tmp_path / "TINY") in ("equal", "fixed")

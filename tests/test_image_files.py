@@ -19,11 +19,11 @@ from hypothesis import given
 from hypothesis import strategies as st
 from PIL import Image, features
 
-from alfk.data import Split
-from alfk.errors import UserError
-from alfk.files import read_json, write_json
-from alfk.image_decoding import PillowDecoder, draw_crops, open_image, scaled, window
-from alfk.image_files import MEMORY, ImageFiles, has_dali
+from alfk.data.decoding import PillowDecoder, draw_crops, open_image, scaled, window
+from alfk.data.image_files import MEMORY, ImageFiles, has_dali
+from alfk.data.split import Split
+from alfk.support.errors import UserError
+from alfk.support.files import read_json, write_json
 from imagenet.config import find
 from imagenet.custom_datasets.image_folder import MEAN, STD, load_folder
 from tests.helpers import ONE_THREAD, ROOT, picture, refuses, write_tree

@@ -13,13 +13,13 @@ import numpy as np
 import pytest
 import torch
 
-from alfk.bias import thin_half_of_classes
 from alfk.cli import scripts
-from alfk.config import Recipe, WarmUpAndDecay
-from alfk.data import Split
+from alfk.data.bias import thin_half_of_classes
+from alfk.data.split import Split
+from alfk.experiment.config import Recipe, WarmUpAndDecay
+from alfk.experiment.train import Selector
+from alfk.experiment.training import fit
 from alfk.rivals.methods import RIVALS
-from alfk.stages.retrain import Selector
-from alfk.training import fit
 from imagenet.config import ARCHITECTURES, IMAGENET, descriptors
 from tests.helpers import (
     call,

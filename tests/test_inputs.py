@@ -17,10 +17,10 @@ from torchvision import transforms
 from torchvision.datasets import FakeData
 
 import alfk
-from alfk import inputs
-from alfk.data import Split
-from alfk.errors import UserError
-from alfk.inputs import check_labels, mean_and_std, positions
+from alfk.data import arrays as inputs
+from alfk.data.arrays import check_labels, mean_and_std, positions
+from alfk.data.split import Split
+from alfk.support.errors import UserError
 from tests.helpers import picture
 
 RNG = np.random.default_rng(0)
@@ -243,7 +243,7 @@ def test_columns_far_from_zero_keep_their_digits():
 
 def test_moments_do_not_depend_on_the_batches(monkeypatch):
     whole = mean_and_std([torch.from_numpy(FIRST)])
-    monkeypatch.setattr("alfk.inputs.CHUNK", 500)
+    monkeypatch.setattr("alfk.data.arrays.CHUNK", 500)
     parts = mean_and_std(torch.from_numpy(FIRST).split([5, 1, 6]))
     for found, wanted in zip(parts, whole, strict=True):
         assert found == pytest.approx(wanted, rel=1e-12)
@@ -343,7 +343,7 @@ def test_the_constructor_refuses_the_same():
 def test_images_in_memory_are_read_in_batches_alone(monkeypatch):
     """A pool of half a million images, memory-mapped from a file, is not read by its constructor; floats are, once."""
     passes = []
-    monkeypatch.setattr("alfk.inputs.check_values", lambda *a, **k: passes.append(a))
+    monkeypatch.setattr("alfk.data.arrays.check_values", lambda *a, **k: passes.append(a))
     split = Split(torch.from_numpy(FIRST.copy()), LABELS, 0.5, 0.5)
     assert not passes
     split = Split(split.images / 255, LABELS, 0.5, 0.5)
@@ -450,7 +450,7 @@ def test_items_are_read_when_they_are_needed(monkeypatch):
     items.seen.clear()
     batch(split.subset([4, 8]))
     assert items.seen == [4, 8]
-    monkeypatch.setattr("alfk.data.SAMPLE", 4)
+    monkeypatch.setattr("alfk.data.split.SAMPLE", 4)
     items = Items(lambda i: COLOURS[i])
     assert Split.of(items).mean == pytest.approx(Split.of(COLOURS[[0, 4, 7, 11]]).mean)
     assert set(items.seen) == {0, 4, 7, 11}

@@ -8,8 +8,8 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from alfk import matching
-from alfk.matching import draw, k_centre, load_rows, match, top_matches, walk_ranks
+from alfk.method import matching
+from alfk.method.matching import draw, k_centre, load_rows, match, top_matches, walk_ranks
 
 
 def vectors(rows, width, seed):

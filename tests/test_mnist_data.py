@@ -10,9 +10,9 @@ import numpy as np
 import pytest
 import torch
 
-from alfk.data import UNOFFICIAL
-from alfk.errors import UserError
+from alfk.data.split import UNOFFICIAL
 from alfk.plotting.contact_sheets import same_images
+from alfk.support.errors import UserError
 from mnist.config import DIGITS, MNIST
 from mnist.custom_datasets import mnist
 from mnist.custom_datasets.digits import enlarge

@@ -12,9 +12,9 @@ import torch
 from PIL import Image
 
 from alfk.cli.opening import doubts, emptied
-from alfk.data import Split
+from alfk.data.split import Split
+from alfk.experiment.trial import Trial
 from alfk.plotting import plots, reasons
-from alfk.runs import Trial
 from imagenet.config import IMAGENET, of_folder
 from mnist.config import EXPERIMENTS as MNISTS
 from svhn.config import EXPERIMENTS as SVHNS
@@ -104,7 +104,7 @@ def test_half_of_val_is_held_out_for_test(garden, finished):
         assert line["misclassified"] is None or line["misclassified"] <= 2 * VAL
         assert "accuracy_last" not in line
     for path in run0.glob("query_*Rzg_pz*.npy"):
-        assert np.load(path)["answers_to"].max() < 2 * VAL
+        assert np.load(path)["matches"].max() < 2 * VAL
 
 
 def test_the_papers_way(garden, tmp_path):
@@ -163,8 +163,8 @@ def test_sheets_count_minority_images_and_name_classes(finished, monkeypatch):
     assert title.startswith(f"{NAME}, run 0: what Rzg_pz L768")
     lines = {r["b"]: r for r in records(datadir / NAME / "run0") if r["method"] == "Rzg_pz"}
     for b, block in enumerate(blocks):
-        misclassified, answered = lines[b]["misclassified"], lines[b]["answered"]
-        text = f"b={b}: {misclassified} validation images misclassified, {answered} of them answered by {SIZE} images"
+        misclassified, matched = lines[b]["misclassified"], lines[b]["matched"]
+        text = f"b={b}: {misclassified} validation images misclassified, {matched} of them matched by {SIZE} images"
         assert block.heading.startswith(text)
         for pair in block.pairs:
             guess, error = re.match(r"\d+\. (\w+)\?", pair.caption), re.match(r"error: (\w+),", pair.error_caption)

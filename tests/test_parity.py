@@ -4,9 +4,9 @@ import numpy as np
 import pytest
 import torch
 
-from alfk import acquisition, matching
-from alfk.data import Split
-from alfk.descriptors import ForwardPass, describe, standardise
+from alfk.data.split import Split
+from alfk.method import acquisition, matching
+from alfk.method.descriptors import ForwardPass, describe, standardise
 from mnist.config import MNIST
 from mnist.custom_models.lenet import LeNet
 

@@ -11,11 +11,11 @@ import numpy as np
 import pytest
 from sklearn.metrics import confusion_matrix
 
+from alfk.experiment.records import RESTORED
+from alfk.experiment.trial import Trial
 from alfk.plotting import plots
 from alfk.plotting.curves import Curve
 from alfk.plotting.distortions import distortions_table
-from alfk.records import RESTORED
-from alfk.runs import Trial
 from tests.helpers import ONE_THREAD, ROOT, call, made_up_record
 
 

@@ -17,19 +17,19 @@ from torch import nn
 from torch.utils.data import TensorDataset
 
 import alfk
-from alfk import queries
-from alfk.acquisition import METHODS, choose
-from alfk.data import Split
-from alfk.descriptors import Descriptors
-from alfk.errors import UserError
-from alfk.files import open_array
-from alfk.methods import Measurement, Situation
-from alfk.plotting import answers
-from alfk.queries import Query, query, select
-from alfk.runs import Trial
-from alfk.stages.loop import active_learning
-from alfk.stages.pretrain import make_initial_models
-from alfk.stages.round import Round
+from alfk.data.split import Split
+from alfk.experiment.loop import active_learning
+from alfk.experiment.pretrain import make_initial_models
+from alfk.experiment.round import Round
+from alfk.experiment.trial import Trial
+from alfk.method.acquisition import METHODS, choose
+from alfk.method.descriptors import Descriptors
+from alfk.method.registry import Measurement, Situation
+from alfk.own import queries
+from alfk.own.queries import Query, query, select
+from alfk.plotting import matches
+from alfk.support.errors import UserError
+from alfk.support.files import open_array
 from mnist.config import DIGITS
 from tests.helpers import ROOT, Killed, SmallNet, random_problem, refuses, workspace
 
@@ -110,7 +110,7 @@ def test_every_field_against_a_plain_reference(problem, key):
     largest = (6 - 1 + CLASSES - 1) * (1 if labels is None else 2)
     available = [i for i in range(60) if i not in LABELLED]
     for k, i in enumerate(found.indices.tolist()):
-        error = int(found.answers_to[k])
+        error = int(found.matches[k])
         assert error in wrong
         similarities = x @ v[error]
         assert float(found.similarity[k]) == pytest.approx(similarities[i] / largest, abs=1e-5)
@@ -133,7 +133,7 @@ def test_the_indices_are_those_of_select(problem, key):
     assert len(found) == N
     assert found.indices.tolist() == select(key, *problem, N, **options).tolist()
     assert not set(found.indices.tolist()) & set(LABELLED)
-    matches = {"similarity", "answers_to", "error_label", "error_prediction", "rank", "prediction"}
+    matches = {"similarity", "matches", "error_label", "error_prediction", "rank", "prediction"}
     scored = METHODS[key].pool_label is not None
     wanted = matches if key in MATCHING else {"score"} if key in (*UNCERTAIN, *SCORED) else set()
     assert set(found.reasons) == wanted | ({"pseudo_label"} if scored else set())
@@ -195,11 +195,11 @@ def test_each_image_is_the_ranked_match_of_its_error(count, errors, seed, data):
     if not len(wrong):
         assert found.at_random == n
         return
-    assert set(found.answers_to.tolist()) <= set(wrong.tolist())
-    assert len(set(found.answers_to.tolist())) <= found.centres == min(n, len(wrong))
+    assert set(found.matches.tolist()) <= set(wrong.tolist())
+    assert len(set(found.matches.tolist())) <= found.centres == min(n, len(wrong))
     assert found.prediction.tolist() == found.indices.tolist()
-    assert found.error_prediction.tolist() == predictions[found.answers_to.numpy()].tolist()
-    for i, error, rank in zip(*(t.tolist() for t in (found.indices, found.answers_to, found.rank)), strict=True):
+    assert found.error_prediction.tolist() == predictions[found.matches.numpy()].tolist()
+    for i, error, rank in zip(*(t.tolist() for t in (found.indices, found.matches, found.rank)), strict=True):
         similarities = (x @ v[error])[available]
         mine = x[i] @ v[error]
         assert (similarities > mine).sum() < rank <= (similarities >= mine).sum()
@@ -260,12 +260,12 @@ def test_a_csv_file_has_the_reasons_with_names(problem, tmp_path):
     found = query("Rzg_pz", *problem, N)
     found.to_csv(tmp_path / "query.csv", names=names, validation_names=others)
     rows = read(tmp_path / "query.csv")
-    head = ["index", "file", "similarity", "answers_to", "answers_to_file", "error_label", "error_prediction"]
+    head = ["index", "file", "similarity", "matches", "matches_file", "error_label", "error_prediction"]
     assert list(rows[0]) == [*head, "rank", "prediction", "pseudo_label"]
     for k, row in enumerate(rows):
-        i, error = int(found.indices[k]), int(found.answers_to[k])
+        i, error = int(found.indices[k]), int(found.matches[k])
         assert (row["index"], row["file"]) == (str(i), str(names[i]))
-        assert (row["answers_to"], row["answers_to_file"]) == (str(error), others[error])
+        assert (row["matches"], row["matches_file"]) == (str(error), others[error])
         assert float(row["similarity"]) == pytest.approx(float(found.similarity[k]), abs=5.1e-5)
         for column in ("error_label", "error_prediction", "prediction", "pseudo_label"):
             assert row[column] == NAMES[getattr(found, column)[k]], column
@@ -280,7 +280,7 @@ def test_a_csv_file_without_names_has_class_numbers_of_a_split_without_names(pro
     rows = read(tmp_path / "query.csv")
     assert [int(row["error_label"]) for row in rows] == found.error_label.tolist()
     assert "file" not in rows[0]
-    assert "answers_to_file" not in rows[0]
+    assert "matches_file" not in rows[0]
     scored = query("entropy", model, pool, None, N, labelled=[0], samples=4)
     scored.to_csv(tmp_path / "scores.csv", names=range(60))
     assert [float(row["score"]) for row in read(tmp_path / "scores.csv")] == scored.score.tolist()
@@ -452,12 +452,12 @@ def test_a_run_keeps_its_queries(finished):
             assert all(name in header["meaning"] for name in fields)
             if trial.method == "entropy":
                 assert fields == ({"index", "score"} if b else {"index"})
-                assert (line["answered"], line["similarity"]) == (None, None)
+                assert (line["matched"], line["similarity"]) == (None, None)
                 continue
-            assert {"similarity", "answers_to", "error_prediction", "rank", "prediction", "pseudo_label"} < fields
-            assert line["answered"] == len(set(table["answers_to"].tolist()))
+            assert {"similarity", "matches", "error_prediction", "rank", "prediction", "pseudo_label"} < fields
+            assert line["matched"] == len(set(table["matches"].tolist()))
             assert line["similarity"] == pytest.approx(table["similarity"].mean(), abs=5.1e-5)
-            truth = current.validation.labels.numpy()[table["answers_to"]]
+            truth = current.validation.labels.numpy()[table["matches"]]
             assert (table["error_prediction"] != truth).all()
     assert len(list(run.glob("query_*.npy"))) == 4
 
@@ -529,15 +529,15 @@ def drawn(figure):
 def test_each_image_is_drawn_beside_its_error(problem, tmp_path):
     _, pool, validation = problem
     found = query("Rzg_pz", *problem, N)
-    figure = answers(found, pool, validation, tmp_path / "new" / "answers.png", title="A title")
-    assert (tmp_path / "new" / "answers.png").read_bytes()[:4] == b"\x89PNG"
+    figure = matches(found, pool, validation, tmp_path / "new" / "matches.png", title="A title")
+    assert (tmp_path / "new" / "matches.png").read_bytes()[:4] == b"\x89PNG"
     texts, pictures = captions(figure), drawn(figure)
     assert texts[0] == "A title"
     assert len(pictures) == 2 * N
     for k, row in enumerate(found.rows()):
         chosen, error = pictures[2 * k], pictures[2 * k + 1]
         assert np.allclose(chosen, pool.images[row["index"], 0].numpy() / 255, atol=1e-3)
-        assert np.allclose(error, validation.images[row["answers_to"], 0].numpy() / 255, atol=1e-3)
+        assert np.allclose(error, validation.images[row["matches"], 0].numpy() / 255, atol=1e-3)
         assert texts[1 + 2 * k] == f"{k + 1}. {row['pseudo_label']}?\nsimilarity {row['similarity']:.2f}"
         assert texts[2 + 2 * k] == f"error: {row['error_label']},\ntaken for {row['error_prediction']}"
         assert row["pseudo_label"] in NAMES
@@ -547,7 +547,7 @@ def test_each_image_is_drawn_beside_its_error(problem, tmp_path):
 def test_images_of_methods_without_matching_are_drawn_alone(problem, key):
     pool = problem[1]
     found = query(key, *problem, N, labelled=[0], samples=4)
-    figure = answers(found, pool, None, most=4)
+    figure = matches(found, pool, None, most=4)
     assert len(drawn(figure)) == 4
     texts = captions(figure)
     assert texts[0] == f"{key}: 9 images to label, the first 4"
@@ -567,8 +567,8 @@ def test_colour_images_of_every_scale(scale, tmp_path):
     else:
         pool = Split.of((pixels - 0.5) / 0.25, mean=0, std=1)
     found = query("random", nn.Identity(), pool, None, 5)
-    figure = answers(found, pool, pool, tmp_path / "answers.pdf")
-    assert (tmp_path / "answers.pdf").read_bytes()[:4] == b"%PDF"
+    figure = matches(found, pool, pool, tmp_path / "matches.pdf")
+    assert (tmp_path / "matches.pdf").read_bytes()[:4] == b"%PDF"
     for picture, i in zip(drawn(figure), found.indices.tolist(), strict=True):
         assert picture.shape == (8, 8, 3)
         assert 0 <= picture.min() <= picture.max() <= 1
@@ -579,15 +579,15 @@ def test_what_has_no_picture_is_refused(problem, tmp_path):
     _, pool, validation = problem
     features = Split.of(torch.randn(20, 5))
     found = query("random", nn.Identity(), features, None, 3)
-    refuses(lambda: answers(found, features, features), "features have no picture")
+    refuses(lambda: matches(found, features, features), "features have no picture")
     many = Split.of(torch.rand(20, 5, 8, 8))
-    refuses(lambda: answers(found, many, many), "images of 5 channels cannot be drawn")
-    refuses(lambda: answers(query("Rz", *problem, 3), pool, None), "give the validation set")
+    refuses(lambda: matches(found, many, many), "images of 5 channels cannot be drawn")
+    refuses(lambda: matches(query("Rz", *problem, 3), pool, None), "give the validation set")
     found = query("random", *problem, 3)
     (tmp_path / "file").touch()
-    refuses(lambda: answers(found, pool, validation, tmp_path / "file" / "a.png"), "cannot write")
-    refuses(lambda: answers(found, pool, validation, tmp_path / "a.docx"), "cannot write")
-    refuses(lambda: answers(found, pool, validation, most=0), "most is 0")
+    refuses(lambda: matches(found, pool, validation, tmp_path / "file" / "a.png"), "cannot write")
+    refuses(lambda: matches(found, pool, validation, tmp_path / "a.docx"), "cannot write")
+    refuses(lambda: matches(found, pool, validation, most=0), "most is 0")
 
 
 @pytest.mark.parametrize("suffix", [".png", ".pdf", ".svg", ""])
@@ -602,15 +602,15 @@ def test_a_picture_is_there_as_a_whole_or_not_at_all(problem, tmp_path, monkeypa
     with monkeypatch.context() as patch:
         patch.setattr(Path, "replace", dying)
         with pytest.raises(Killed):
-            answers(found, pool, validation, path)
+            matches(found, pool, validation, path)
     assert not path.exists()
-    answers(found, pool, validation, path)
+    matches(found, pool, validation, path)
     content = path.read_bytes()
     assert len(content) > 1000
     with monkeypatch.context() as patch:
         patch.setattr(Path, "replace", dying)
         with pytest.raises(Killed):
-            answers(found, pool, validation, path, most=1)
+            matches(found, pool, validation, path, most=1)
     assert path.read_bytes() == content
 
 
@@ -620,7 +620,7 @@ matplotlib.use("svg")
 import matplotlib.pyplot as plt
 plt.figure()
 import alfk
-from alfk.plotting import answers
+from alfk.plotting import matches
 import alfk.cli.annotate, alfk.plotting.reasons
 assert matplotlib.get_backend() == "svg", matplotlib.get_backend()
 assert plt.get_fignums() == [1]

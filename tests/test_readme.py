@@ -6,9 +6,9 @@ import re
 import numpy as np
 import pytest
 
+from alfk.experiment.trial import Trial
 from alfk.plotting import results, tables
 from alfk.plotting.curves import Curve, read_release
-from alfk.runs import Trial
 from mnist.config import MNIST
 from tests.helpers import ROOT
 

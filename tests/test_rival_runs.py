@@ -12,13 +12,13 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from alfk.files import open_array
-from alfk.queries import query
+from alfk.experiment.loop import active_learning
+from alfk.experiment.pretrain import make_initial_models
+from alfk.experiment.round import Round
+from alfk.experiment.trial import Trial
+from alfk.own.queries import query
 from alfk.rivals.methods import RIVALS
-from alfk.runs import Trial
-from alfk.stages.loop import active_learning
-from alfk.stages.pretrain import make_initial_models
-from alfk.stages.round import Round
+from alfk.support.files import open_array
 from mnist.config import DIGITS
 from tests.helpers import SMALL, Killed, call, outcome, records, refused, workspace
 from tests.test_faults import DAMAGES, TINY, Scene, al, digits, end_of, ends, gen
@@ -211,7 +211,7 @@ def test_a_part_of_the_validation_set(finished, copy):
             assert line["passes"]["forward"] == forward("flqmi" if key == "Rz" else key, validation=50)
             assert key == "epig" or 0 < line["misclassified"] <= 50
     assert queried(copy, "epig", 0, "_V_50").tolist() == queried(copy, "epig", 0).tolist()
-    assert (queried(copy, "Rz", 1, "_V_50")["answers_to"] < 50).all()
+    assert (queried(copy, "Rz", 1, "_V_50")["matches"] < 50).all()
     rows = np.load(copy / "run0" / "data" / "validation_50.npy")
     work = workspace(EXPERIMENT, copy, *DIGITS.load(None))
     assert np.bincount(work.validation().labels[rows]).tolist() == [5] * 10
@@ -357,7 +357,7 @@ def scene(tmp_path_factory):
 @pytest.mark.parametrize("kind", KINDS)
 def test_a_damaged_database(scene, kind, damage, tmp_path):
     """As in test_faults.py, for the databases that it does not have."""
-    assert end_of(scene, kind, damage, tmp_path / "copy") in ("equal", "mended")
+    assert end_of(scene, kind, damage, tmp_path / "copy") in ("equal", "fixed")
 
 
 def content(path):

@@ -13,15 +13,15 @@ import torch.nn.functional as F
 from torch import nn
 
 import alfk
-from alfk.acquisition import METHODS, get_method
-from alfk.data import Split
-from alfk.errors import UserError
-from alfk.methods import Measurement, Situation
-from alfk.outputs import Outputs, logits_of, outputs_of
-from alfk.queries import query
+from alfk.data.split import Split
+from alfk.method.acquisition import METHODS, get_method
+from alfk.method.registry import Measurement, Situation
+from alfk.networks.outputs import Outputs, logits_of, outputs_of
+from alfk.own.queries import query
 from alfk.rivals import methods
 from alfk.rivals.typiclust import k_means
-from alfk.seeding import draw_seed
+from alfk.support.errors import UserError
+from alfk.support.seeding import draw_seed
 from mnist.custom_models.lenet import LeNet
 from svhn.custom_models.resnet10 import ResNet10
 from tests.helpers import SmallNet, random_problem, refuses

@@ -27,8 +27,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from scipy.stats import chisquare
 
-from alfk import matching
-from alfk.matching import k_centre, smallest
+from alfk.method import matching
+from alfk.method.matching import k_centre, smallest
 from alfk.rivals import badge as badge_module
 from alfk.rivals import flqmi as flqmi_module
 from alfk.rivals.badge import OuterProducts, badge

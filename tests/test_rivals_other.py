@@ -35,7 +35,8 @@ from hypothesis import strategies as st
 from threadpoolctl import threadpool_info, threadpool_limits
 from torch import nn
 
-from alfk.network import MCDropout, count_passes
+from alfk.networks.dropout import MCDropout
+from alfk.networks.passes import count_passes
 from alfk.rivals import epig as epig_module
 from alfk.rivals import scores
 from alfk.rivals import typiclust as typiclust_module
@@ -424,17 +425,17 @@ def test_galaxy_follows_the_definition(data, images, classes, validation, seed, 
     available = some(seed, images)
     n = data.draw(st.integers(1, int(available.sum())))
     others = (p[images:], y[images:]) if validation else None
-    answered = []
+    matched = []
 
     def annotate(image):
-        answered.append(image)
+        matched.append(image)
         return int(y[image])
 
     def ask():
         return galaxy(p[:images], available, y[:images][~available], n, annotate, seeded(seed), others)
 
     asked, at_random = ask()
-    assert answered == asked.tolist()
+    assert matched == asked.tolist()
     known = [(i, int(y[i])) for i in range(images, images + validation)]
     check_galaxy(p, available, y, n, asked, at_random, known)
     assert all(map(torch.equal, ask(), (asked, at_random)))

@@ -13,11 +13,12 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
-from alfk import files
-from alfk.acquisition import METHODS
-from alfk.errors import UserError
-from alfk.records import BASELINES, INITS, key_of, line_of, problem
-from alfk.runs import RunFolder, Trial, number_name
+from alfk.experiment.folder import RunFolder
+from alfk.experiment.records import BASELINES, INITS, key_of, line_of, problem
+from alfk.experiment.trial import Trial, number_name
+from alfk.method.acquisition import METHODS
+from alfk.support import checkpoints, files
+from alfk.support.errors import UserError
 from tests.helpers import made_up_record
 
 TRIAL = Trial(100, "Rzg_pz", 80)
@@ -204,7 +205,7 @@ def test_entries_of_special_trials_are_checked(folder):
 def test_the_manifest_names_the_setting_that_differs(folder):
     folder.record_session({"seed": 0}, {"by": "a"})
     folder.record_session({"seed": 0, "epochs": 50}, {"by": "b"})
-    files.save_checkpoint(folder.checkpoint(TRIAL, 0, 125), {}, {"settings": {"seed": 0, "epochs": 50}})
+    checkpoints.save_checkpoint(folder.checkpoint(TRIAL, 0, 125), {}, {"settings": {"seed": 0, "epochs": 50}})
     with pytest.raises(UserError, match=r"epochs = 50, this command says 5"):
         folder.record_session({"seed": 0, "epochs": 5}, {"by": "c"})
     manifest = json.loads((folder.path / "manifest.json").read_text())
@@ -222,7 +223,7 @@ def test_a_lost_manifest_is_made_again_from_the_checkpoints(folder, damage):
         path.write_text(damage if damage != "edited" else path.read_text().replace("50", "51"))
     assert folder.check_manifest({"seed": 1})[0]["settings"] == {}  # nothing was made yet
     about = {"kind": "best", "settings": {"seed": 0, "epochs": 50}}
-    files.save_checkpoint(folder.checkpoint(TRIAL, 0, 125), {}, about)
+    checkpoints.save_checkpoint(folder.checkpoint(TRIAL, 0, 125), {}, about)
     with pytest.raises(UserError, match=r"epochs = 50, this command says 5"):
         folder.check_manifest({"seed": 0, "epochs": 5})
     manifest, (told,) = folder.check_manifest({"seed": 0, "epochs": 50})
@@ -234,7 +235,7 @@ def test_a_lost_manifest_is_made_again_from_the_checkpoints(folder, damage):
 
 def test_a_manifest_of_another_run_is_replaced(folder):
     about = {"kind": "best", "settings": {"seed": 0, "epochs": 50}}
-    files.save_checkpoint(folder.checkpoint(TRIAL, 0, 125), {}, about)
+    checkpoints.save_checkpoint(folder.checkpoint(TRIAL, 0, 125), {}, about)
     other = {"run": 3, "settings": {"seed": 0, "epochs": 5}, "sessions": []}
     files.write_json(folder.path / "manifest.json", other)
     manifest, (told,) = folder.check_manifest(about["settings"])
@@ -258,7 +259,7 @@ def test_a_run_of_a_version_without_checksums_is_left_alone(folder):
 
 def test_iterations_without_a_results_line_are_named(folder):
     for b in (0, 1):
-        files.save_checkpoint(folder.checkpoint(TRIAL, b, 15 * (b + 1)), {}, {})
+        checkpoints.save_checkpoint(folder.checkpoint(TRIAL, b, 15 * (b + 1)), {}, {})
     lines = [record(0), record(1, labelled=30)]
     assert folder.without_line(lines) == []
     (told,) = folder.without_line(lines[:1])
@@ -270,12 +271,12 @@ def test_iterations_without_a_results_line_are_named(folder):
 def test_checkpoints_round_trip(folder):
     path = folder.checkpoint(TRIAL, 0, 125)
     state = {"w": torch.arange(6.0).view(2, 3)}
-    files.save_checkpoint(path, state, {"kind": "best", "record": record(0)})
-    loaded, about = files.load_checkpoint(path, {"kind": "best"})
+    checkpoints.save_checkpoint(path, state, {"kind": "best", "record": record(0)})
+    loaded, about = checkpoints.load_checkpoint(path, {"kind": "best"})
     assert torch.equal(loaded["w"], state["w"])
     assert about["record"] == record(0)
     with pytest.raises(UserError, match="its kind is best, not initial"):
-        files.load_checkpoint(path, {"kind": "initial"})
+        checkpoints.load_checkpoint(path, {"kind": "initial"})
 
 
 @pytest.mark.parametrize(
@@ -283,10 +284,10 @@ def test_checkpoints_round_trip(folder):
 )
 def test_damaged_checkpoints_are_named(folder, spoil):
     path = folder.checkpoint(TRIAL, 0, 125)
-    files.save_checkpoint(path, {"w": torch.zeros(100)}, {"kind": "best"})
+    checkpoints.save_checkpoint(path, {"w": torch.zeros(100)}, {"kind": "best"})
     path.write_bytes(spoil(path.read_bytes()))
     with pytest.raises(UserError, match="does not end with the crc32"):
-        files.load_checkpoint(path, {})
+        checkpoints.load_checkpoint(path, {})
 
 
 def test_a_checkpoint_cannot_run_code(folder):
@@ -297,9 +298,9 @@ def test_a_checkpoint_cannot_run_code(folder):
     path = folder.checkpoint(TRIAL, 0, 125)
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(files, "dict", lambda value: value, raising=False)
-        files.save_checkpoint(path, {}, Evil())
+        checkpoints.save_checkpoint(path, {}, Evil())
     with pytest.raises(UserError, match="not a checkpoint"):
-        files.load_checkpoint(path, {})
+        checkpoints.load_checkpoint(path, {})
     assert not (folder.path / "ran").exists()
 
 
@@ -307,9 +308,9 @@ def test_a_foreign_checkpoint_of_another_layout(folder):
     path = folder.checkpoint(TRIAL, 0, 125)
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(torch, "save", lambda _, file, save=torch.save: save([1, 2], file))
-        files.save_checkpoint(path, {}, {})
+        checkpoints.save_checkpoint(path, {}, {})
     with pytest.raises(UserError, match="not a checkpoint"):
-        files.load_checkpoint(path, {})
+        checkpoints.load_checkpoint(path, {})
 
 
 def test_arrays_round_trip_mapped(folder):
@@ -360,15 +361,15 @@ def test_no_room_is_an_error_before_anything_is_lost(folder):
 
 def test_a_full_disk_leaves_the_old_checkpoint(folder, monkeypatch):
     path = folder.checkpoint(TRIAL, 0, 125)
-    files.save_checkpoint(path, {"w": torch.zeros(3)}, {"kind": "old"})
+    checkpoints.save_checkpoint(path, {"w": torch.zeros(3)}, {"kind": "old"})
 
     def full(_):
         raise OSError(28, "No space left on device")
 
     monkeypatch.setattr(os, "fsync", full)
     with pytest.raises(UserError, match="No space left"):
-        files.save_checkpoint(path, {"w": torch.ones(3)}, {"kind": "new"})
-    assert files.load_checkpoint(path, {})[1] == {"kind": "old"}
+        checkpoints.save_checkpoint(path, {"w": torch.ones(3)}, {"kind": "new"})
+    assert checkpoints.load_checkpoint(path, {})[1] == {"kind": "old"}
     assert not list(path.parent.glob("*.tmp"))
 
 

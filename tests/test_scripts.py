@@ -15,12 +15,13 @@ import pytest
 import torch
 import torchvision
 
-from alfk.acquisition import METHODS
 from alfk.cli.jobs import Failure, run_in_parallel
 from alfk.cli.progress import Progress
-from alfk.files import load_checkpoint, save_checkpoint, write_json
-from alfk.network import fingerprint
-from alfk.stages import describe
+from alfk.experiment import describe
+from alfk.method.acquisition import METHODS
+from alfk.networks.weights import fingerprint
+from alfk.support.checkpoints import load_checkpoint, save_checkpoint
+from alfk.support.files import write_json
 from tests.helpers import (
     ONE_THREAD,
     ROOT,

@@ -8,18 +8,20 @@ import numpy as np
 import pytest
 import torch
 
-from alfk.errors import UserError
-from alfk.files import save_checkpoint, write_json
-from alfk.network import dropout_mode, snapshot
-from alfk.runs import Trial
-from alfk.stages import pretrain
-from alfk.stages import retrain as retraining
-from alfk.stages.acquire import acquire
-from alfk.stages.loop import active_learning, baselines
-from alfk.stages.pretrain import make_initial_models
-from alfk.stages.retrain import retrain
-from alfk.stages.round import Round
-from alfk.training import Evaluator, rotate
+from alfk.experiment import pretrain
+from alfk.experiment import train as retraining
+from alfk.experiment.choose import acquire
+from alfk.experiment.loop import active_learning, baselines
+from alfk.experiment.pretrain import make_initial_models
+from alfk.experiment.round import Round
+from alfk.experiment.train import retrain
+from alfk.experiment.training import Evaluator, rotate
+from alfk.experiment.trial import Trial
+from alfk.networks.modes import dropout_mode
+from alfk.networks.weights import snapshot
+from alfk.support.checkpoints import save_checkpoint
+from alfk.support.errors import UserError
+from alfk.support.files import write_json
 from mnist.config import DIGITS
 from mnist.custom_models.lenet import LeNet
 from svhn.custom_models.resnet10 import ResNet10

@@ -11,17 +11,19 @@ import torch
 import torchvision
 from torchvision.models.resnet import BasicBlock
 
-from alfk import bias
-from alfk.acquisition import METHODS
-from alfk.config import Recipe, StepDecay
-from alfk.data import UNOFFICIAL, Split
-from alfk.descriptors import describe
-from alfk.errors import UserError
-from alfk.files import read_json, save_checkpoint, write_json
-from alfk.network import dropout_mode, kaiming_fan_out
-from alfk.resnet import TappedResNet
+from alfk.data import bias
+from alfk.data.split import UNOFFICIAL, Split
+from alfk.experiment.config import Recipe, StepDecay
+from alfk.experiment.training import fit
+from alfk.method.acquisition import METHODS
+from alfk.method.descriptors import describe
+from alfk.networks.modes import dropout_mode
+from alfk.networks.resnet import TappedResNet
+from alfk.networks.weights import kaiming_fan_out
 from alfk.rivals.methods import RIVALS
-from alfk.training import fit
+from alfk.support.checkpoints import save_checkpoint
+from alfk.support.errors import UserError
+from alfk.support.files import read_json, write_json
 from svhn.config import SVHN
 from svhn.custom_datasets import svhn
 from svhn.custom_models.resnet10 import ResNet10

@@ -10,16 +10,16 @@ import torch.nn.functional as F
 import torchvision
 from torch import nn
 
-from alfk.acquisition import METHODS, select
-from alfk.data import Split
-from alfk.descriptors import ForwardPass, describe
-from alfk.network import computing, prepare
-from alfk.outputs import logits_of
-from alfk.perturbation import RotationAndNoise
-from alfk.pseudo_labels import ESTIMATORS, from_copies, nearest_by_feature, predicted
-from alfk.tap_suggestions import suggest_taps
-from alfk.taps import run, tapped
-from alfk.uncertainty import uncertainty
+from alfk.data.split import Split
+from alfk.method.acquisition import METHODS, select
+from alfk.method.descriptors import ForwardPass, describe
+from alfk.method.perturbation import RotationAndNoise
+from alfk.method.pseudo_labels import ESTIMATORS, from_copies, nearest_by_feature, predicted
+from alfk.method.uncertainty import uncertainty
+from alfk.networks.modes import computing, prepare
+from alfk.networks.outputs import logits_of
+from alfk.networks.suggestions import suggest_taps
+from alfk.networks.taps import run, tapped
 from tests.helpers import refuses
 
 pytestmark = pytest.mark.filterwarnings("ignore:.torch.jit:DeprecationWarning")

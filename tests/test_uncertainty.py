@@ -6,9 +6,11 @@ import scipy.stats
 import torch
 from torch import nn
 
-from alfk.data import Split
-from alfk.network import MCDropout, dropout, dropout_mode, kaiming_fan_out
-from alfk.uncertainty import MEASURES, Samples, sampler, uncertainty
+from alfk.data.split import Split
+from alfk.method.uncertainty import MEASURES, Samples, sampler, uncertainty
+from alfk.networks.dropout import MCDropout, dropout
+from alfk.networks.modes import dropout_mode
+from alfk.networks.weights import kaiming_fan_out
 from mnist.custom_models.lenet import LeNet
 from tests.helpers import refuses
 

@@ -13,13 +13,13 @@ import pytest
 import torch
 from torch import nn
 
-from alfk.data import Split
-from alfk.errors import UserError
-from alfk.network import snapshot
-from alfk.runs import Trial
-from alfk.stages.pretrain import make_initial_models
-from alfk.stages.retrain import Selector
-from alfk.stages.round import Round
+from alfk.data.split import Split
+from alfk.experiment.pretrain import make_initial_models
+from alfk.experiment.round import Round
+from alfk.experiment.train import Selector
+from alfk.experiment.trial import Trial
+from alfk.networks.weights import snapshot
+from alfk.support.errors import UserError
 from mnist.config import DIGITS
 from mnist.custom_models.lenet import LeNet
 from tests.helpers import SMALL, Killed, call, command, draw, outcome, records, refused, start, wait_for, workspace

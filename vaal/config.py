@@ -12,7 +12,7 @@ from typing import Any
 from torch import nn
 
 from alfk.cli.datasets import all_experiments
-from alfk.config import Experiment
+from alfk.experiment.config import Experiment
 from mnist.custom_models.lenet import LeNet
 
 

@@ -22,25 +22,26 @@ from torch import Tensor
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
 
-from alfk.acquisition import draw_at_random
 from alfk.cli import options as flags
 from alfk.cli import scripts
 from alfk.cli.opening import open_workspace
 from alfk.cli.progress import Progress
-from alfk.config import Experiment
-from alfk.data import Split
-from alfk.errors import UserError
-from alfk.files import MEND, has_file, load_checkpoint, open_array, save_array, save_checkpoint
-from alfk.network import fits
-from alfk.records import Record
-from alfk.runs import Trial
-from alfk.selection import Selection
-from alfk.stages.acquire import situation_of, write_labelled
-from alfk.stages.loop import Stages, active_learning
-from alfk.stages.retrain import Selector, make_record, write_result
-from alfk.stages.round import Round
-from alfk.stages.workspace import Report, Workspace
-from alfk.training import BestEpoch, Evaluation, cpu_threads
+from alfk.data.split import Split
+from alfk.experiment.choose import situation_of, write_labelled
+from alfk.experiment.config import Experiment
+from alfk.experiment.loop import Stages, active_learning
+from alfk.experiment.records import Record
+from alfk.experiment.round import Round
+from alfk.experiment.train import Selector, make_record, write_result
+from alfk.experiment.training import BestEpoch, Evaluation, cpu_threads
+from alfk.experiment.trial import Trial
+from alfk.experiment.workspace import Report, Workspace
+from alfk.method.acquisition import draw_at_random
+from alfk.method.selection import Selection
+from alfk.networks.weights import fits
+from alfk.support.checkpoints import load_checkpoint, save_checkpoint
+from alfk.support.errors import UserError
+from alfk.support.files import FIX, has_file, open_array, save_array
 from vaal.config import RECIPES, Recipe, experiments
 from vaal.model import task_model
 from vaal.sampler import labelled_scores, least_labelled
@@ -153,7 +154,7 @@ class Vaal:
         saved = state["solver"]
         known = all(map(fits, saved["networks"], solver.networks))
         if not known or not 0 < saved["step"] <= self.recipe.train_iterations:
-            raise UserError(f"{current.partial_checkpoint} is of another training: {MEND}")
+            raise UserError(f"{current.partial_checkpoint} is of another training: {FIX}")
         device = current.work.device
         solver.load_state(saved)
         best.epoch, best.weights = state["epoch"], state["weights"]

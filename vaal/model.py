@@ -6,9 +6,9 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from alfk.config import Experiment
-from alfk.errors import UserError
-from alfk.network import is_in_layers, linear_layers, uniform_fan_in
+from alfk.experiment.config import Experiment
+from alfk.networks.weights import is_in_layers, linear_layers, uniform_fan_in
+from alfk.support.errors import UserError
 from vaal.config import Recipe
 
 SIZE = 32  # side of the VAE's input images in pixels

@@ -15,7 +15,7 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
 from alfk.cli import options as flags
 from alfk.cli import scripts
-from alfk.config import Experiment
+from alfk.experiment.config import Experiment
 from vaal import main
 from vaal.config import experiments
 

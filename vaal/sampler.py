@@ -3,9 +3,9 @@
 import torch
 from torch import Tensor
 
-from alfk.data import Split
-from alfk.network import evaluation_mode
-from alfk.selection import top_scoring
+from alfk.data.split import Split
+from alfk.method.selection import top_scoring
+from alfk.networks.modes import evaluation_mode
 from vaal.model import VAE, Discriminator, fit_to_vae
 
 

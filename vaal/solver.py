@@ -7,9 +7,9 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from alfk.data import Split
-from alfk.errors import UserError
-from alfk.training import NOT_FINITE, are_finite, cpu_threads
+from alfk.data.split import Split
+from alfk.experiment.training import NOT_FINITE, are_finite, cpu_threads
+from alfk.support.errors import UserError
 from vaal.config import Recipe
 from vaal.model import VAE, Discriminator, fit_to_vae, initialise_discriminator, initialise_vae
 

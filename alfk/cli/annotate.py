@@ -10,25 +10,25 @@ from pathlib import Path
 import numpy as np
 import torch
 
-from alfk import distributed
-from alfk.acquisition import get_method
-from alfk.annotation import Annotations, read_annotations, shown, write_request
 from alfk.cli import scripts
 from alfk.cli.opening import open_workspace
 from alfk.cli.progress import Progress
-from alfk.config import Experiment
-from alfk.data import Split
-from alfk.errors import UserError
-from alfk.files import open_array, read_file
-from alfk.image_files import ImageFiles
-from alfk.plotting import answers
-from alfk.queries import Query, write_csv
-from alfk.runs import Trial
-from alfk.selection import Selection
-from alfk.stages.annotate import LabelsMissing, annotated
-from alfk.stages.loop import active_learning
-from alfk.stages.pretrain import make_initial_models
-from alfk.stages.round import Round
+from alfk.data.image_files import ImageFiles
+from alfk.data.split import Split
+from alfk.experiment.config import Experiment
+from alfk.experiment.loop import active_learning
+from alfk.experiment.pretrain import make_initial_models
+from alfk.experiment.round import Round
+from alfk.experiment.trial import Trial
+from alfk.method.acquisition import get_method
+from alfk.method.selection import Selection
+from alfk.own.annotations import Annotations, read_annotations, shown, write_request
+from alfk.own.labelling import LabelsMissing, annotated
+from alfk.own.queries import Query, write_csv
+from alfk.plotting import matches
+from alfk.support import distributed
+from alfk.support.errors import UserError
+from alfk.support.files import open_array, read_file
 
 MOST, PICTURE = 200, 160  # images drawn in the picture of a request, and their pixels
 
@@ -101,7 +101,7 @@ def request(waiting: LabelsMissing, table: Path, files: Sequence[str]) -> str:
         write_request(request, query, files, file_names(validation, "val"))
     if not (same and sheet.exists()):
         title = f"{current.experiment.name}, b={current.b}: {len(query)} images to label, chosen by {query.method}"
-        answers(query, sharper(current.pool), sharper(validation), sheet, title=title, most=MOST)
+        matches(query, sharper(current.pool), sharper(validation), sheet, title=title, most=MOST)
     missing, first = len(waiting.missing), files[int(waiting.missing[0])]
     how = f"enter file,label into {table} (skip takes a file out) and give the same command again"
     if torch.equal(waiting.missing, query.indices):

@@ -6,8 +6,8 @@ import sys
 from pathlib import Path
 
 from alfk.cli.options import ROOT
-from alfk.config import Experiment
-from alfk.errors import UserError
+from alfk.experiment.config import Experiment
+from alfk.support.errors import UserError
 
 
 @functools.cache

@@ -1,4 +1,4 @@
-"""How scripts end: what a user can mend takes one line and exit status 2, whatever raises it."""
+"""How scripts end: what a user can fix takes one line and exit status 2, whatever raises it."""
 
 import contextlib
 import os
@@ -11,8 +11,8 @@ from typing import Any, TextIO
 
 import torch
 
-from alfk import distributed
-from alfk.errors import UserError
+from alfk.support import distributed
+from alfk.support.errors import UserError
 
 NOT_READ = 128 + signal.SIGPIPE  # the exit status when nobody reads the output any longer, as a shell sees it
 
@@ -70,7 +70,7 @@ class Output:
 def guard(name: str, body: Callable[[], int]) -> int:
     """Call `body` and return the exit status, after one line on standard error if it could not end.
 
-    The status is that of `body`; 2 after an error that the user can mend, also a standard output that could not be
+    The status is that of `body`; 2 after an error that the user can fix, also a standard output that could not be
     written, once all is done; 128 and its number after a signal; NOT_READ, without a line, if nobody reads the output.
 
     Args:
@@ -109,7 +109,7 @@ def _status(name: str, body: Callable[[], int]) -> int:
 
 
 def line_of(problem: BaseException) -> str | None:
-    """One line about an error that the user can mend: a UserError, one of the operating system (a full disk, a file
+    """One line about an error that the user can fix: a UserError, one of the operating system (a full disk, a file
     without permission, too many open files), or of memory. None for any other, which is a bug.
     """
     if isinstance(problem, UserError):

@@ -13,7 +13,7 @@ import torch
 
 from alfk.cli.guard import OutputClosed, line_of
 from alfk.cli.progress import Progress
-from alfk.stages.workspace import Report
+from alfk.experiment.workspace import Report
 
 RunTask = Callable[[int, Report], None]  # (run, report) -> everything that is computed in that run
 
@@ -24,7 +24,7 @@ class Failure:
 
     run: int
     cause: str  # one line
-    user: bool  # whether the user can mend it
+    user: bool  # whether the user can fix it
     details: str = ""  # a traceback
 
 

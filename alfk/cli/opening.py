@@ -15,15 +15,16 @@ from typing import Any
 import numpy as np
 import torch
 
-from alfk import distributed
-from alfk.acquisition import METHODS
 from alfk.cli import options as flags
-from alfk.config import Experiment, Load
-from alfk.data import Dataset
-from alfk.errors import UserError
-from alfk.runs import RunFolder, Trial
-from alfk.stages.round import Round
-from alfk.stages.workspace import Report, Workspace
+from alfk.data.split import Dataset
+from alfk.experiment.config import Experiment, Load
+from alfk.experiment.folder import RunFolder
+from alfk.experiment.round import Round
+from alfk.experiment.trial import Trial
+from alfk.experiment.workspace import Report, Workspace
+from alfk.method.acquisition import METHODS
+from alfk.support import distributed
+from alfk.support.errors import UserError
 
 Options = argparse.Namespace
 

@@ -8,11 +8,12 @@ from typing import NoReturn
 
 import torch
 
-from alfk import distributed
-from alfk.acquisition import METHODS, RIVALS
-from alfk.config import Experiment, Recipe
-from alfk.errors import UserError
-from alfk.perturbation import DEFAULT_COPIES, STRATEGIES
+from alfk.experiment.config import Experiment, Recipe
+from alfk.method.acquisition import METHODS
+from alfk.method.perturbation import DEFAULT_COPIES, STRATEGIES
+from alfk.rivals import RIVALS
+from alfk.support import distributed
+from alfk.support.errors import UserError
 
 ROOT = Path(__file__).resolve().parents[2]
 

@@ -9,9 +9,9 @@ from typing import Any
 from tabulate import tabulate
 from tqdm import tqdm
 
-from alfk import distributed
-from alfk.records import Record
-from alfk.runs import Trial
+from alfk.experiment.records import Record
+from alfk.experiment.trial import Trial
+from alfk.support import distributed
 
 COLUMNS = "run  method            ir  init            b  labelled      %   test %  epoch  val.err   s"
 SILENCE = 60  # seconds without a line, in a log, after which one says what is being done

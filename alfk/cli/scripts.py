@@ -7,24 +7,25 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
 
-from alfk import distributed
-from alfk.acquisition import METHODS, get_method
 from alfk.cli import options as flags
 from alfk.cli.guard import guard
 from alfk.cli.jobs import RunTask, run_in_parallel, run_sequentially
 from alfk.cli.opening import data, initial_command, open_workspace, root
 from alfk.cli.progress import Progress, cost_table, table
 from alfk.cli.trials import Cfg, baselines_of, method_key, trial_of, trials_of
-from alfk.config import Experiment
-from alfk.errors import UserError
-from alfk.runs import RunFolder, Trial
-from alfk.stages.acquire import acquire
-from alfk.stages.describe import databases, describe
-from alfk.stages.loop import active_learning, baselines
-from alfk.stages.pretrain import make_initial_models
-from alfk.stages.retrain import retrain
-from alfk.stages.round import Round
-from alfk.stages.workspace import Report, Workspace
+from alfk.experiment.choose import acquire
+from alfk.experiment.config import Experiment
+from alfk.experiment.describe import databases, describe
+from alfk.experiment.folder import RunFolder
+from alfk.experiment.loop import active_learning, baselines
+from alfk.experiment.pretrain import make_initial_models
+from alfk.experiment.round import Round
+from alfk.experiment.train import retrain
+from alfk.experiment.trial import Trial
+from alfk.experiment.workspace import Report, Workspace
+from alfk.method.acquisition import METHODS, get_method
+from alfk.support import distributed
+from alfk.support.errors import UserError
 
 Experiments = Mapping[str, Experiment]  # by name; the first is the default
 Options = argparse.Namespace

@@ -3,12 +3,13 @@
 import argparse
 from collections.abc import Sequence
 
-from alfk.acquisition import METHODS, RIVALS, get_method
-from alfk.config import Experiment
-from alfk.errors import UserError
-from alfk.network import linear_layers
-from alfk.records import BASELINE, VALIDATION_ALONE
-from alfk.runs import Trial
+from alfk.experiment.config import Experiment
+from alfk.experiment.records import BASELINE, VALIDATION_ALONE
+from alfk.experiment.trial import Trial
+from alfk.method.acquisition import METHODS, get_method
+from alfk.networks.weights import linear_layers
+from alfk.rivals import RIVALS
+from alfk.support.errors import UserError
 
 Cfg = Sequence[tuple[float, str, int, int]]  # rows of (ir, method, L, ensemble size)
 

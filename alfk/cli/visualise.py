@@ -4,21 +4,22 @@ import argparse
 import dataclasses
 from collections.abc import Mapping, Sequence
 
-from alfk.acquisition import get_method
 from alfk.cli import options as flags
 from alfk.cli import scripts
 from alfk.cli.guard import check_writable
 from alfk.cli.opening import data, root
 from alfk.cli.trials import trial_of
-from alfk.config import Experiment
-from alfk.errors import UserError
+from alfk.experiment.config import Experiment
+from alfk.experiment.folder import RunFolder
+from alfk.experiment.round import Round
+from alfk.experiment.trial import Trial, number_name, selection_suffix
+from alfk.experiment.workspace import Workspace
+from alfk.method.acquisition import get_method
 from alfk.plotting import plots
 from alfk.plotting.curves import parse_series
 from alfk.plotting.results import init_suffix, select_suffix
 from alfk.plotting.tsne import panel
-from alfk.runs import RunFolder, Trial, number_name, selection_suffix
-from alfk.stages.round import Round
-from alfk.stages.workspace import Workspace
+from alfk.support.errors import UserError
 
 
 def visualise(experiments: Mapping[str, Experiment], about: str, taps: Sequence[int]) -> int:

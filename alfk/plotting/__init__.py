@@ -1,5 +1,5 @@
 """Figures and tables from results lines, and pictures of why images were chosen."""
 
-from alfk.plotting.reasons import answers
+from alfk.plotting.reasons import matches
 
-__all__ = ["answers"]
+__all__ = ["matches"]

@@ -9,17 +9,18 @@ from typing import Any
 import numpy as np
 import torch
 
-from alfk.config import Experiment
-from alfk.data import UNOFFICIAL, Dataset, Split
-from alfk.errors import UserError
-from alfk.files import has_array, open_array
+from alfk.data.split import UNOFFICIAL, Dataset, Split
+from alfk.experiment.config import Experiment
+from alfk.experiment.folder import RunFolder
+from alfk.experiment.records import BASELINES, Record
+from alfk.experiment.trial import Trial, number_name
+from alfk.method.selection import Selection
+from alfk.own.queries import Query
 from alfk.plotting import plots, reasons
 from alfk.plotting.results import Results, name_of
 from alfk.plotting.saving import save
-from alfk.queries import Query
-from alfk.records import BASELINES, Record
-from alfk.runs import RunFolder, Trial, number_name
-from alfk.selection import Selection
+from alfk.support.errors import UserError
+from alfk.support.files import has_array, open_array
 
 MAX_IMAGES = 125  # images shown per AL iteration
 MAX_PAIRS = 8  # the same with the validation images that they answer
@@ -40,8 +41,8 @@ def contact_sheets(experiment: Experiment, results: Results, datadir: Path, out:
     options = {"strict": False} if experiment.has_subsets else {}
     data = Dataset(*experiment.load(datadir / experiment.name, **options)) if groups else None
     if groups and not same_images(results.sources, data.train.source):
-        mend = "bring those back, or give their folder to run.py again"
-        raise UserError(f"the images of {experiment.name} are not those of these runs: {mend}")
+        fix = "bring those back, or give their folder to run.py again"
+        raise UserError(f"the images of {experiment.name} are not those of these runs: {fix}")
     for (run, trial), unsorted in groups.items():
         folder, records = RunFolder(results.folder, run), sorted(unsorted, key=lambda r: r["b"])
         name = f"pool_{trial.distortion}"
@@ -54,7 +55,7 @@ def contact_sheets(experiment: Experiment, results: Results, datadir: Path, out:
         validation = functools.partial(_validation, folder, data, results.holdout, about, trial.validation_size)
         blocks = [_reasons(folder, trial, r, pool, validation) for r in records]
         if any(blocks):
-            path = out / f"{experiment.name}_answers_run{run}_{trial.name}"
+            path = out / f"{experiment.name}_matches_run{run}_{trial.name}"
             figure = reasons.draw(f"{title}, and the errors that these images answer", [b for b in blocks if b])
             for suffix in (".png", ".pdf"):
                 save(figure, path.with_name(path.name + suffix), reasons.DPI)
@@ -80,7 +81,7 @@ def _read(path: Path, expected: Mapping[str, Any]) -> np.ndarray:
     if not has_array(path):
         needed = "--show-selected needs the run's index lists, not only its results lines"
         raise UserError(f"there is no {path}: {needed}; {AGAIN}")
-    return np.array(open_array(path, expected, mend=f"delete it, and {AGAIN}")[0])
+    return np.array(open_array(path, expected, fix=f"delete it, and {AGAIN}")[0])
 
 
 def _is_kept(path: Path) -> bool:
@@ -126,13 +127,13 @@ def _reasons(
     if not _is_kept(path):
         return None
     selection = Selection.of_array(_read(path, {"kind": "query", **_of_iteration(trial, record)}))
-    if selection.answers_to is None:
+    if selection.matches is None:
         return None
     validation = validation_images()
     query = Query.of(selection, trial.method, validation.labels, pool.classes)
     shown: Sequence[reasons.Pair] = reasons.pairs(query, pool, validation, min(MAX_PAIRS, len(query)))
     heading = f"b={record['b']}: {record['misclassified']} validation images misclassified, "
-    heading += f"{record['answered']} of them answered by {len(query)} images, "
+    heading += f"{record['matched']} of them matched by {len(query)} images, "
     heading += f"mean similarity {record['similarity']:.2f}"
     return reasons.Block(heading, shown)
 

@@ -14,10 +14,10 @@ from statistics import fmean, median
 
 import numpy as np
 
-from alfk.errors import UserError
-from alfk.records import Record
-from alfk.runs import Trial
-from alfk.uncertainty import MEASURES
+from alfk.experiment.records import Record
+from alfk.experiment.trial import Trial
+from alfk.method.uncertainty import MEASURES
+from alfk.support.errors import UserError
 
 EARLY = 2  # the AL iteration after which the paper states accuracies of minority classes: 375 labels on MNIST
 

@@ -6,11 +6,11 @@ from collections.abc import Iterable
 
 import numpy as np
 
+from alfk.experiment.records import BASELINES, Record
+from alfk.experiment.trial import Trial
 from alfk.plotting.curves import EARLY
 from alfk.plotting.results import name_of
 from alfk.plotting.tables import plus_minus, text_table
-from alfk.records import BASELINES, Record
-from alfk.runs import Trial
 
 
 def distortions_table(records: Iterable[Record]) -> str:

@@ -2,9 +2,10 @@
 
 from collections.abc import Mapping
 
-from alfk.acquisition import METHODS, RIVALS, get_method
-from alfk.records import VALIDATION_ALONE, Record
-from alfk.runs import Trial
+from alfk.experiment.records import VALIDATION_ALONE, Record
+from alfk.experiment.trial import Trial
+from alfk.method.acquisition import METHODS, get_method
+from alfk.rivals import RIVALS
 
 RIVAL_KEYS = {rival.key: rival for rival in RIVALS}
 COMPARED = ("random", "varR")  # beside the rivals, and Rzg_pz

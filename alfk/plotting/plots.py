@@ -17,12 +17,12 @@ from matplotlib.lines import Line2D
 from matplotlib.patches import Rectangle
 from matplotlib.ticker import AutoMinorLocator
 
-from alfk.acquisition import METHODS
-from alfk.errors import UserError
+from alfk.experiment.trial import Trial
+from alfk.method.acquisition import METHODS
+from alfk.method.uncertainty import MEASURES
 from alfk.plotting.curves import Curve
 from alfk.plotting.saving import save
-from alfk.runs import Trial
-from alfk.uncertainty import MEASURES
+from alfk.support.errors import UserError
 
 logging.getLogger("fontTools").setLevel(logging.ERROR)  # it warns of dates in matplotlib's fonts
 

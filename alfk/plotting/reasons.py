@@ -12,10 +12,10 @@ from matplotlib.figure import Figure
 from matplotlib.patches import Rectangle
 from torch import Tensor
 
-from alfk.data import Split
-from alfk.errors import UserError
+from alfk.data.split import Split
+from alfk.own.queries import Query
 from alfk.plotting.saving import save
-from alfk.queries import Query
+from alfk.support.errors import UserError
 
 PER_LINE = 4  # pairs beside each other
 SIDE, GAP, CAPTION, HEADING = 0.95, 0.12, 0.42, 0.3  # inches: side of an image, gaps, height of captions and headings
@@ -42,7 +42,7 @@ class Block:
     pairs: Sequence[Pair]
 
 
-def answers(
+def matches(
     query: Query,
     pool: Split,
     validation: Split | None,
@@ -78,10 +78,10 @@ def answers(
 
 def pairs(query: Query, pool: Split, validation: Split | None, count: int) -> list[Pair]:
     """The first `count` images of a query with their captions. Raises UserError."""
-    if validation is None and query.answers_to is not None:
+    if validation is None and query.matches is not None:
         raise UserError("the query answers images of the validation set: give the validation set too")
     chosen = pictures(pool, query.indices[:count])
-    others = [None] * count if query.answers_to is None else pictures(validation, query.answers_to[:count])
+    others = [None] * count if query.matches is None else pictures(validation, query.matches[:count])
     rows = query.rows()[:count]
     return [
         Pair(chosen[i], others[i], _caption(i + 1, row), "" if others[i] is None else _error_caption(row))

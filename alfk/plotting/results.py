@@ -9,24 +9,16 @@ from typing import Any
 
 import numpy as np
 
-from alfk.data import UNOFFICIAL
-from alfk.errors import DamagedFileError
-from alfk.files import read_json
+from alfk.data.split import UNOFFICIAL
+from alfk.experiment.folder import RunFolder
+from alfk.experiment.records import BASELINE, BASELINES, VALIDATION_ALONE, Record, read_results
+from alfk.experiment.trial import Trial, number_name, selection_suffix
 from alfk.plotting import plots
-from alfk.plotting.curves import (
-    Curve,
-    Reference,
-    missing,
-    parse_series,
-    ranges,
-    read_reference,
-    read_release,
-    series,
-)
+from alfk.plotting.curves import Curve, Reference, missing, parse_series, ranges, read_reference, read_release, series
 from alfk.plotting.families import RIVAL_KEYS, families
 from alfk.plotting.plots import PlottedCurve
-from alfk.records import BASELINE, BASELINES, VALIDATION_ALONE, Record, read_results
-from alfk.runs import RunFolder, Trial, number_name, selection_suffix
+from alfk.support.errors import DamagedFileError
+from alfk.support.files import read_json
 
 Print = Callable[[str], None]
 

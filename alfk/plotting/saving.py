@@ -5,8 +5,8 @@ from pathlib import Path
 
 from matplotlib.figure import Figure
 
-from alfk.errors import UserError
-from alfk.files import atomic
+from alfk.support.errors import UserError
+from alfk.support.files import atomic
 
 NO_DATE = {".pdf": {"CreationDate": None}, ".svg": {"Date": None}}  # the same figure is the same file
 

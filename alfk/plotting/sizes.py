@@ -5,12 +5,12 @@ from collections.abc import Sequence
 
 import numpy as np
 
+from alfk.experiment.records import BASELINES, VALIDATION_ALONE, Record
+from alfk.experiment.trial import Trial
 from alfk.plotting.curves import EARLY
 from alfk.plotting.plots import SizeCurve
 from alfk.plotting.results import describe, figure_name, name_of, place
 from alfk.plotting.tables import plus_minus, text_table
-from alfk.records import BASELINES, VALIDATION_ALONE, Record
-from alfk.runs import Trial
 
 
 @dataclasses.dataclass

@@ -6,7 +6,9 @@ from collections.abc import Iterable, Sequence
 import numpy as np
 from tabulate import tabulate
 
-from alfk.acquisition import METHODS
+from alfk.experiment.records import SPECIAL
+from alfk.experiment.trial import Trial
+from alfk.method.acquisition import METHODS
 from alfk.plotting.curves import (
     EARLY,
     Comparison,
@@ -25,8 +27,6 @@ from alfk.plotting.curves import (
 )
 from alfk.plotting.families import RIVAL_KEYS
 from alfk.plotting.results import FigureData, name_of
-from alfk.records import SPECIAL
-from alfk.runs import Trial
 
 Rows = list[dict[str, object]]
 

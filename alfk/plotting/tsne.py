@@ -6,12 +6,12 @@ from collections.abc import Sequence
 import numpy as np
 import torch
 
-from alfk.descriptors import describe
-from alfk.files import has_array, open_array, save_array
+from alfk.experiment.round import Round
+from alfk.experiment.training import accuracy, accuracy_per_class
+from alfk.method.descriptors import describe
 from alfk.plotting import plots
 from alfk.plotting.curves import rare_groups
-from alfk.stages.round import Round
-from alfk.training import accuracy, accuracy_per_class
+from alfk.support.files import has_array, open_array, save_array
 
 
 def panel(current: Round, taps: Sequence[int]) -> plots.Panel:

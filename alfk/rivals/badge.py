@@ -15,9 +15,9 @@ from collections.abc import Iterable, Iterator
 import torch
 from torch import Tensor
 
-from alfk.matching import draw
+from alfk.method.matching import draw
+from alfk.method.selection import Selection
 from alfk.rivals.gradients import row_slices, squared_norms
-from alfk.selection import Selection
 
 PATIENCE = 16  # draws by old distances that may be refused in excess of those kept; affects speed alone
 NEAR = 1e-3  # squared distances below this part of |g|^2 are computed in float64

@@ -8,7 +8,7 @@ that greedy k-centre of `matching` applies, for the similarity -|x - c|^2 / 2.
 import torch
 from torch import Tensor
 
-from alfk.matching import k_centre, top_matches
+from alfk.method.matching import k_centre, top_matches
 from alfk.rivals.gradients import row_slices, squared_norms
 
 

@@ -6,7 +6,7 @@ With p_k(c|x) the probabilities of sample k of K, p their mean over k, and x* on
     EPIG(x) = H[p(y|x)] + mean over x* of (H[p(y*|x*)] - H[P(y, y*)])   in nats
 
 Sample k has to be the same network for x and x*. With dropout it is: K masks are drawn once, and the k-th is used for
-every image of pool and validation set. (MC-dropout as in `alfk.uncertainty` draws masks for each image.)
+every image of pool and validation set. (MC-dropout as in `alfk.method.uncertainty` draws masks for each image.)
 """
 
 import contextlib
@@ -16,11 +16,13 @@ from collections.abc import Callable, Iterable, Iterator
 import torch
 from torch import Tensor, nn
 
-from alfk import matching
-from alfk.errors import UserError
-from alfk.network import MCDropout, add_passes, computing, evaluation_mode, prepare
-from alfk.seeding import draw_seed, seeded_globally
-from alfk.uncertainty import sampler
+from alfk.method import matching
+from alfk.method.uncertainty import sampler
+from alfk.networks.dropout import MCDropout
+from alfk.networks.modes import computing, evaluation_mode, prepare
+from alfk.networks.passes import add_passes
+from alfk.support.errors import UserError
+from alfk.support.seeding import draw_seed, seeded_globally
 
 TILE = 2**20  # joint probabilities in a tile on a CPU: 8 MiB, which is fastest
 CLASSES = 500  # most classes: the joint distribution of two predictions has C^2 probabilities
@@ -78,14 +80,14 @@ def shared_masks(model: nn.Module, samples: int, generator: torch.Generator) -> 
 
     The network is in evaluation mode but for its dropout layers: `MCDropout` and torch's, which zero single entries or
     whole channels. Layers before the first dropout are computed once a batch if the network separates them (see
-    `alfk.uncertainty.sampler`). No gradients are recorded inside the block.
+    `alfk.method.uncertainty.sampler`). No gradients are recorded inside the block.
 
     Args:
         samples: K.
         generator: source of the masks; one draw.
     Raises:
         UserError: no dropout is active, or it is of a kind that cannot be shared. The function raises it as well if an
-            image's shape at a dropout layer changes, or the model breaks the contract (see `alfk.taps`).
+            image's shape at a dropout layer changes, or the model breaks the contract (see `alfk.networks.taps`).
     """
     model = prepare(model)
     kinds = MCDropout | nn.modules.dropout._DropoutNd
@@ -133,7 +135,7 @@ class _SharedMasks:
         if not self.calls:
             raise UserError(
                 "the network calls no dropout layer, so that its samples are equal: use layers nn.Dropout or "
-                "alfk.network.MCDropout, not F.dropout"
+                "alfk.networks.dropout.MCDropout, not F.dropout"
             )
         return output
 

@@ -15,7 +15,7 @@ from collections.abc import Callable
 import torch
 from torch import Tensor
 
-from alfk.matching import budget, smallest
+from alfk.method.matching import budget, smallest
 from alfk.rivals.gradients import row_slices, squared_norms
 
 SHORTLIST = 1024  # rows of the kernel in memory; affects speed alone

@@ -20,7 +20,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from alfk.matching import draw
+from alfk.method.matching import draw
 
 
 def galaxy(

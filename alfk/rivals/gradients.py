@@ -9,7 +9,7 @@ from collections.abc import Iterator
 import torch
 from torch import Tensor
 
-from alfk.matching import TILE
+from alfk.method.matching import TILE
 
 
 def row_slices(rows: int, width: int) -> Iterator[slice]:

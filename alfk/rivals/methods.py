@@ -5,11 +5,12 @@ from collections.abc import Callable
 import torch
 from torch import Tensor, nn
 
-from alfk import distributed, matching
-from alfk.data import Split
-from alfk.descriptors import require_finite
-from alfk.errors import UserError
-from alfk.methods import Method, Situation, take_top
+from alfk.data.split import Split
+from alfk.method import matching
+from alfk.method.registry import Method, Situation, take_top
+from alfk.method.selection import Selection
+from alfk.method.uncertainty import are_equal, equal_samples
+from alfk.networks.passes import require_finite
 from alfk.rivals import scores
 from alfk.rivals.badge import badge
 from alfk.rivals.coreset import coreset
@@ -18,8 +19,8 @@ from alfk.rivals.flqmi import Factors, flqmi
 from alfk.rivals.galaxy import galaxy
 from alfk.rivals.gradients import gradients
 from alfk.rivals.typiclust import typiclust
-from alfk.selection import Selection
-from alfk.uncertainty import are_equal, equal_samples
+from alfk.support import distributed
+from alfk.support.errors import UserError
 
 TARGETS = 1000  # validation images, at most, about which EPIG measures information
 JOINT = 2**27  # joint probabilities of a pool image and the targets, at most, as on a CPU

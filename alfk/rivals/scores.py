@@ -10,7 +10,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from alfk.matching import Rows
+from alfk.method.matching import Rows
 
 BLOCK = 2**22  # probabilities computed at a time: 32 MiB
 

@@ -15,8 +15,8 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from alfk.matching import TILE, budget
-from alfk.seeding import draw_seed
+from alfk.method.matching import TILE, budget
+from alfk.support.seeding import draw_seed
 
 SMALL = 5  # images of a cluster that is left out
 NEIGHBOURS = 20

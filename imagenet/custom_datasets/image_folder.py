@@ -12,11 +12,11 @@ from pathlib import Path
 import numpy as np
 import torch
 
-from alfk.annotation import SKIP
-from alfk.data import UNOFFICIAL, Dataset, Split
-from alfk.errors import UserError
-from alfk.files import has_array, locked, open_array, read_json, save_array
-from alfk.image_files import ImageFiles
+from alfk.data.image_files import ImageFiles
+from alfk.data.split import UNOFFICIAL, Dataset, Split
+from alfk.own.annotations import SKIP
+from alfk.support.errors import UserError
+from alfk.support.files import has_array, locked, open_array, read_json, save_array
 
 MEAN, STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
 SUFFIXES = (".jpeg", ".jpg", ".png")
@@ -108,11 +108,11 @@ def _split(folder: Path, root: Path, part: str, names: list[str], size: int, loa
 
 def _read_list(paths_file: Path, labels_file: Path) -> tuple[np.ndarray, np.ndarray, str, int]:
     """Paths, labels, the digest of both, and the number of files that were left out. Raises UserError."""
-    labels, header = open_array(labels_file, {"kind": "labels"}, mend=AGAIN)
+    labels, header = open_array(labels_file, {"kind": "labels"}, fix=AGAIN)
     digest, others = header.get("md5"), header.get("left_out", 0)  # which earlier lists do not state
     if not isinstance(digest, str) or not isinstance(others, int):
         raise UserError(f"{labels_file.with_suffix('.json')} is not the header of a list: {AGAIN}")
-    paths, _ = open_array(paths_file, {"kind": "paths", "md5": digest}, mend=AGAIN)
+    paths, _ = open_array(paths_file, {"kind": "paths", "md5": digest}, fix=AGAIN)
     return paths, labels, digest, others
 
 
@@ -133,16 +133,16 @@ def _default_root(folder: Path) -> Path:
 
 def root_of(header: Path) -> Path:
     """The folder whose images are listed, by the header of a list. Raises UserError if that does not name one."""
-    mend = "delete it, and give imagenet/run.py the folder with the images again"
-    root = read_json(header, mend=mend).get("root") if os.path.exists(header) else None  # a link that leads nowhere
+    fix = "delete it, and give imagenet/run.py the folder with the images again"
+    root = read_json(header, fix=fix).get("root") if os.path.exists(header) else None  # a link that leads nowhere
     if not isinstance(root, str) or not os.path.isabs(root) or "\0" in root:
-        raise UserError(f"{header} does not name the folder of its images: {mend}")
+        raise UserError(f"{header} does not name the folder of its images: {fix}")
     return Path(root)
 
 
 def _listed(labels_file: Path, about: dict[str, object]) -> bool:
     """Whether the list was made from the same folders and they have not changed since."""
-    header = read_json(labels_file.with_suffix(".json"), mend=AGAIN)
+    header = read_json(labels_file.with_suffix(".json"), fix=AGAIN)
     return all(header.get(key) == value for key, value in about.items())
 
 

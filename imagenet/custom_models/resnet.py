@@ -2,7 +2,7 @@
 
 from torchvision.models.resnet import BasicBlock, Bottleneck
 
-from alfk.resnet import TappedResNet
+from alfk.networks.resnet import TappedResNet
 
 
 def resnet10(classes: int) -> TappedResNet:

@@ -6,9 +6,9 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from alfk.bias import split_validation
-from alfk.data import Split
-from alfk.seeding import generator
+from alfk.data.bias import split_validation
+from alfk.data.split import Split
+from alfk.support.seeding import generator
 
 MEAN, STD = (0.1554,), (0.2769,)  # of the enlarged images
 TEST_PER_CLASS = 40

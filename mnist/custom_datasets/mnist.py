@@ -12,10 +12,10 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from alfk.data import UNOFFICIAL, Split
-from alfk.errors import UserError
-from alfk.files import read_file
-from alfk.official import download, warn_or_refuse
+from alfk.data.official import download, warn_or_refuse
+from alfk.data.split import UNOFFICIAL, Split
+from alfk.support.errors import UserError
+from alfk.support.files import read_file
 
 MEAN, STD = (0.1307,), (0.3081,)
 CLASSES = 10
@@ -48,8 +48,8 @@ def load_mnist(folder: Path, strict: bool = True) -> tuple[Split, Split]:
     source = None
     if foreign:
         problem = f"{', '.join(map(str, foreign))}: not the official content (SHA-256), figures are not those of MNIST"
-        mend = f"{AGAIN}, or take other files of the same form by --allow-subset"
-        warn_or_refuse(problem, strict, mend)
+        fix = f"{AGAIN}, or take other files of the same form by --allow-subset"
+        warn_or_refuse(problem, strict, fix)
         source = f"{UNOFFICIAL} {hashlib.sha256(' '.join(digests).encode()).hexdigest()}"
     train, test = (Split(arrays[i].unsqueeze(1), arrays[i + 1], MEAN, STD, source=source) for i in (0, 2))
     return train, test
@@ -65,11 +65,11 @@ def _check(paths: list[Path], images: Tensor, labels: Tensor) -> None:
         raise UserError(f"{paths[1]} has the label {highest}, but labels are 0 to {CLASSES - 1}: replace both files")
 
 
-def _read(path: Path, mend: str) -> tuple[Tensor, str]:
+def _read(path: Path, fix: str) -> tuple[Tensor, str]:
     """The array in a file, gzipped or not whatever its name says, and the SHA-256 of its content.
 
     Args:
-        mend: what to do about a damaged file, for the message.
+        fix: what to do about a damaged file, for the message.
     Raises:
         UserError: it cannot be read, or is damaged.
     """
@@ -78,7 +78,7 @@ def _read(path: Path, mend: str) -> tuple[Tensor, str]:
         content = gzip.decompress(content) if content.startswith(GZIP) else content
         return parse_idx(content), hashlib.sha256(content).hexdigest()
     except (OSError, EOFError, zlib.error, struct.error, ValueError):
-        raise UserError(f"{path} is truncated or not an IDX file of bytes: {mend}") from None
+        raise UserError(f"{path} is truncated or not an IDX file of bytes: {fix}") from None
 
 
 def parse_idx(content: bytes) -> Tensor:

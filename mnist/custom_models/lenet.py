@@ -6,7 +6,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from alfk.network import MCDropout
+from alfk.networks.dropout import MCDropout
 
 
 class LeNet(nn.Module):

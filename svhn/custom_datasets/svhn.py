@@ -10,10 +10,19 @@ import numpy as np
 import torch
 from torchvision.datasets import SVHN as TorchvisionSVHN
 
-from alfk.data import UNOFFICIAL, Split
-from alfk.errors import UserError
-from alfk.files import complete_array, create_array, has_array, locked, open_array, open_file, read_json, save_array
-from alfk.official import download, warn_or_refuse
+from alfk.data.official import download, warn_or_refuse
+from alfk.data.split import UNOFFICIAL, Split
+from alfk.support.errors import UserError
+from alfk.support.files import (
+    complete_array,
+    create_array,
+    has_array,
+    locked,
+    open_array,
+    open_file,
+    read_json,
+    save_array,
+)
 
 MEAN, STD = (0.5, 0.5, 0.5), (0.5, 0.5, 0.5)
 PARTS = {"train": ("train", "extra"), "test": ("test",)}  # split -> its .mat files, in order
@@ -73,7 +82,7 @@ def _path(folder: Path, split: str, what: str) -> Path:
 
 
 def _open(path: Path, what: str, sources: list[dict[str, Any]]) -> np.ndarray:
-    return open_array(path, {"kind": what, "sources": sources}, mode="c", mend=CONVERTED)[0]
+    return open_array(path, {"kind": what, "sources": sources}, mode="c", fix=CONVERTED)[0]
 
 
 def _sources(folder: Path, split: str) -> list[dict[str, Any]]:
@@ -83,7 +92,7 @@ def _sources(folder: Path, split: str) -> list[dict[str, Any]]:
         UserError: the header of its labels does not state them.
     """
     path = _path(folder, split, "labels").with_suffix(".json")
-    sources = read_json(path, mend=CONVERTED).get("sources")
+    sources = read_json(path, fix=CONVERTED).get("sources")
     if not isinstance(sources, list) or not all(map(_is_source, sources)):
         raise UserError(f"{path} does not state the .mat files that it was made of: {CONVERTED}")
     if [source["name"] for source in sources] != [NAMES[part] for part in PARTS[split]]:

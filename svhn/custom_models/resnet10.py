@@ -2,7 +2,7 @@
 
 from torchvision.models.resnet import BasicBlock
 
-from alfk.resnet import TappedResNet
+from alfk.networks.resnet import TappedResNet
 
 
 class ResNet10(TappedResNet):

@@ -1,0 +1,372 @@
+"""Positions, labels and images in the forms that people have them: lists, arrays, tensors, masks, names.
+
+What would be misread without a sign (an integer mask, labels from 1, images from 0 to 255) is refused.
+"""
+
+import warnings
+from collections import Counter
+from collections.abc import Iterable, Sequence
+from pathlib import Path
+
+import numpy as np
+import torch
+from PIL import Image
+from torch import Tensor
+
+from alfk.support.errors import UserError
+
+CHANNELS = (1, 3, 4)  # grey, RGB, RGBA: the lengths by which a dimension is recognised as that of channels
+CHUNK = 2**22  # values that are converted to float64 at a time
+
+
+def positions(given: object, count: int, what: str, *, repeats: bool = False) -> Tensor:
+    """Positions of images among `count`: (k,) int64 on the CPU, in the given order.
+
+    Args:
+        given: list, array or tensor of positions, or a boolean mask of length `count`; None or empty for no positions.
+        what: name of the argument, for the error message.
+        repeats: whether a position may be there more than once.
+    Raises:
+        UserError: fractions, wrong dimension, a position that is negative, too large or there twice, or integers that
+            look like a mask.
+    """
+    values = torch.empty(0) if given is None else _numbers(given, what, "positions or a boolean mask")
+    if values.numel() == 0:
+        return torch.empty(0, dtype=torch.int64)
+    if values.ndim != 1:
+        raise UserError(f"{what} has the shape {tuple(values.shape)}: give positions (k,) or a boolean mask ({count},)")
+    values = values.cpu()
+    if values.dtype == torch.bool:
+        if len(values) != count:
+            raise UserError(f"{what} is a mask of length {len(values)} for {count} images: give as many values")
+        return values.nonzero().flatten()
+    values = _whole(values, what)
+    low, high = map(int, values.aminmax())
+    if low < 0 or high >= count:
+        outside = low if low < 0 else high
+        raise UserError(f"{what} has the position {outside}, but there are {count} images: give 0 to {count - 1}")
+    if len(values) == count > 2 and high <= 1:  # of up to two images, 0 and 1 can be all positions
+        raise UserError(
+            f"{what} has {count} integers 0 and 1, as many as images: "
+            "if it is a mask, convert it to bool; if not, leave out repeated positions"
+        )
+    if not repeats:
+        distinct, counts = values.unique(return_counts=True)
+        if len(distinct) < len(values):
+            raise UserError(f"{what} has the position {int(distinct[counts > 1][0])} twice: leave out repeated ones")
+    return values
+
+
+# Labels
+
+
+def check_labels(labels: Tensor, classes: int, what: str) -> None:
+    """Check that labels (n,) fit a model with that many outputs.
+
+    Args:
+        what: whose labels they are, for the error message: "the validation set".
+    Raises:
+        UserError: they are not integers of one dimension, or not all in 0..classes-1.
+    """
+    if labels.ndim != 1 or labels.is_floating_point() or labels.is_complex():
+        raise UserError(f"labels of {what} are {_about(labels)}: give class numbers, integers, one for each image (n,)")
+    if len(labels) == 0:
+        return
+    low, high = map(int, labels.to(torch.int64).aminmax())
+    if low < 0 or high >= classes:
+        raise UserError(
+            f"labels of {what} go from {low} to {high}, but the model has {classes} outputs: "
+            f"labels are 0 to {classes - 1}"
+        )
+
+
+def as_labels(given: object, classes: Sequence[str] | None, unknown: bool) -> tuple[Tensor, tuple[str, ...] | None]:
+    """Labels as (n,) int64, and the names of the classes; None if there are no names.
+
+    Args:
+        given: list, array or tensor (n,) of whole numbers, or of names of classes.
+        classes: the name of class 0, 1, ...; if None, the distinct names, sorted.
+        unknown: whether labels may be unknown: -1 or NaN, or among names None or "". They become -1.
+    Raises:
+        UserError
+    """
+    names = class_names(classes)
+    if not isinstance(given, Tensor):
+        texts = _texts(given)
+        if texts is not None:
+            return _numbered(texts, names, unknown)
+    values = _numbers(given, "labels", "class numbers or names")
+    if values.ndim != 1:
+        fix = ", one for each image (of one-hot rows: labels.argmax(1))" if values.ndim == 2 else " (n,)"
+        raise UserError(f"labels have the shape {tuple(values.shape)}: give class numbers{fix}")
+    if unknown and values.is_floating_point():
+        values = values.nan_to_num(nan=-1)
+    values = _whole(values, "labels")
+    if len(values):
+        low, high = map(int, values.aminmax())
+        if low < (-1 if unknown else 0):
+            raise UserError(
+                f"labels go from {low} to {high}: classes are numbered from 0; "
+                "-1 stands for an unknown label with unknown_labels=True"
+            )
+        if names is not None and high >= len(names):
+            raise UserError(f"labels go up to {high}, but the {len(names)} classes are 0 to {len(names) - 1}")
+    return values, names
+
+
+def class_names(classes: Sequence[str] | None) -> tuple[str, ...] | None:
+    """The names of classes as a tuple. Raises UserError if there are none or one is there twice."""
+    if classes is None:
+        return None
+    if isinstance(classes, str | int):
+        raise UserError(f"classes={classes!r} is not a list of names: give the name of class 0, 1, ...")
+    names = tuple(map(str, classes))
+    if not names:
+        raise UserError("classes is empty: give the name of class 0, 1, ..., or None")
+    if len(set(names)) < len(names):
+        twice = next(name for name, times in Counter(names).items() if times > 1)
+        raise UserError(f"classes has the name {twice!r} twice: give each once")
+    return names
+
+
+def _texts(given: object) -> list[object] | None:
+    """The labels as a list if there are names among them, else None."""
+    if isinstance(given, list | tuple):
+        return list(given) if any(isinstance(value, str) for value in given) else None
+    array = np.asarray(given)
+    if array.ndim == 1 and array.dtype.kind == "S":
+        array = array.astype(str)
+    is_text = array.dtype.kind == "U" or (array.dtype == object and any(isinstance(value, str) for value in array.flat))
+    return array.tolist() if is_text and array.ndim == 1 else None
+
+
+def _numbered(
+    texts: list[object], names: tuple[str, ...] | None, unknown: bool
+) -> tuple[Tensor, tuple[str, ...] | None]:
+    missing = [text is None or text == "" or text != text for text in texts]
+    if any(missing) and not unknown:
+        raise UserError(
+            f"the label of image {missing.index(True)} is missing: "
+            "give it, leave the image out, or allow unknown labels with unknown_labels=True"
+        )
+    texts = [None if absent else text for text, absent in zip(texts, missing, strict=True)]
+    other = next((text for text in texts if not isinstance(text, str | None)), None)
+    if other is not None:
+        raise UserError(f"labels have names and other values ({other!r}): give names alone or integers alone")
+    names = names or tuple(sorted({text for text in texts if text is not None}))
+    number = {None: -1} | {name: i for i, name in enumerate(names)}
+    stranger = next((text for text in texts if text not in number), None)
+    if stranger is not None:
+        raise UserError(f"there is no class {stranger!r}: the classes are {_listed(names)}")
+    return torch.tensor([number[text] for text in texts], dtype=torch.int64), names or None
+
+
+# Images
+
+
+def as_images(given: object, rows: Sequence[int] | None = None) -> Tensor:
+    """Images as (N, C, H, W), or features as (N, D): uint8 (images alone) or float32; shares memory where it can.
+
+    Args:
+        given: array or tensor (N, H, W), (N, C, H, W), (N, H, W, C) with 1, 3 or 4 channels or (N, D); or a list of
+            arrays, tensors or PIL images of one size.
+        rows: positions of the images of a list, for the error message; 0, 1, ... if None.
+    Raises:
+        UserError: another shape or type.
+    """
+    values = as_tensor(given, rows)
+    shape = tuple(values.shape)
+    if values.ndim not in (2, 3, 4) or 0 in shape:
+        raise UserError(f"images have the shape {shape}: give (N, H, W), (N, C, H, W), (N, H, W, C) or features (N, D)")
+    check_type(values)
+    if values.is_floating_point():
+        values = values.float()
+    if values.ndim == 3:
+        return values.unsqueeze(1)
+    if values.ndim == 4 and shape[3] in CHANNELS:
+        if shape[1] in CHANNELS:
+            raise UserError(
+                f"images of the shape {shape} could have channels first or last: permute them to (N, C, H, W) and "
+                "give them to Split(images, labels, mean, std), which takes them as they are"
+            )
+        return values.permute(0, 3, 1, 2)
+    return values
+
+
+def as_tensor(given: object, rows: Sequence[int] | None = None) -> Tensor:
+    """Images of any shape and type as a tensor, a list stacked. Raises UserError if they differ or are no numbers."""
+    values = _stacked(given, rows or range(len(given))) if isinstance(given, list | tuple) else given
+    if isinstance(values, Image.Image | str | Path):
+        raise UserError(f"images are a single {type(values).__name__}: give an array (N, ...) or a list of images")
+    return _numbers(values, "images", "an array or tensor of numbers, or a list of images")
+
+
+def check_type(values: Tensor) -> None:
+    """Raises UserError unless they are floats, or uint8 images."""
+    if values.is_floating_point() or (values.dtype == torch.uint8 and values.ndim > 2):
+        return
+    name = str(values.dtype).removeprefix("torch.")
+    if values.ndim == 2:
+        raise UserError(f"features (N, D) are {name}: convert them to float32")
+    raise UserError(
+        f"images are {name}: convert them to uint8 if they go from 0 to 255, "
+        "else to floats in [0, 1] (divided by their largest possible value)"
+    )
+
+
+def check_values(values: Tensor, any_range: bool, rows: Tensor | None = None) -> None:
+    """Check float images (n, C, H, W) or features (n, D), in one pass.
+
+    Args:
+        any_range: whether values outside [0, 1] are accepted.
+        rows: (n,) positions of the images, for the error message; 0, 1, ... if None.
+    Raises:
+        UserError: NaN, infinity, or outside [0, 1].
+    """
+    if values.numel() == 0:
+        return
+    low, high = map(float, values.aminmax())
+    if not (np.isfinite(low) and np.isfinite(high)):
+        row = _first_not_finite(values)
+        row = row if rows is None else int(rows[row])
+        what = "image" if values.ndim == 4 else "row"
+        raise UserError(f"{what} {row} has values that are NaN or infinite in float32: fix it or leave it out")
+    slack = 1e-3  # rounding of resized images
+    if any_range or (low >= -slack and high <= 1 + slack):
+        return
+    found = f"float images have to lie in [0, 1], but these go from {low:.4g} to {high:.4g}"
+    if low >= -slack:
+        raise UserError(f"{found}: divide them by 255, or by their largest possible value")
+    raise UserError(f"{found}: if your own transform has normalised them, give mean=0, std=1; if not, scale or clamp")
+
+
+def per_channel(given: object, name: str, channels: int) -> tuple[float, ...]:
+    """A mean or std as numbers, one for each channel (or column), or one for all.
+
+    Raises:
+        UserError: another length, not finite, or a std that is not positive.
+    """
+    try:
+        values = given.detach().cpu().double().numpy() if isinstance(given, Tensor) else np.asarray(given, np.float64)
+    except (TypeError, ValueError):
+        raise UserError(f"{name}={given!r} is not a number or a list of numbers: give one for each channel") from None
+    values = values.flatten()
+    if len(values) not in (1, channels):
+        raise UserError(f"{name} has {len(values)} values, but there are {channels} channels: give one for each")
+    if not np.isfinite(values).all() or (name == "std" and not (values > 0).all()):
+        raise UserError(f"{name} is {values.tolist()}: give finite {'positive ' * (name == 'std')}numbers")
+    return tuple(values.tolist())
+
+
+def check_scale(mean: tuple[float, ...], std: tuple[float, ...]) -> None:
+    """Raises UserError unless mean and std of images are on the [0, 1] scale."""
+    if min(mean) < 0 or max(mean) > 1 or max(std) > 1:
+        shown = f"mean {_rounded(mean)} and std {_rounded(std)}"
+        raise UserError(f"{shown} are not on the scale of images in [0, 1]: divide both by 255 if they are of 0 to 255")
+
+
+def mean_and_std(batches: Iterable[Tensor]) -> tuple[tuple[float, ...], tuple[float, ...]]:
+    """Mean and standard deviation of each channel, or column, in one pass; 1 in place of a standard deviation of 0.
+
+    Args:
+        batches: (B, C, H, W) or (B, D); uint8 is scaled to [0, 1].
+    """
+    count, mean, squares = 0, torch.zeros(()), torch.zeros(())
+    for batch in batches:
+        for part in batch.split(max(1, CHUNK // batch[0].numel())):
+            values = part.double() / (255 if part.dtype == torch.uint8 else 1)
+            axes = (0, 2, 3) if part.ndim == 4 else (0,)
+            n = values.numel() // values.shape[1]
+            variance, centre = torch.var_mean(values, axes, correction=0)
+            # Chan et al.: moments about the mean are merged, since sums of squares would cancel.
+            delta = centre - mean.to(centre)
+            squares = squares.to(centre) + variance * n + delta**2 * (count * n / (count + n))
+            mean, count = mean.to(centre) + delta * (n / (count + n)), count + n
+    std = (squares / count).sqrt()
+    constant = std <= (mean.abs() * 1e-9).clamp(min=torch.finfo(torch.float32).tiny)  # above 0 by rounding alone
+    return tuple(mean.tolist()), tuple(std.masked_fill(constant, 1).tolist())
+
+
+def _stacked(given: Sequence[object], rows: Sequence[int]) -> object:
+    """A list of images as one array or tensor; a list of anything else as it is."""
+    if not given:
+        raise UserError("there are no images: give at least one")
+    if isinstance(given[0], str | Path):
+        raise UserError("images are names of files: use Split.from_files(paths, labels)")
+    images = [_pixels(image) if isinstance(image, Image.Image) else image for image in given]
+    kind = Tensor if isinstance(images[0], Tensor) else np.ndarray
+    if not all(isinstance(image, kind) for image in images):
+        return given
+    for row, image in zip(rows, images, strict=True):
+        if (image.shape, image.dtype) != (images[0].shape, images[0].dtype):
+            raise UserError(
+                f"images differ: image {rows[0]} is {_about(images[0])}, image {row} is {_about(image)}: "
+                "resize and convert them to the same shape and type"
+            )
+    return torch.stack(images) if kind is Tensor else np.stack(images)
+
+
+def _pixels(image: Image.Image) -> np.ndarray:
+    if image.mode in ("I", "F") or image.mode.startswith("I;"):
+        raise UserError(f'PIL images of mode {image.mode} have no fixed range: scale them to 8 bits, mode "L" or "RGB"')
+    return np.asarray(image if image.mode in ("L", "RGB") else image.convert("L" if image.mode == "1" else "RGB"))
+
+
+def _first_not_finite(values: Tensor) -> int:
+    start = 0
+    for part in values.split(max(1, CHUNK // values[0].numel())):
+        bad = ~part.isfinite().flatten(1).all(1)
+        if bad.any():
+            return start + int(bad.nonzero()[0])
+        start += len(part)
+    raise AssertionError("all values are finite")
+
+
+# Numbers
+
+
+def _numbers(given: object, name: str, wanted: str) -> Tensor:
+    """A tensor as it is, anything else by way of numpy. Raises UserError if it does not hold numbers."""
+    if isinstance(given, Tensor):
+        return given.detach()
+    try:
+        array = np.asarray(given)
+        if array.dtype == object and array.ndim:
+            array = np.array(array.tolist())  # numbers in a column of objects
+    except (TypeError, ValueError, RuntimeError):  # ragged lists, tensors on a GPU in a list
+        array = np.array(None)
+    if array.dtype.kind not in "biuf":
+        raise UserError(f"{name}: give {wanted}, not {_about(given)}")
+    if array.dtype.kind == "u" and array.dtype != np.uint8 and name != "images":
+        array = array.astype(np.int64)
+    if not array.dtype.isnative:
+        array = array.astype(array.dtype.newbyteorder("="))
+    if array.dtype == np.longdouble:
+        array = array.astype(np.float64)
+    if any(stride < 0 for stride in array.strides):  # a flipped view
+        array = np.ascontiguousarray(array)
+    with warnings.catch_warnings():
+        warnings.filterwarnings("ignore", "The given NumPy array is not writable")  # a memory-mapped file; it is read
+        return torch.from_numpy(array)
+
+
+def _whole(values: Tensor, what: str) -> Tensor:
+    """Whole numbers of any type as int64. Raises UserError."""
+    if values.is_complex() or (values.is_floating_point() and not bool((values.frac() == 0).all())):
+        raise UserError(f"{what}: these are not whole numbers: give integers")
+    return values.to(torch.int64)
+
+
+def _about(value: object) -> str:
+    if isinstance(value, Tensor | np.ndarray):
+        return f"{tuple(value.shape)} {value.dtype}".replace("torch.", "")
+    return f"a {type(value).__name__}"
+
+
+def _rounded(values: tuple[float, ...]) -> tuple[float, ...]:
+    return tuple(round(value, 4) for value in values)
+
+
+def _listed(names: Sequence[str], most: int = 20) -> str:
+    more = f" and {len(names) - most} more" if len(names) > most else ""
+    return ", ".join(names[:most]) + more

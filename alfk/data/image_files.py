@@ -1,0 +1,143 @@
+"""Images in files: decoded, cropped and scaled batch by batch, for splits larger than memory.
+
+`ImageFiles` replaces the tensor inside a `Split`. It decodes with NVIDIA DALI (`alfk.data.dali`) or with Pillow
+(`alfk.data.decoding`), in threads; random crops are the same with both. What fits into `MEMORY` is decoded once.
+"""
+
+import functools
+import importlib.util
+import os
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from alfk.data.decoding import Decoder, PillowDecoder, Request, draw_crops
+from alfk.support.errors import UserError
+
+LOADERS = ("dali", "torchvision")
+MEMORY = 2**30  # bytes: 1 GiB, which is 7,133 images of 224 x 224 pixels or 87,381 of 64 x 64
+
+
+class ImageFiles:
+    """(N, 3, size, size) images in files, the storage of a `Split`.
+
+    For evaluation the shorter side is scaled to size * 256 / 224 and the central crop taken. Augmentation takes a
+    random crop of 10 to 100 % of the area, scales it to size x size and mirrors it with probability 1/2. Greyscale and
+    CMYK are converted to RGB.
+
+    If all images, scaled for evaluation, fit into `memory`, those that were evaluated stay on the device, and with
+    Pillow up to as many bytes of files that were decoded for a random crop stay in the process. Results are the same;
+    a file that is overwritten meanwhile is not read again.
+
+    Args:
+        root: folder that the paths are relative to.
+        paths: (N,) bytes.
+        size: pixels, 224 in the paper.
+        loader: "dali" or "torchvision".
+        workers: threads that decode.
+        memory: bytes of evaluation images to keep, and of decoded files; 0 to keep none.
+    """
+
+    ndim = 4
+
+    def __init__(
+        self,
+        root: Path,
+        paths: np.ndarray,
+        size: int,
+        loader: str,
+        workers: int,
+        device: torch.device | str = "cpu",
+        memory: int = MEMORY,
+    ):
+        self.root, self.paths, self.size, self.loader, self.workers = root, paths, size, loader, workers
+        self.device, self.memory = torch.device(device), memory
+        self.decode = _decoder(loader, size, workers, self.device, memory if self.keeps else 0)
+
+    def __len__(self) -> int:
+        return len(self.paths)
+
+    def __reduce__(self) -> tuple:
+        """Pickled without threads and without decoded images."""
+        return ImageFiles, (self.root, self.paths, self.size, self.loader, self.workers, self.device, self.memory)
+
+    @property
+    def keeps(self) -> bool:
+        """Whether evaluation images are kept, so that each is decoded once."""
+        return len(self) * self.size**2 * 3 <= self.memory
+
+    def to(self, device: torch.device) -> "ImageFiles":
+        """The same files, decoded on or for `device`."""
+        if device == self.device:
+            return self
+        return ImageFiles(self.root, self.paths, self.size, self.loader, self.workers, device, self.memory)
+
+    def fetch(self, chunks: Sequence[Tensor], seed: int | None = None) -> Iterator[Tensor]:
+        """(B, 3, size, size) uint8, channels last in memory, for each chunk of rows (B,), which are on the CPU.
+
+        Args:
+            seed: of random crops; the crop of a row depends on the seed alone, not on the loader or the batch.
+        Raises:
+            UserError: a file cannot be decoded; the message names it.
+        """
+        chunks = [rows.numpy() for rows in chunks]
+        decoded = self._kept(chunks) if seed is None and self.keeps else self._decoded(chunks, seed)
+        for pixels in decoded:
+            yield pixels.permute(0, 3, 1, 2)
+
+    def _decoded(self, chunks: Sequence[np.ndarray], seed: int | None) -> Iterator[Tensor]:
+        """(B, size, size, 3) uint8 for each chunk of rows (B,), decoded."""
+        if not chunks:
+            return
+        crops = None if seed is None else draw_crops(len(self), torch.Generator().manual_seed(seed)).numpy()
+
+        def request(rows: np.ndarray) -> Request:
+            paths = [f"{self.root}/{os.fsdecode(path)}" for path in self.paths[rows]]
+            return paths, None if crops is None else crops[rows]
+
+        yield from self.decode(map(request, chunks), max(map(len, chunks)), crops is not None)
+
+    def _kept(self, chunks: Sequence[np.ndarray]) -> Iterator[Tensor]:
+        """The same for evaluation: images that are not in memory yet are decoded and kept."""
+        images, present = self._evaluation_images
+        missing = [rows[~present[rows]] for rows in chunks]
+        decoded = self._decoded([rows for rows in missing if len(rows)], None)
+        for rows, new in zip(chunks, missing, strict=True):
+            if len(new):
+                images[torch.from_numpy(new).to(self.device)] = next(decoded)
+                present[new] = True
+            yield images[torch.from_numpy(rows).to(self.device)]
+        next(decoded, None)  # ends it, after which DALI's pipeline can be used again
+
+    @functools.cached_property
+    def _evaluation_images(self) -> tuple[Tensor, np.ndarray]:
+        """(N, size, size, 3) uint8 on the device and (N,) bool, which of them are decoded.
+
+        The memory of images on the CPU is occupied as they are filled in.
+        """
+        with torch.inference_mode(False):  # made inside it, they could not be filled in outside it
+            images = torch.empty(len(self), self.size, self.size, 3, dtype=torch.uint8, device=self.device)
+        return images, np.zeros(len(self), bool)
+
+
+def default_workers() -> int:
+    """Default number of decoding workers: the CPUs of this process over the number of processes on its host."""
+    return max(1, len(os.sched_getaffinity(0)) // int(os.environ.get("LOCAL_WORLD_SIZE", "1")))
+
+
+def has_dali() -> bool:
+    """Whether NVIDIA DALI can be used here."""
+    return bool(importlib.util.find_spec("nvidia") and importlib.util.find_spec("nvidia.dali"))
+
+
+def _decoder(loader: str, size: int, workers: int, device: torch.device, memory: int) -> Decoder:
+    if loader == "torchvision":
+        return PillowDecoder(size, workers, device, memory)
+    if not has_dali():
+        raise UserError("NVIDIA DALI is missing: pip install -r imagenet/requirements.txt, or --loader torchvision")
+    from alfk.data.dali import DaliDecoder  # slow to import, and not installed everywhere
+
+    return DaliDecoder(size, workers, device)

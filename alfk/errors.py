@@ -1,9 +1,0 @@
-"""The exception for problems that the user can fix."""
-
-
-class UserError(Exception):
-    """Bad input, a missing file or a damaged one. Its text is one line; the scripts print it and exit with status 2."""
-
-
-class DamagedFileError(UserError):
-    """A file whose content is not what was written."""

@@ -1,0 +1,206 @@
+"""The folder of one run: names of its files, manifest and results."""
+
+import contextlib
+import hashlib
+import json
+from collections.abc import Iterator, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+from alfk.experiment.records import RESTORED, Record, key_of, line_of, read_results
+from alfk.experiment.trial import Trial, selection_suffix
+from alfk.support import distributed
+from alfk.support.checkpoints import load_checkpoint
+from alfk.support.errors import DamagedFileError, UserError
+from alfk.support.files import atomic, locked, read_file, read_json, write_json
+
+
+def digest_of(settings: Mapping[str, Any]) -> str:
+    """Sixteen hexadecimal digits that tell settings apart."""
+    return hashlib.blake2b(json.dumps(settings, sort_keys=True).encode(), digest_size=8).hexdigest()
+
+
+class RunFolder:
+    """`<root>/run<N>` and the paths of its files."""
+
+    def __init__(self, root: Path, number: int):
+        self.path, self.number = root / f"run{number}", number
+
+    @distributed.main_process_only
+    def create(self) -> None:
+        """Make the folders. Raises UserError if they cannot be written."""
+        try:
+            for part in ("data", "checkpoint", "descr"):
+                (self.path / part).mkdir(parents=True, exist_ok=True)
+            (self.path / ".lock").touch()
+        except OSError as problem:
+            raise UserError(f"cannot write to {self.path}: {problem.strerror}; choose another --save-folder") from None
+
+    def data(self, name: str) -> Path:
+        return self.path / "data" / f"{name}.npy"
+
+    def initial(self, distortion: str, unsupervised: bool, member: int = 0, select: str = "test") -> Path:
+        """The random model, or the rotation model for `select` (the random model does not depend on it)."""
+        which = f"{distortion}_E_{member}" if member else distortion
+        if unsupervised:
+            return self.path / "checkpoint" / f"init_unsup_batch_0_{which}{selection_suffix(select)}.pt"
+        return self.path / "checkpoint" / f"init_batch_0_{which}.pt"
+
+    def checkpoint(self, trial: Trial, b: int, size: int) -> Path:
+        return self.path / "checkpoint" / f"best_{trial.stem(b, size)}.pt"
+
+    def index_list(self, trial: Trial, b: int, size: int) -> Path:
+        return self.path / f"index_list_{trial.stem(b, size)}.npy"
+
+    def query(self, trial: Trial, b: int, size: int) -> Path:
+        """The images that iteration b chose, with why each was chosen."""
+        return self.path / f"query_{trial.stem(b, size)}.npy"
+
+    def labels(self, trial: Trial, b: int, size: int) -> Path:
+        """The labels that iteration b was trained on, where people enter them."""
+        return self.path / f"labels_{trial.stem(b, size)}.npy"
+
+    def descriptors(self, side: str, trial: Trial, b: int, size: int) -> Path:
+        return self.path / "descr" / f"{side}_{trial.stem(b, size)}.npy"
+
+    @contextlib.contextmanager
+    def lock(self, name: str) -> Iterator[None]:
+        """Hold the run's lock `name` inside the block; it is also released when the process ends, however it ends.
+
+        Raises:
+            UserError: another process holds it.
+        """
+        with contextlib.ExitStack() as stack:
+            distributed.main_process_only(stack.enter_context)(self._locked(name))
+            yield
+
+    @contextlib.contextmanager
+    def _locked(self, name: str) -> Iterator[None]:
+        with contextlib.ExitStack() as stack:
+            try:
+                stack.enter_context(locked(self.path / f".{name}.lock", wait=False))
+            except BlockingIOError:
+                raise UserError(f"another process is working on {name} in {self.path}") from None
+            yield
+
+    def manifest(self) -> tuple[dict[str, Any], list[str]]:
+        """The manifest's settings and sessions, empty for a new run, and messages about what was wrong with it.
+
+        A lost or damaged manifest is replaced by the settings that the run's checkpoints were made with.
+        """
+        path = self.path / "manifest.json"
+        try:
+            if path.exists():
+                manifest = read_json(path)
+                right = isinstance(manifest.get("settings"), dict) and isinstance(manifest.get("sessions"), list)
+                if right and manifest.get("run") == self.number:
+                    return manifest, []
+                raise DamagedFileError(f"{path} is of another run" if right else f"{path} is damaged")
+            damage = f"{path} is lost"
+        except DamagedFileError as problem:
+            damage = str(problem).partition(":")[0]
+        settings = self._settings_of_checkpoints()
+        if not settings and self._is_of_earlier_version():
+            raise UserError(
+                f"{self.path} was made by an earlier version, without checksums: delete it, or give another "
+                "--save-folder"
+            )
+        told = [f"{damage}: its settings were taken from the run's checkpoints"] if settings or path.exists() else []
+        return {"run": self.number, "settings": settings, "sessions": []}, told
+
+    def _is_of_earlier_version(self) -> bool:
+        """Whether there are checkpoints and a manifest without a checksum (and none of them was read)."""
+        with contextlib.suppress(UserError, ValueError):
+            manifest = json.loads(read_file(self.path / "manifest.json"))
+            found = any((self.path / "checkpoint").glob("*.pt"))
+            return found and isinstance(manifest, dict) and "settings" in manifest and "crc32" not in manifest
+        return False
+
+    def _settings_of_checkpoints(self) -> dict[str, Any]:
+        settings: dict[str, Any] = {}
+        for path in sorted((self.path / "checkpoint").glob("*.pt")):
+            with contextlib.suppress(UserError):  # whoever needs a damaged one will say so
+                found = load_checkpoint(path, {}, weights=False)[1].get("settings")
+                settings = (found if isinstance(found, dict) else {}) | settings
+        return settings
+
+    def check_manifest(self, settings: Mapping[str, Any]) -> tuple[dict[str, Any], list[str]]:
+        """The manifest, empty for a new run, and messages about it. Raises UserError if a setting in it differs.
+
+        A setting with which no checkpoint was made does not count: it is left by a training that diverged, or the
+        manifest is another run's.
+        """
+        manifest, told = self.manifest()
+        differing = [key for key, value in settings.items() if manifest["settings"].get(key, value) != value]
+        if differing:
+            made_with = self._settings_of_checkpoints()
+            if all(made_with.get(key, settings[key]) == settings[key] for key in differing):
+                found = ", ".join(f"{key} = {manifest['settings'][key]}" for key in differing)
+                told = [f"{self.path / 'manifest.json'} had {found}, but no model of the run was made so: replaced"]
+                return {**manifest, "settings": made_with}, told
+        check_settings(self.path, manifest["settings"], settings)
+        return manifest, told
+
+    @distributed.main_process_only
+    def record_session(self, settings: Mapping[str, Any], session: Mapping[str, Any]) -> None:
+        """Write the settings, which must not change, into the manifest and append the session."""
+        with locked(self.path / ".lock"):
+            manifest, _ = self.check_manifest(settings)
+            manifest["settings"] |= settings
+            manifest["sessions"].append(dict(session))
+            write_json(self.path / "manifest.json", manifest)
+
+    def results(self) -> list[Record]:
+        """The records of the finished iterations, lines that are damaged left out."""
+        return self.read_results()[0]
+
+    def read_results(self, **expected: Any) -> tuple[list[Record], list[str]]:
+        """The same, and a message about each line that is left out; nothing for a new run.
+
+        Args:
+            expected: entries that the records must have besides the run's number.
+        """
+        path = self.path / "results.jsonl"
+        return read_results(path, {"run": self.number, **expected}) if path.exists() else ([], [])
+
+    def without_line(self, records: Sequence[Record]) -> list[str]:
+        """A message about the finished iterations, by their checkpoints, that are not among the records."""
+        of = ((Trial.of(record), record["b"], record.get("queried", record["labelled"])) for record in records)
+        known = {self.checkpoint(*each).name for each in of}
+        names = sorted(path.name for path in (self.path / "checkpoint").glob("best_*.pt") if path.name not in known)
+        if not names:
+            return []
+        what = names[0] if len(names) == 1 else f"{len(names)} iterations, the first {names[0]},"
+        return [f"{self.path / 'results.jsonl'} has no line of {what}; {RESTORED}"]
+
+    @distributed.main_process_only
+    def add_result(self, record: Record) -> None:
+        """Add a record, or put it in place of one of the same trial and iteration; damaged lines are removed."""
+        with locked(self.path / ".lock"):
+            found, problems = self.read_results(dataset=record["dataset"], seed=record["seed"])
+            if record in found and not problems:
+                return
+            kept = [record if key_of(old) == key_of(record) else old for old in found]
+            kept += [] if record in kept else [record]
+            with atomic(self.path / "results.jsonl") as file:
+                file.write("".join(map(line_of, kept)).encode())
+
+
+def check_settings(what: Path, recorded: Mapping[str, Any], now: Mapping[str, Any]) -> None:
+    """Raises UserError if a run folder or a file of it was made with other settings; those that it lacks are free."""
+    if recorded and recorded.get("protocol") != now.get("protocol"):
+        raise UserError(
+            f"{what} was made by an earlier version, whose protocol differs: delete it, or give another --save-folder"
+        )
+    for key, value in now.items():
+        was = recorded.get(key, value)
+        if was != value and key == "data":
+            raise UserError(
+                f"{what} was made with other image files; since then some were added, removed or changed: bring those "
+                f"back, or delete it, or give another --save-folder (made with {was}, now {value})"
+            )
+        if was != value:
+            raise UserError(
+                f"{what} was made with {key} = {was}, this command says {value}: repeat that, or give another "
+                "--save-folder, with --initial first"
+            )

@@ -1,0 +1,241 @@
+"""Density matching of the pool to the misclassified validation images (paper, Section 4.3; docs/method.md, section 7).
+
+With R(i, j) = <x_i, x_j> the similarity of two descriptors, E the misclassified validation images, M = |E|, and n the
+query size:
+
+    1. centres      c_1 drawn at random from E;  c_{t+1} = argmin over i in E of max_{s <= t} R(i, c_s)
+                    for t < n, if n < M (greedy k-centre); else all of E
+    2. ranks        for every centre the available pool images by descending R: its 1st, 2nd, ... match
+    3. walk         all centres' 1st matches by descending R, then all 2nd matches, ...; an image is taken once,
+                    until n distinct images are taken
+
+Descriptors are rows of 2-D tensors or memory-mapped arrays. All-pairs similarities are computed in tiles: apart from
+the queries and their results no tensor is larger than `budget`, for any number of rows.
+"""
+
+import functools
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from alfk.method.selection import Selection
+from alfk.support import distributed
+
+TILE = 2**22  # similarities in a tile: 16 MiB in float32, which is fastest on a CPU
+BUDGET = 2**30  # bytes that the largest tensor may take on a CPU
+SHARE = 32  # the largest tensor may take 1/32 of a GPU's memory
+HEIGHT = 2**16  # rows that k-centre updates at a time, which affects speed and memory alone
+SHORTLIST = 1024  # rows that k-centre updates in every step; affects speed alone
+
+Rows = Tensor | np.ndarray
+
+
+def budget(device: torch.device) -> int:
+    """Bytes that the largest tensor of a search may take: 1 GiB on a CPU, 1/32 of a GPU's memory.
+
+    Total memory, not free memory: the sizes of tiles, and with them the rounding of similarities, must not depend on
+    other processes.
+    """
+    return BUDGET if device.type != "cuda" else torch.cuda.get_device_properties(device).total_memory // SHARE
+
+
+def load_rows(vectors: Rows, rows: slice | Tensor, device: torch.device) -> Tensor:
+    """Some rows of `vectors` as a float32 tensor on `device`."""
+    if isinstance(vectors, np.ndarray):
+        part = torch.from_numpy(np.array(vectors[rows if isinstance(rows, slice) else rows.cpu().numpy()]))
+    else:
+        part = vectors[rows]
+    return part.to(device, torch.float32)
+
+
+def top_matches(
+    queries: Tensor,
+    database: Rows,
+    k: int,
+    available: Tensor | None = None,
+    shared: bool = False,
+) -> tuple[Tensor, Tensor]:
+    """The k most similar rows of `database` for every query, best first.
+
+    Tiled over queries and database, with a running top-k: each row of the database is read once and compared with one
+    block of queries at a time. O(tile + m k) memory in addition to the queries, never m x N.
+
+    Args:
+        queries: (m, D), on the device that computes the similarities.
+        database: (N, D).
+        k: neighbours per query; at most the number of available rows.
+        available: (N,) bool, rows that may be chosen; all if None.
+        shared: whether all processes (`distributed`) call with equal arguments; each then computes some tiles.
+    Returns:
+        similarity (m, k) float32 and index (m, k) int64.
+    """
+    device, (m, dimensions) = queries.device, queries.shape
+    largest, on_cpu = budget(device), device.type == "cpu"
+    tile = min(TILE if on_cpu else largest // 64, largest // 8)  # top-k needs as much again for its indices
+    width = max(1, min(len(database), max(k, 2**13 if on_cpu else 2**16), largest // (4 * dimensions)))
+    if shared:
+        width = distributed.broadcast_from_main(lambda: width)  # GPUs of one group may differ
+    height = max(1, tile // width)
+    similarity = torch.full((m, k), -torch.inf, device=device)
+    index = torch.zeros(m, k, dtype=torch.int64, device=device)
+    rank, world_size = (distributed.rank(), distributed.world_size()) if shared else (0, 1)
+    for start in range(rank * width, len(database), world_size * width):
+        part = load_rows(database, slice(start, start + width), device).T
+        unavailable = None if available is None else ~available[start : start + width].to(device)
+        for first in range(0, m, height):
+            block = slice(first, first + height)
+            scores = queries[block] @ part
+            if unavailable is not None:
+                scores[:, unavailable] = -torch.inf
+            value, column = _top(scores, k)
+            del scores  # before the next tile is made
+            value = torch.cat([similarity[block], value], 1)
+            similarity[block], order = _top(value, k)
+            index[block] = torch.cat([index[block], column + start], 1).gather(1, order)
+    if world_size > 1:
+        similarity, order = _top(torch.cat(distributed.all_gather(similarity), 1), k)
+        index = torch.cat(distributed.all_gather(index), 1).gather(1, order)
+    return similarity, index
+
+
+def _top(scores: Tensor, k: int) -> tuple[Tensor, Tensor]:
+    if k == 1:
+        return scores.max(1, keepdim=True)
+    return scores.topk(min(k, scores.shape[1]), dim=1)
+
+
+def k_centre(
+    vectors: Tensor, n: int, first: int, offsets: Tensor | None = None, closest: Tensor | None = None
+) -> Tensor:
+    """Greedy k-centre: repeatedly the row whose largest similarity to the centres so far is smallest.
+
+    A row's largest similarity only grows, so that its value after an earlier step is a lower bound. Only a shortlist of
+    the rows with the smallest bounds is updated in every step; as long as its minimum is below the bounds of all other
+    rows, it is the global minimum. Otherwise all rows are updated for the new centres in one matrix product. O(n M D)
+    at most, exact. Of equal rows the lowest is taken.
+
+    Args:
+        vectors: (M, D).
+        n: number of centres, 1 to M.
+        first: the row that is the first centre.
+        offsets: (M,) b, for the similarity <x_i, x_j> + b_i + b_j: -|x_i - x_j|^2 / 2 if b_i = -|x_i|^2 / 2. 0 if None.
+        closest: (M,) each row's largest similarity to centres that are there already; inf for rows that are no
+            candidates. -inf if None.
+    Returns:
+        (n,) int64, the centres in the order they were chosen.
+    Raises:
+        ValueError: n is not from 1 to M.
+    """
+    if not 1 <= n <= len(vectors):
+        raise ValueError(f"cannot choose {n} centres from {len(vectors)} vectors")
+    centres = torch.empty(n, dtype=torch.int64, device=vectors.device)
+    centres[0], done, included = first, 1, 0
+    lowest = torch.full((len(vectors),), -torch.inf, device=vectors.device, dtype=vectors.dtype)
+    closest = lowest if closest is None else closest.clone()
+    height = min(HEIGHT, len(vectors))
+    while done < n:
+        for start in range(0, len(vectors), height):
+            part = slice(start, start + height)
+            for block in centres[included:done].split(max(1, TILE // height)):
+                similarity = vectors[part] @ vectors[block].T
+                if offsets is not None:
+                    similarity.add_(offsets[block]).add_(offsets[part, None])
+                torch.maximum(closest[part], similarity.amax(1), out=closest[part])
+        closest[centres[included:done]] = torch.inf
+        included = done
+        short = smallest(closest, SHORTLIST)
+        similarity, rows = closest[short], vectors[short]
+        limit = similarity.max() if len(short) < len(vectors) else torch.inf
+        while done < n:
+            place = similarity.argmin()
+            if done > included and similarity[place] >= limit:
+                break
+            centres[done] = short[place]
+            to_centre = rows @ rows[place]
+            if offsets is not None:
+                to_centre.add_(offsets[short[place]]).add_(offsets[short])
+            torch.maximum(similarity, to_centre, out=similarity)
+            similarity[place] = torch.inf
+            done += 1
+    return centres
+
+
+def smallest(values: Tensor, count: int) -> Tensor:
+    """Positions of the `count` smallest of `values` (N,), or of all if N is smaller: int64, ascending.
+
+    If not all of several equal values fit in, those at the lowest positions are taken.
+    """
+    taken, short = values.topk(min(count, len(values)), largest=False)
+    last = taken[-1]
+    fitting = int((taken == last).sum())
+    if int((values == last).sum()) > fitting:
+        short = torch.cat([short[taken < last], (values == last).nonzero().flatten()[:fitting]])
+    return short.sort().values
+
+
+def walk_ranks(similarity: Tensor, index: Tensor, n: int) -> tuple[Tensor, Tensor, Tensor]:
+    """Up to n distinct images, rank by rank: all first matches by descending similarity, then all second, and so on.
+
+    Args:
+        similarity: (m, k), each row descending.
+        index: (m, k) int64, the image behind each similarity.
+    Returns:
+        images, rows and columns: each (at most n,) int64 on the CPU, in the order they were taken; `images[i]` is
+        `index[rows[i], columns[i]]`.
+    """
+    order = similarity.argsort(dim=0, descending=True, stable=True)
+    walk = index.gather(0, order).T.flatten().cpu().numpy()
+    _, first_seen = np.unique(walk, return_index=True)
+    places = torch.from_numpy(np.sort(first_seen)[:n])
+    rows = order.T.flatten().cpu()[places]
+    return torch.from_numpy(walk)[places], rows, places // len(similarity)
+
+
+def match(
+    errors: Tensor, pool: Rows, available: Tensor, n: int, generator: torch.Generator, first: int | None = None
+) -> Selection:
+    """Choose n pool images by density matching against the misclassified validation images.
+
+    The number of ranks is doubled until n distinct images are reached. If M is 0, the images are drawn at random.
+    Processes share the search; the main process broadcasts centres and walk.
+
+    Args:
+        errors: (M, D) descriptors of the misclassified validation images, on the device that computes similarities.
+        pool: (N, D) descriptors of the pool.
+        available: (N,) bool, images that are not labelled yet; at least n.
+        first: the misclassified image that is the first centre; drawn from `generator` if None.
+    Returns:
+        a selection whose `matches` are rows of `errors`.
+    """
+    count = len(errors)
+    if count == 0:
+        return Selection(draw(available, n, generator), 0, 0, at_random=n)
+    centres, which = errors, torch.arange(count)
+    if n < count:
+        start = int(torch.randint(count, (1,), generator=generator)) if first is None else first
+        which = distributed.broadcast_from_main(lambda: k_centre(errors, n, start).cpu())
+        centres = errors[which.to(errors.device)]
+    left = int(available.sum())
+    depth = min(left, 8 + 4 * -(-n // len(centres)))
+    while True:
+        similarity, index = top_matches(centres, pool, depth, available, shared=True)
+        images, rows, columns = distributed.broadcast_from_main(functools.partial(walk_ranks, similarity, index, n))
+        if len(images) == n:
+            break
+        depth = min(left, 2 * depth)
+    largest = centres.square().sum(1).max().clamp(min=torch.finfo(centres.dtype).tiny)
+    return Selection(
+        images,
+        count,
+        len(centres),
+        similarity=(similarity.cpu()[rows, columns] / largest.cpu()).clamp(-1, 1),
+        matches=which[rows],
+        rank=columns + 1,
+    )
+
+
+def draw(available: Tensor, n: int, generator: torch.Generator) -> Tensor:
+    """n of the available images at random: (n,) int64 on the CPU."""
+    candidates = available.cpu().nonzero().flatten()
+    return candidates[torch.randperm(len(candidates), generator=generator)[:n]]

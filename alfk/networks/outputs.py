@@ -1,0 +1,148 @@
+"""What the last layer of a network gets and gives, for every image of a split: penultimate features and logits."""
+
+import contextlib
+import dataclasses
+from collections.abc import Callable, Iterator, Sequence
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+
+from alfk.data.split import Split
+from alfk.networks.modes import computing, evaluation_mode, prepare
+from alfk.networks.passes import add_passes, pool_spatially, put, require_finite
+from alfk.networks.taps import logits_of_batch, run
+from alfk.support import distributed
+from alfk.support.errors import UserError
+from alfk.support.seeding import seeded_globally
+
+
+@dataclasses.dataclass
+class Outputs:
+    """Outputs for every image of a split, in memory or mapped from a file.
+
+    Attributes:
+        features: (N, D) float32 z, neither standardised nor scaled; None in a process that need not keep them.
+        logits: (N, C) float32.
+    """
+
+    features: Tensor | np.ndarray | None
+    logits: Tensor | np.ndarray | None
+
+    def to(self, device: torch.device | str) -> "Outputs":
+        """The same as tensors in the memory of a device, float32."""
+        return Outputs(*(_tensor(values).to(device, torch.float32) for values in (self.features, self.logits)))
+
+
+def _tensor(values: Tensor | np.ndarray) -> Tensor:
+    return values if isinstance(values, Tensor) else torch.from_numpy(np.array(values))
+
+
+def outputs_of(
+    model: nn.Module,
+    split: Split,
+    taps: Sequence[int] | None = None,
+    batch_size: int = 1000,
+    name: str = "the split",
+    allocate: Callable[[int, int, int], Outputs] | None = None,
+) -> Outputs:
+    """Penultimate features and logits of every image, from one forward pass. Processes share the batches.
+
+    Args:
+        taps: indices of the taps that are averaged over space and concatenated to the features; if None, the features
+            are the input of the network's last linear layer.
+        name: of the split, for messages.
+        allocate: (images, D, C) -> arrays to write into, by default new tensors on the split's device.
+    Raises:
+        UserError: the model breaks the contract (see `alfk.networks.taps`), no linear layer gives its logits, or a
+            value is not finite.
+    """
+    model, out = prepare(model), None
+
+    def forward(images: Tensor, positions: Tensor) -> tuple[Tensor, ...]:
+        add_passes(forward=len(images))
+        with seeded_globally(int(positions[0]), split.device):
+            features, logits = penultimate(model, images, taps)
+        finite = torch.stack([values.isfinite().all(1) for values in (features, logits)], dim=1)
+        return features.float(), logits.float(), finite
+
+    with computing(), torch.inference_mode(), evaluation_mode(model):
+        for positions, (features, logits, finite) in distributed.map_batches(forward, split, batch_size):
+            require_finite(finite, ("features", "logits"), positions, [model], split, name)
+            if out is None:
+                sizes = len(split), features.shape[1], logits.shape[1]
+                out = allocate(*sizes) if allocate else _empty(*sizes, split.device)
+            _require_range(out.features, features, name)
+            put(out.features, positions, features)
+            put(out.logits, positions, logits)
+    return out
+
+
+def _require_range(target: Tensor | np.ndarray | None, features: Tensor, name: str) -> None:
+    """Raises UserError if features (B, D) are larger than the numbers of a file's array can be."""
+    if not isinstance(target, np.ndarray):
+        return
+    largest = float(features.abs().max())
+    if largest > float(np.finfo(target.dtype).max):
+        raise UserError(
+            f"features of {name} are as large as {largest:.2g}, which is more than {target.dtype} holds: use "
+            "--descr-dtype float32"
+        )
+
+
+def _empty(images: int, width: int, classes: int, device: torch.device) -> Outputs:
+    return Outputs(torch.empty(images, width, device=device), torch.empty(images, classes, device=device))
+
+
+def penultimate(model: nn.Module, images: Tensor, taps: Sequence[int] | None = None) -> tuple[Tensor, Tensor]:
+    """Features (B, D) and logits (B, C) of a batch; arguments and errors as of `outputs_of`."""
+    if taps is not None:
+        logits, live = run(model, images, taps, grad=False)
+        return torch.cat([pool_spatially(tap.float()) for tap in live], 1), logits
+    with _linear_calls(model) as calls:
+        logits = logits_of_batch(model, images)
+    calls = [(inputs, output) for inputs, output in calls if output.shape == logits.shape]
+    exact = [inputs for inputs, output in calls if torch.equal(output, logits)]
+    if not exact and len(calls) == 1:  # a softmax may follow
+        exact = [calls[0][0]]
+    if exact:
+        return exact[-1], logits
+    raise UserError(
+        f"{'several linear layers' if calls else 'no linear layer'} (nn.Linear) of the model may give its logits, and "
+        "the method needs what the last one gets: name taps to use instead, as taps=(0,)"
+    )
+
+
+@contextlib.contextmanager
+def _linear_calls(model: nn.Module) -> Iterator[list[tuple[Tensor, Tensor]]]:
+    """The (input, output) of each call of a linear layer inside the block."""
+    calls: list[tuple[Tensor, Tensor]] = []
+    with contextlib.ExitStack() as stack:
+        for layer in model.modules():
+            if isinstance(layer, nn.Linear):
+                handle = layer.register_forward_hook(lambda _, inputs, output: calls.append((inputs[0], output)))
+                stack.callback(handle.remove)
+        yield calls
+
+
+def logits_of(model: nn.Module, split: Split, batch_size: int = 1000, name: str = "the split") -> Tensor:
+    """(N, C) float32 logits of every image, on the split's device. Processes share the batches.
+
+    Args:
+        name: of the split, for messages.
+    Raises:
+        UserError: the model breaks the contract, or a logit is not finite.
+    """
+    model = prepare(model)
+
+    def forward(images: Tensor, positions: Tensor) -> tuple[Tensor]:
+        add_passes(forward=len(images))
+        with seeded_globally(int(positions[0]), split.device):
+            return (logits_of_batch(model, images).float(),)
+
+    parts = []
+    with computing(), torch.inference_mode(), evaluation_mode(model):
+        for positions, (logits,) in distributed.map_batches(forward, split, batch_size):
+            require_finite(logits.isfinite().all(1, keepdim=True), ("logits",), positions, [model], split, name)
+            parts.append(logits)
+    return torch.cat(parts)

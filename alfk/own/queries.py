@@ -1,0 +1,379 @@
+"""One acquisition step for an active-learning loop of your own: which images to label next, and why."""
+
+import contextlib
+import csv
+import dataclasses
+import io
+import operator
+from collections.abc import Callable, Iterator, Sequence
+from pathlib import Path
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+
+from alfk.data.arrays import check_labels, positions
+from alfk.data.image_files import ImageFiles
+from alfk.data.items import worker_deaths
+from alfk.data.split import Split
+from alfk.method.acquisition import POOL, VALIDATION, Sampling, check_query_size, choose, get_method, measure
+from alfk.method.perturbation import DEFAULT_COPIES, STRATEGIES, Strategy
+from alfk.method.registry import Measurement, Method, Situation
+from alfk.method.selection import Selection
+from alfk.networks.modes import computing, prepare
+from alfk.networks.outputs import logits_of
+from alfk.support.errors import UserError
+from alfk.support.files import atomic
+
+CLASS_COLUMNS = ("pseudo_label", "prediction", "error_label", "error_prediction")
+
+
+@dataclasses.dataclass(frozen=True)
+class Query(Selection):
+    """The pool images to label next and, for each of them, why (attributes: see `Selection`).
+
+    Attributes:
+        method: key of the acquisition method.
+        error_label: (n,) int64, the true class of the validation image that the chosen image answers.
+        classes: names of the classes, None if they are numbers.
+    """
+
+    method: str = ""
+    error_label: Tensor | None = None
+    classes: tuple[str, ...] | None = None
+
+    def __len__(self) -> int:
+        return len(self.indices)
+
+    @property
+    def reasons(self) -> dict[str, Tensor]:
+        """As of `Selection`, with `error_label` before `error_prediction`: the order of columns."""
+        columns: dict[str, Tensor] = {}
+        for name, values in super().reasons.items():
+            if name == "error_prediction" and self.error_label is not None:
+                columns["error_label"] = self.error_label
+            columns.setdefault(name, values)
+        return columns
+
+    @classmethod
+    def of(
+        cls, selection: Selection, method: str, labels: Tensor | None = None, classes: Sequence[str] | None = None
+    ) -> "Query":
+        """A query from a selection.
+
+        Args:
+            labels: (V,) int64, of the validation set.
+        """
+        values = {field.name: getattr(selection, field.name) for field in dataclasses.fields(Selection)}
+        answers = selection.matches
+        error_label = None if answers is None or labels is None else labels.cpu()[answers]
+        return cls(**values, method=method, error_label=error_label, classes=tuple(classes) if classes else None)
+
+    def rows(
+        self, names: Sequence[object] | None = None, validation_names: Sequence[object] | None = None
+    ) -> list[dict[str, object]]:
+        """One dictionary per chosen image, for example for `pandas.DataFrame(query.rows())`.
+
+        Args:
+            names: of all pool images, e.g. files; a column `file` is added to `index`.
+            validation_names: likewise for `matches`, in the column `matches_file`.
+        Raises:
+            UserError: fewer names than images.
+        """
+        columns: dict[str, list[object]] = {}
+        for name, values in {"index": self.indices, **self.reasons}.items():
+            columns[name] = values.tolist()
+            if name == "index" and names is not None:
+                columns["file"] = _named(columns["index"], names, "pool")
+            if name == "matches" and validation_names is not None:
+                columns["matches_file"] = _named(columns["matches"], validation_names, "validation")
+            if name in CLASS_COLUMNS:
+                columns[name] = [self.class_name(label) for label in columns[name]]
+            if name == "similarity":
+                columns[name] = [round(value, 4) for value in columns[name]]
+        return [dict(zip(columns, row, strict=True)) for row in zip(*columns.values(), strict=True)]
+
+    def class_name(self, label: int) -> object:
+        """The name of a class, or its number."""
+        return self.classes[label] if self.classes and 0 <= label < len(self.classes) else label
+
+    def to_csv(
+        self,
+        path: str | Path,
+        names: Sequence[object] | None = None,
+        validation_names: Sequence[object] | None = None,
+    ) -> None:
+        """Write `rows` as a CSV file. Raises UserError if it cannot be written."""
+        write_csv(path, self.rows(names, validation_names), ["index"])
+
+
+def _named(positions: Sequence[int], names: Sequence[object], what: str) -> list[str]:
+    if max(positions, default=-1) >= len(names):
+        raise UserError(
+            f"there are {len(names)} names, but the query has {what} image {max(positions)}: give the names of all "
+            f"{what} images"
+        )
+    return [str(names[i]) for i in positions]
+
+
+class _Lines(io.StringIO):
+    """A CSV file with line ends LF. csv.writer ends lines in CR LF, without which it would not quote a CR in a name."""
+
+    def write(self, line: str) -> int:
+        return super().write(line.removesuffix("\r\n") + "\n")
+
+
+def write_csv(path: str | Path, rows: Sequence[dict[str, object]], heads: Sequence[str] = ()) -> None:
+    """Write rows with the same keys as a CSV file in UTF-8. Raises UserError if it cannot be written.
+
+    Args:
+        heads: names of the columns if there is no row.
+    """
+    text = _Lines()
+    writer = csv.DictWriter(text, list(rows[0]) if rows else list(heads))
+    writer.writeheader()
+    writer.writerows(rows)
+    content = text.getvalue().encode("utf-8", "surrogateescape")  # names of files that are not UTF-8
+    with atomic(Path(path)) as file:
+        file.write(content)
+
+
+def query(
+    method: str,
+    model: nn.Module | Sequence[nn.Module],
+    pool: Split,
+    validation: Split | None,
+    n: int,
+    *,
+    labelled: Tensor | np.ndarray | Sequence[int] | None = None,
+    taps: Sequence[int] | None = None,
+    batch_size: int | None = None,
+    generator: torch.Generator | int | None = None,
+    samples: int = 128,
+    strategy: Strategy | None = None,
+    annotate: Callable[[Tensor], Tensor] | None = None,
+    rare_classes: Sequence[int] | None = None,
+) -> Query:
+    """The n pool images to label next and why: one acquisition step for your own active-learning loop.
+
+    In a process group of torch.distributed all processes must call it with equal arguments, and share the computation.
+    To call it in one process alone, use `alfk.support.distributed.single_process()`.
+
+    Args:
+        method: a key of METHODS; "Rzg_pz" is the paper's.
+        model: any module that returns (logits (B, C), list of taps), each tap (B, c, h, w) or (B, c), c at least 2;
+            `alfk.tapped` makes one of any network. For the uncertainty methods one with dropout layers, or a list of
+            such.
+        pool: its labels may be None (except for the oracle Rzg_true).
+        validation: labelled, distributed as the test data are; may be None for methods that do not match.
+        labelled: positions of pool images that are labelled already (k,), or a boolean mask (N,). Uncertainty methods
+            draw at random while there are none.
+        taps: indices into the list of taps that make the descriptor; all if None.
+        batch_size: images per forward pass; affects rounding and dropout masks. If None, 1,000 of up to 32 x 32 pixels,
+            and of larger ones so many that a batch has as many pixels, at least 16.
+        generator: source of the random draws (start of k-centre, dropout masks, ...), or a seed; seed 0 if None.
+        samples: K of the uncertainty methods and of the estimators from perturbed copies.
+        strategy: how copies are perturbed; if None by rotation and noise as in the paper's release.
+        annotate: pool positions (k,) -> their labels (k,), for methods that ask while they choose ("galaxy",
+            "galaxy_v"): first for the labels of `labelled`, then for one image after another. Labels are numbers, or
+            names of the pool's `classes`.
+        rare_classes: numbers of the classes that are known to be rare ("flqmi_rare").
+    Raises:
+        UserError: unknown method, fewer than n unlabelled images, or arguments that do not fit together.
+    """
+    definition = get_method(method)
+    _check_arguments(taps, batch_size, samples)
+    validation = matching_validation(
+        pool, validation, required=definition.needs_validation, labels=definition.needs_validation_labels
+    )
+    if "annotation" in definition.inputs and not callable(annotate):
+        raise UserError(f"{method} asks for labels while it chooses: give annotate, positions (k,) -> labels (k,)")
+    situation = _situation(pool, labelled, n, generator)
+    situation.annotate = None if annotate is None else _annotator(annotate, pool)
+    situation.validation_labels = None if validation is None else validation.labels
+    situation.rare_classes = _rare_classes(definition, rare_classes, validation)
+    situation.classes = len(pool.classes) if pool.classes else None
+    check_query_size(situation)  # before anything is computed
+    with computing():  # similarities too are float32
+        if definition.needs_passes and not (definition.random_first and situation.available.all()):
+            sampling = Sampling(situation.generator, samples, strategy or STRATEGIES[DEFAULT_COPIES])
+            situation.measurement = _measured(definition, model, pool, validation, sampling, taps, batch_size)
+        selection = choose(definition, situation)
+    if definition.needs_passes and situation.measurement is None:
+        selection = dataclasses.replace(selection, at_random=len(selection.indices))
+    classes = (validation and validation.classes) or pool.classes
+    return Query.of(selection, method, situation.validation_labels, classes)
+
+
+def _check_arguments(taps: Sequence[int] | None, batch_size: int | None, samples: int) -> None:
+    """Raises UserError for taps by name, and for numbers that are not positive whole ones."""
+    if isinstance(taps, str | int) or any(isinstance(tap, str) for tap in taps or ()):
+        raise UserError(f"taps are positions in the model's list of taps, as (0, 1), not {taps!r}: names go to tapped")
+    for number, name in ((batch_size, "batch_size"), (samples, "samples")):
+        if number is not None and _whole_number(number, name) < 1:
+            raise UserError(f"{name} is at least 1, not {number}")
+
+
+def _rare_classes(method: Method, given: Sequence[int] | None, validation: Split | None) -> tuple[int, ...] | None:
+    """The rare classes, checked. Raises UserError if the method needs them, or none has a validation image."""
+    if "rare_classes" not in method.inputs:
+        return None
+    try:
+        given = () if given is None or isinstance(given, str) else list(given)
+    except TypeError:  # a single number
+        given = ()
+    if not given:
+        raise UserError(f"{method.key} has to be told which classes are rare: give rare_classes=[...], their numbers")
+    rare = tuple(_whole_number(each, "a rare class") for each in given)
+    missing = sorted(set(rare) - set(validation.labels.tolist()))
+    if missing:
+        raise UserError(f"no validation image is of the rare class {missing[0]}: numbers of classes start at 0")
+    return rare
+
+
+def _annotator(annotate: Callable[[Tensor], object], pool: Split) -> Callable[[Tensor], Tensor]:
+    """`annotate` with labels (k,) int64 on the CPU. Raises UserError, when it is called, for what are no labels."""
+
+    def labels_of(positions: Tensor) -> Tensor:
+        given = annotate(positions)
+        try:
+            if given is None:
+                raise UserError("it returned None, not a label for each position")
+            return pool.subset(positions, given).labels.cpu()
+        except UserError as problem:
+            raise UserError(f"annotate: {problem}") from None
+
+    return labels_of
+
+
+def _situation(
+    pool: Split,
+    labelled: Tensor | np.ndarray | Sequence[int] | None,
+    n: int,
+    generator: torch.Generator | int | None,
+) -> Situation:
+    """What a method chooses from, before anything is measured. Raises UserError."""
+    available = torch.ones(len(pool), dtype=torch.bool)
+    if labelled is not None:
+        available[positions(labelled, len(pool), "labelled")] = False
+    return Situation(available, _whole_number(n, "the query size"), _generator(generator))
+
+
+def _measured(
+    method: Method,
+    model: nn.Module | Sequence[nn.Module],
+    pool: Split,
+    validation: Split | None,
+    sampling: Sampling,
+    taps: Sequence[int] | None,
+    batch_size: int | None,
+) -> Measurement:
+    """The inputs of the method. Raises UserError for models that do not fit the data or the number of samples."""
+    models = list(model) if isinstance(model, list | tuple | nn.ModuleList) else [model]
+    if method.needs_uncertainty and (not models or sampling.samples % len(models)):
+        raise UserError(f"{sampling.samples} samples cannot be shared equally by {len(models)} models: change samples")
+    batch_size = batch_size or default_batch(pool)
+    with out_of_memory(batch_size), worker_deaths():
+        networks = [prepare(each) for each in models]
+        _check_outputs(method, networks[0], pool, validation)
+        return measure(method, networks, pool, validation, sampling, taps, batch_size)
+
+
+def _check_outputs(method: Method, network: nn.Module, pool: Split, validation: Split | None) -> None:
+    """Raises UserError if the network has too many outputs for the method, too few for the labels that it uses, or not
+    as many as classes are named.
+    """
+    if not method.needs_validation:
+        return
+    outputs = logits_of(network, validation.subset([0]), name=VALIDATION).shape[1]
+    method.check_classes(outputs)
+    if not method.needs_validation_labels:
+        return
+    check_labels(validation.labels, outputs, VALIDATION)
+    names = validation.classes or ()
+    if names and len(names) != outputs:
+        raise UserError(
+            f"the model has {outputs} outputs, but there are {len(names)} classes: change its last layer, or name all "
+            "of its classes, classes=[...], when the pool is made"
+        )
+    if method.pool_label == "true" and pool.labels is not None:
+        check_labels(pool.labels, outputs, POOL)
+
+
+def _whole_number(n: object, what: str) -> int:
+    try:
+        return operator.index(n)
+    except TypeError:
+        raise UserError(f"{what} is a whole number, not {n!r}") from None
+
+
+def _generator(given: torch.Generator | int | None) -> torch.Generator:
+    if isinstance(given, torch.Generator):
+        return given
+    return torch.Generator().manual_seed(0 if given is None else _whole_number(given, "a seed"))
+
+
+def default_batch(split: Split) -> int:
+    """Images per forward pass whose activations fit into memory, by the number of their pixels."""
+    shape = _image_shape(split)
+    pixels = shape[1] * shape[2] if len(shape) == 3 else 1
+    return max(16, min(1000, 1000 * 32 * 32 // pixels))
+
+
+@contextlib.contextmanager
+def out_of_memory(batch_size: int) -> Iterator[None]:
+    """Raises UserError if a GPU's memory does not suffice."""
+    try:
+        yield
+    except torch.OutOfMemoryError:
+        raise UserError(f"the GPU's memory does not suffice for batches of {batch_size}: lower batch_size") from None
+
+
+def _image_shape(split: Split) -> tuple[int, ...]:
+    """(C, H, W) or (D,) of a split's images."""
+    if isinstance(split.store, ImageFiles):
+        return 3, split.store.size, split.store.size
+    return tuple(split.store.shape[1:])
+
+
+def select(method: str, model: nn.Module | Sequence[nn.Module], *arguments: object, **options: object) -> Tensor:
+    """`query(...).indices`: (n,) int64 on the CPU, positions in the pool, in the order they were chosen."""
+    return query(method, model, *arguments, **options).indices
+
+
+def matching_validation(pool: Split, validation: Split | None, required: bool, labels: bool = True) -> Split | None:
+    """The validation set, with the mean and std of the pool where its own were not given.
+
+    Args:
+        required, labels: whether the method needs it, and its labels.
+    Raises:
+        UserError: pool and validation set do not go together, or are no splits.
+    """
+    for split, what in ((pool, "pool"), (validation, "validation set")):
+        if not isinstance(split, Split) and (split is not None or what == "pool" or required):
+            given = type(split).__name__
+            raise UserError(f"the {what} has to be an alfk.Split, not {given}: alfk.Split.of(images, labels) makes one")
+    if validation is None or not required:
+        return validation
+    if labels and validation.labels is None:
+        raise UserError("the validation set has no labels: alfk.Split.of(images, labels)")
+    if not len(validation):
+        raise UserError("the validation set is empty")
+    if pool.device != validation.device:
+        raise UserError(f"the pool is on {pool.device}, the validation set on {validation.device}: use .to(device)")
+    if None not in (pool.classes, validation.classes) and pool.classes != validation.classes:
+        raise UserError(
+            f"pool and validation set number their classes differently, {list(pool.classes)[:5]} and "
+            f"{list(validation.classes)[:5]}: make the validation set with like=pool, or both with the same classes"
+        )
+    shapes = [_image_shape(split) for split in (pool, validation)]
+    if shapes[0] != shapes[1]:
+        raise UserError(f"pool images are {shapes[0]}, validation images {shapes[1]}: give both the same size")
+    if validation.computed and len(pool.mean) == len(validation.mean):
+        return validation.normalised_like(pool)
+    if (pool.mean, pool.std) != (validation.mean, validation.std):
+        raise UserError(
+            "pool and validation set have different mean and std: alfk.Split.of(images, labels, like=pool) takes the "
+            "pool's"
+        )
+    return validation

@@ -1,0 +1,14 @@
+"""The exception for problems that the user can fix."""
+
+
+class UserError(Exception):
+    """Bad input, a missing file or a damaged one. Its text is one line; the scripts print it and exit with status 2."""
+
+
+class DamagedFileError(UserError):
+    """A file whose content is not what was written."""
+
+
+def one_line(problem: BaseException) -> str:
+    """The first line of an exception's text."""
+    return (str(problem).strip().splitlines() or [type(problem).__name__])[0]
