@@ -37,7 +37,7 @@ def test_no_import_runs_up():
         floor = FLOORS.index(name.split(".")[1])
         for target in imports(path):
             above = target.count(".") and FLOORS.index(target.split(".")[1]) > floor
-            upwards += [f"{name} -> {target}"] if above or target == "alfk" and name != "alfk" else []
+            upwards += [f"{name} -> {target}"] if above or (target == "alfk" and name != "alfk") else []
     assert not upwards, f"imports that run up, of {' < '.join(FLOORS)}: {', '.join(upwards)}"
 
 
