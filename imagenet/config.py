@@ -31,7 +31,13 @@ def descriptors(expansion: int) -> dict[int, tuple[int, ...]]:
 
 
 class ImageNetFlags:
-    """The flags that only ImageNet's scripts have."""
+    """The flags that only ImageNet's scripts have.
+
+    Attributes:
+        repeat: those that a printed command repeats.
+    """
+
+    repeat = ("--imagenetdir",)
 
     def add(self, parser: argparse.ArgumentParser) -> None:
         add = parser.add_argument
@@ -52,8 +58,12 @@ class ImageNetFlags:
         add("--compile", action="store_true", help="train with torch.compile")
 
     def apply(self, experiment: Experiment, options: argparse.Namespace) -> Experiment:
-        """The constants, changed by these flags. Raises UserError."""
-        root = options.imagenetdir or options.folder
+        """The constants, changed by these flags; `options.images` is then the folder of images, or None.
+
+        Raises:
+            UserError: flags that do not fit together or the folder.
+        """
+        root = options.images = options.imagenetdir or options.folder
         if options.annotate:
             if root is None:
                 raise UserError("--annotate needs the folder that holds pool/ and val/")
