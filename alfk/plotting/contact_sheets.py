@@ -66,7 +66,7 @@ def same_images(recorded: Sequence[str | None], source: str | None) -> bool:
     """Whether the training images are those of a run.
 
     Args:
-        recorded: `Split.source` of its training and test images; empty if they had none, as MNIST's official files.
+        recorded: `Split.source` of its training and test images; empty if they had none, as official files may.
     """
     return recorded[0] == source if recorded else not (source or "").startswith(UNOFFICIAL)
 

@@ -19,7 +19,7 @@ from alfk.experiment.trial import Trial
 from alfk.method.uncertainty import MEASURES
 from alfk.support.errors import UserError
 
-EARLY = 2  # the AL iteration after which the paper states accuracies of minority classes: 375 labels on MNIST
+EARLY = 2  # the AL iteration after which the paper states accuracies of minority classes: 375 labels
 
 
 @dataclasses.dataclass(frozen=True)
@@ -235,7 +235,7 @@ def accuracy_of_classes(records: Iterable[Record], classes: Sequence[int]) -> fl
 
 
 def accuracy_of_minority(records: Iterable[Record], known: Sequence[int]) -> float:
-    """Mean test accuracy of the minority classes, which on ImageNet differ from run to run; NaN if there are none.
+    """Mean test accuracy of the minority classes, which may differ from run to run; NaN if there are none.
 
     Args:
         known: minority classes of records that do not state theirs.
