@@ -116,7 +116,7 @@ def _read_run(run: RunFolder) -> tuple[list[Record], dict[str, Any], list[str]]:
 
 def read_settings(manifest: Path) -> dict[str, Any]:
     """The settings of a manifest. Raises DamagedFileError if those that figures use are of a wrong type."""
-    settings = read_json(manifest, checksum=False).get("settings")  # those of earlier versions have none
+    settings = read_json(manifest).get("settings")
     if not isinstance(settings, dict):
         raise DamagedFileError(f"{manifest} is damaged (no settings): delete it")
     for key, check in MANIFEST.items():

@@ -1,6 +1,6 @@
-"""Checkpoints: weights with a description, in one file (see `alfk.support.files`)."""
+"""Checkpoints: tensors with a description in one file, which is a zip archive with a CRC-32 of each of its parts."""
 
-import io
+import zipfile
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -9,19 +9,17 @@ import torch
 
 from alfk.support import distributed
 from alfk.support.errors import UserError
-from alfk.support.files import FIX, _crc32, _damaged, _mapped, atomic, check, has_file
-
-TRAILER = b"\nalfk-crc32:"  # in a checkpoint, before the eight digits of the CRC-32 of everything in front of it
+from alfk.support.files import FIX, atomic, check, damaged, has_file, open_file
 
 
 @distributed.main_process_only
 def save_checkpoint(path: Path, state: Mapping[str, Any], about: Mapping[str, Any]) -> None:
-    """Write weights and their description, for `load_checkpoint`."""
-    buffer = io.BytesIO()  # on a full disk torch.save would not raise an OSError
-    torch.save({"state": dict(state), "about": dict(about)}, buffer)
+    """Write weights and their description, nested dictionaries and lists of tensors and plain values."""
     with atomic(path) as file:
-        file.write(buffer.getbuffer())
-        file.write(TRAILER + _crc32(buffer.getbuffer()).encode())  # torch.load passes over it
+        try:
+            torch.save({"state": dict(state), "about": dict(about)}, file)
+        except RuntimeError as problem:  # torch's words for a full disk
+            raise (problem.__context__ if isinstance(problem.__context__, OSError) else problem) from None
 
 
 def load_checkpoint(
@@ -32,24 +30,28 @@ def load_checkpoint(
     Args:
         expected: entries that the description must have.
         fix: what to do about another or a damaged file, for the message.
-        weights: whether these are wanted; if not, it is not looked at whether they are finite.
+        weights: whether the weights are wanted; if not, they are not checked for infinite values.
     Raises:
-        UserError: missing, damaged, foreign, or of other settings than expected.
+        UserError: missing, damaged, foreign, or with other entries than expected.
     """
     if not has_file(path):
         raise UserError(f"there is no checkpoint {path}")
-    with _mapped(path, fix) as content:
-        end = max(0, len(content) - len(TRAILER) - 8)
-        if bytes(content[end:]) != TRAILER + _crc32(content[:end]).encode():
-            raise _damaged(path, "it does not end with the crc32 of its content", fix)
+    with open_file(path, fix) as file:
+        try:
+            with zipfile.ZipFile(file) as archive:
+                wrong = archive.testzip()
+        except Exception:  # zipfile raises exceptions of many types for damaged archives
+            raise damaged(path, "it is no zip archive", fix) from None
+        if wrong is not None:
+            raise damaged(path, f"the CRC-32 of its part {wrong} does not match", fix)
     try:
         loaded = torch.load(path, map_location="cpu", weights_only=True, mmap=True)
         state, about = loaded["state"], loaded["about"]
     except Exception:  # torch.load raises exceptions of many types for files of another kind
-        raise _damaged(path, "it is not a checkpoint of this project", fix) from None
+        raise damaged(path, "it is not a checkpoint of this project", fix) from None
     check(path, about, expected, fix)
     if weights and not _is_finite(state):
-        raise _damaged(path, "a weight is not finite", fix)
+        raise damaged(path, "a weight is not finite", fix)
     return state, about
 
 

@@ -1,15 +1,14 @@
-"""Writing files as a whole and reading them with checks: JSON, arrays with a header, checkpoints.
+"""Files that are written as a whole and checked when they are read: JSON objects, and arrays with a header.
 
-Everything is written under a temporary name and renamed when complete, and carries a CRC-32 of its content that is
-compared when it is read: a JSON object in its entry `crc32`, an array in the header beside it, a checkpoint at its end.
-Whatever is wrong with a file is a UserError of one line that names it and says what fixes it.
+Everything is written under a temporary name and renamed when complete. A JSON object holds the CRC-32 of its content in
+its entry `crc32`, an array in the header beside it. Whatever is wrong with a file is a UserError of one line that names
+the file and says how to fix it.
 
 In a process group the main process writes files and checks which exist, while the others wait.
 """
 
 import contextlib
 import fcntl
-import io
 import json
 import mmap
 import os
@@ -20,12 +19,10 @@ from pathlib import Path
 from typing import IO, Any
 
 import numpy as np
-import torch
 
 from alfk.support import distributed
 from alfk.support.errors import DamagedFileError, UserError
 
-OTHER_CONTENT = "its content does not match the array_crc32 of its header"
 FIX = "delete it and give the same command again"
 
 # Any file
@@ -39,18 +36,21 @@ def open_file(path: Path, fix: str = "remove it") -> Iterator[IO[bytes]]:
         fix: what to do about a folder, a FIFO or a device in its place, for the message.
     """
     try:
-        descriptor = os.open(path, os.O_RDONLY | os.O_NONBLOCK | os.O_CLOEXEC)  # a FIFO would wait for a writer
-        if not stat.S_ISREG(os.fstat(descriptor).st_mode):
-            os.close(descriptor)
-            raise UserError(f"cannot read {path}: it is not a regular file; {fix}")
-        with open(descriptor, "rb") as file:
+        with open(path, "rb", opener=_without_waiting) as file:
+            if not stat.S_ISREG(os.fstat(file.fileno()).st_mode):
+                raise UserError(f"cannot read {path}: it is not a regular file; {fix}")
             yield file
     except OSError as problem:
         raise UserError(f"cannot read {path}: {problem.strerror or problem}") from None
 
 
+def _without_waiting(path: str, flags: int) -> int:
+    """An opener that does not wait for the other end of a FIFO."""
+    return os.open(path, flags | os.O_NONBLOCK, 0o666)
+
+
 def read_file(path: Path, fix: str = "remove it") -> bytes:
-    """The content of a regular file. Argument and errors as of `open_file`."""
+    """The content of a regular file. Argument and errors: see `open_file`."""
     with open_file(path, fix) as file:
         return file.read()
 
@@ -82,11 +82,11 @@ def locked(path: Path, wait: bool = True) -> Iterator[None]:
         UserError: it cannot be opened.
     """
     try:
-        descriptor = os.open(path, os.O_RDWR | os.O_CREAT | os.O_NONBLOCK | os.O_CLOEXEC, 0o666)
+        file = open(path, "ab", opener=_without_waiting)  # noqa: SIM115
     except OSError as problem:
         raise UserError(f"cannot write {path}: {problem.strerror}") from None
-    with open(descriptor, "rb+", buffering=0):
-        fcntl.flock(descriptor, fcntl.LOCK_EX | (0 if wait else fcntl.LOCK_NB))
+    with file:
+        fcntl.flock(file, fcntl.LOCK_EX | (0 if wait else fcntl.LOCK_NB))
         yield
 
 
@@ -115,7 +115,8 @@ def check(path: Path, found: Mapping[str, Any], expected: Mapping[str, Any], fix
         raise UserError(f"{path} is not the file it should be: {differs}; {fix}")
 
 
-def _damaged(path: Path, how: str, fix: str = FIX) -> DamagedFileError:
+def damaged(path: Path, how: str, fix: str = FIX) -> DamagedFileError:
+    """The error for a file whose content is not what was written."""
     return DamagedFileError(f"{path} is damaged ({how}): {fix}")
 
 
@@ -133,9 +134,11 @@ def _crc32_of_json(plain: Mapping[str, Any]) -> str:
 
 
 def without_crc32(content: Mapping[str, Any]) -> dict[str, Any]:
-    """The object without that entry. Raises ValueError if it is there and wrong."""
+    """The object without that entry. Raises ValueError if it is missing or wrong."""
     plain = {key: value for key, value in content.items() if key != "crc32"}
-    if "crc32" in content and _crc32_of_json(plain) != content["crc32"]:
+    if "crc32" not in content:
+        raise ValueError("no crc32")
+    if _crc32_of_json(plain) != content["crc32"]:
         raise ValueError("its content does not match its crc32")
     return plain
 
@@ -146,23 +149,22 @@ def write_json(path: Path, content: Mapping[str, Any]) -> None:
         file.write((json.dumps(with_crc32(content), indent=1) + "\n").encode())
 
 
-def read_json(path: Path, checksum: bool = True, fix: str = FIX) -> dict[str, Any]:
+def read_json(path: Path, fix: str = FIX) -> dict[str, Any]:
     """A JSON object that `write_json` has written.
 
     Args:
-        checksum: whether it must have one; a wrong one is refused in any case.
         fix: what to do about a damaged file, for the message.
     Raises:
         UserError: it cannot be read, or (DamagedFileError) is damaged or was edited.
     """
     try:
         content = json.loads(read_file(path, fix))
-        if not isinstance(content, dict) or (checksum and "crc32" not in content):
-            raise ValueError("no JSON object with a crc32")
+        if not isinstance(content, dict):
+            raise ValueError("no JSON object")
         return without_crc32(content)
     except (ValueError, RecursionError) as problem:
         how = "no JSON" if isinstance(problem, json.JSONDecodeError | UnicodeDecodeError) else str(problem)
-        raise _damaged(path, how, fix) from None
+        raise damaged(path, how, fix) from None
 
 
 # Arrays
@@ -171,41 +173,10 @@ def read_json(path: Path, checksum: bool = True, fix: str = FIX) -> dict[str, An
 @distributed.main_process_only
 def save_array(path: Path, array: np.ndarray, header: Mapping[str, Any]) -> None:
     """Write an array as .npy and then its header as .json, whose presence marks the array complete."""
-    restore_array(path, pack_array(array, header))
-
-
-def pack_files(path: Path) -> dict[str, Any]:
-    """The files of an array as values that a checkpoint can hold, for `restore_array`. Raises UserError."""
-    header, content = read_json(path.with_suffix(".json")), read_file(path)
-    if _crc32(content) != header.get("array_crc32"):
-        raise _damaged(path, OTHER_CONTENT)
-    return {"npy": torch.frombuffer(bytearray(content), dtype=torch.uint8), "header": header}
-
-
-def pack_array(array: np.ndarray, header: Mapping[str, Any]) -> dict[str, Any]:
-    """An array and its header in the same form."""
-    buffer = io.BytesIO()
-    np.save(buffer, array, allow_pickle=False)
-    content = torch.frombuffer(bytearray(buffer.getbuffer()), dtype=torch.uint8)
-    return {"npy": content, "header": {**_layout(array), "array_crc32": _crc32(buffer.getbuffer()), **header}}
-
-
-def is_array(path: Path, packed: Mapping[str, Any]) -> bool:
-    """Whether the files of an array are those that `pack_files` has packed."""
-    try:
-        found = pack_files(path) if has_array(path) else None
-        return bool(found) and found["header"] == packed["header"] and torch.equal(found["npy"], packed["npy"])
-    except UserError:
-        return False
-
-
-@distributed.main_process_only
-def restore_array(path: Path, packed: Mapping[str, Any]) -> None:
-    """Write the files of an array that `pack_array` has packed."""
     delete_file(path.with_suffix(".json"))
     with atomic(path) as file:
-        file.write(packed["npy"].numpy().data)
-    write_json(path.with_suffix(".json"), packed["header"])
+        np.save(file, array, allow_pickle=False)
+    _write_header(path, array, header)
 
 
 @distributed.main_process_only
@@ -230,10 +201,13 @@ def create_array(path: Path, shape: tuple[int, ...], dtype: np.dtype) -> np.memm
 def complete_array(path: Path, array: np.memmap, header: Mapping[str, Any]) -> None:
     """Rename the array from its temporary name to `path` and write its header."""
     array.flush()
-    temporary = path.with_name(path.name + ".tmp")
-    checksum = _crc32_of_file(temporary)
-    temporary.replace(path)
-    write_json(path.with_suffix(".json"), {**_layout(array), "array_crc32": checksum, **header})
+    path.with_name(path.name + ".tmp").replace(path)
+    _write_header(path, array, header)
+
+
+def _write_header(path: Path, array: np.ndarray, header: Mapping[str, Any]) -> None:
+    checked = {**_layout(array), "array_crc32": _crc32_of_file(path)}
+    write_json(path.with_suffix(".json"), {**checked, **header})
 
 
 def open_array(
@@ -243,24 +217,24 @@ def open_array(
 
     Args:
         expected: entries that the header must have.
-        mode: of the mapping: "r", read-only, or "c", copy-on-write, as torch.from_numpy needs.
+        mode: of the mapping: "r", read-only, or "c", copy-on-write, which torch.from_numpy needs.
         fix: what to do about another or a damaged file, for the message.
     Raises:
-        UserError: missing, damaged, foreign, or of other settings than expected.
+        UserError: missing, damaged, foreign, or with other entries than expected.
     """
     if not has_array(path):
         raise UserError(f"there is no {path} with its .json header")
     header = read_header(path, expected, fix)
     if _crc32_of_file(path, fix) != header.get("array_crc32"):
-        raise _damaged(path, OTHER_CONTENT, fix)
+        raise damaged(path, "its content does not match the array_crc32 of its header", fix)
     array = np.load(path, mmap_mode=mode, allow_pickle=False)
     check(path, header, _layout(array), fix)
     return array, header
 
 
 def read_header(path: Path, expected: Mapping[str, Any], fix: str = FIX) -> dict[str, Any]:
-    """The header of an array, which is not looked at. Arguments and errors as of `open_array`."""
-    header = read_json(path.with_suffix(".json"), fix=fix)
+    """The header of an array, which itself is not read. Arguments and errors: see `open_array`."""
+    header = read_json(path.with_suffix(".json"), fix)
     check(path, header, expected, fix)
     return header
 
@@ -274,19 +248,11 @@ def _crc32(content: bytes | memoryview) -> str:
 
 
 def _crc32_of_file(path: Path, fix: str = FIX) -> str:
-    with _mapped(path, fix) as content:
-        return _crc32(content)
-
-
-@contextlib.contextmanager
-def _mapped(path: Path, fix: str) -> Iterator[memoryview]:
-    """The content of a file, memory-mapped. Argument and errors as of `open_file`."""
     with open_file(path, fix) as file:
-        if not os.fstat(file.fileno()).st_size:  # which cannot be mapped
-            yield memoryview(b"")
-            return
-        with mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ) as mapping, memoryview(mapping) as content:
-            yield content
+        if not os.fstat(file.fileno()).st_size:  # an empty file cannot be mapped
+            return _crc32(b"")
+        with mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ) as mapping:
+            return _crc32(mapping)
 
 
 def has_array(path: Path) -> bool:
@@ -300,6 +266,3 @@ def delete_array(path: Path) -> None:
     """Delete an array and its header, which may be missing. Raises UserError."""
     delete_file(path.with_suffix(".json"))
     delete_file(path)
-
-
-# Checkpoints
