@@ -78,7 +78,7 @@ def standardise(vectors):
 
 
 def similarity(a, b):
-    """(4) R(i, j) = sum over taps of <a~_i, b~_j>, Pearson correlations up to a constant; R_{z,g} = R_z + R_g."""
+    """(4) R(i, j) = sum over taps of <a~_i, b~_j>, Pearson correlations up to a constant. (5) R_{z,g} = R_z + R_g."""
     return sum(standardise(x) @ standardise(y).T for x, y in zip(a, b, strict=True))
 
 
@@ -86,7 +86,7 @@ def similarity(a, b):
 
 
 def nearest_labels(R_z, validation_labels):
-    """(5) S = p(y, z), the paper's method and the one run below: the true label of the most similar validation image.
+    """(6) S = p(y, z), the paper's method and the one run below: the true label of the most similar validation image.
 
     R_z is (pool images, validation images).
     """
@@ -101,12 +101,12 @@ def statistics(model, copies, classes):
 
 
 def trace(Z, G):
-    """(6) S = tr(C_{z,g}), an alternative: the label is the arg max over c of sum_k <z_k, g_{k,c}>. (N, classes)."""
+    """(7) S = tr(C_{z,g}), an alternative: the label is the arg max over c of sum_k <z_k, g_{k,c}>. (N, classes)."""
     return (Z.unsqueeze(1) * G).sum((2, 3))
 
 
 def mutual_information(Z, G):
-    """(7) S = I(z; g), another one: log|Z Z'| + log|G_c G_c'| - log|W W'| with W = [Z; G_c]. (N, classes)."""
+    """(8) S = I(z; g), another one: log|Z Z'| + log|G_c G_c'| - log|W W'| with W = [Z; G_c]. (N, classes)."""
 
     def log_det(X):
         return torch.logdet(X @ X.mT + 1e-8 * torch.eye(X.shape[-2], dtype=X.dtype))
@@ -119,7 +119,7 @@ def mutual_information(Z, G):
 
 
 def k_centre(R, n, first):
-    """(8) Greedy k-centre: the next centre's largest similarity to the centres so far is smallest."""
+    """(9) Greedy k-centre: the next centre's largest similarity to the centres so far is smallest."""
     centres = [first]
     while len(centres) < n:
         largest = R[:, centres].max(1).values
@@ -129,7 +129,7 @@ def k_centre(R, n, first):
 
 
 def walk(R, n):
-    """(9) n images, rank by rank: the first matches of all centres by descending R (centres, images), then the second,
+    """(10) n images, rank by rank: the first matches of all centres by descending R (centres, images), then the second,
     and so on; an image is taken once.
     """
     ranked, taken = R.sort(dim=1, descending=True, stable=True), []
