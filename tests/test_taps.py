@@ -19,7 +19,8 @@ from alfk.method.uncertainty import uncertainty
 from alfk.networks.modes import computing, prepare
 from alfk.networks.outputs import logits_of
 from alfk.networks.suggestions import suggest_taps
-from alfk.networks.taps import run, tapped
+from alfk.networks.passes import run
+from alfk.networks.taps import tapped
 from tests.helpers import refuses
 
 pytestmark = pytest.mark.filterwarnings("ignore:.torch.jit:DeprecationWarning")

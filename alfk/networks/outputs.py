@@ -1,4 +1,4 @@
-"""What the last layer of a network gets and gives, for every image of a split: penultimate features and logits."""
+"""Inputs and outputs of the last linear layer: penultimate features and logits of every image of a split."""
 
 import contextlib
 import dataclasses
@@ -9,9 +9,8 @@ import torch
 from torch import Tensor, nn
 
 from alfk.data.split import Split
-from alfk.networks.modes import computing, evaluation_mode, prepare
-from alfk.networks.passes import add_passes, pool_spatially, put, require_finite
-from alfk.networks.taps import logits_of_batch, run
+from alfk.networks.modes import computing, evaluation_mode
+from alfk.networks.passes import add_passes, pool_spatially, put, require_finite, run
 from alfk.support import distributed
 from alfk.support.errors import UserError
 from alfk.support.seeding import seeded_globally
@@ -19,7 +18,7 @@ from alfk.support.seeding import seeded_globally
 
 @dataclasses.dataclass
 class Outputs:
-    """Outputs for every image of a split, in memory or mapped from a file.
+    """Penultimate features and logits of every image of a split, in memory or mapped from a file.
 
     Attributes:
         features: (N, D) float32 z, neither standardised nor scaled; None in a process that need not keep them.
@@ -30,7 +29,7 @@ class Outputs:
     logits: Tensor | np.ndarray | None
 
     def to(self, device: torch.device | str) -> "Outputs":
-        """The same as tensors in the memory of a device, float32."""
+        """The same as float32 tensors on a device."""
         return Outputs(*(_tensor(values).to(device, torch.float32) for values in (self.features, self.logits)))
 
 
@@ -49,20 +48,20 @@ def outputs_of(
     """Penultimate features and logits of every image, from one forward pass. Processes share the batches.
 
     Args:
+        model: keeps the contract (`alfk.networks.contract`).
         taps: indices of the taps that are averaged over space and concatenated to the features; if None, the features
             are the input of the network's last linear layer.
         name: of the split, for messages.
         allocate: (images, D, C) -> arrays to write into, by default new tensors on the split's device.
     Raises:
-        UserError: the model breaks the contract (see `alfk.networks.taps`), no linear layer gives its logits, or a
-            value is not finite.
+        UserError: no linear layer gives the logits, or a value is not finite.
     """
-    model, out = prepare(model), None
+    out = None
 
     def forward(images: Tensor, positions: Tensor) -> tuple[Tensor, ...]:
         add_passes(forward=len(images))
         with seeded_globally(int(positions[0]), split.device):
-            features, logits = penultimate(model, images, taps)
+            features, logits = penultimate(model, images) if taps is None else pooled_taps(model, images, taps)
         finite = torch.stack([values.isfinite().all(1) for values in (features, logits)], dim=1)
         return features.float(), logits.float(), finite
 
@@ -78,8 +77,12 @@ def outputs_of(
     return out
 
 
+def _empty(images: int, width: int, classes: int, device: torch.device) -> Outputs:
+    return Outputs(torch.empty(images, width, device=device), torch.empty(images, classes, device=device))
+
+
 def _require_range(target: Tensor | np.ndarray | None, features: Tensor, name: str) -> None:
-    """Raises UserError if features (B, D) are larger than the numbers of a file's array can be."""
+    """Raises UserError if features (B, D) are too large for the type of a file's array."""
     if not isinstance(target, np.ndarray):
         return
     largest = float(features.abs().max())
@@ -90,17 +93,20 @@ def _require_range(target: Tensor | np.ndarray | None, features: Tensor, name: s
         )
 
 
-def _empty(images: int, width: int, classes: int, device: torch.device) -> Outputs:
-    return Outputs(torch.empty(images, width, device=device), torch.empty(images, classes, device=device))
+def pooled_taps(model: nn.Module, images: Tensor, taps: Sequence[int]) -> tuple[Tensor, Tensor]:
+    """The taps, averaged over space and concatenated (B, D), and logits (B, C) of a batch."""
+    logits, chosen = run(model, images, taps)
+    return torch.cat([pool_spatially(tap.float()) for tap in chosen], 1), logits
 
 
-def penultimate(model: nn.Module, images: Tensor, taps: Sequence[int] | None = None) -> tuple[Tensor, Tensor]:
-    """Features (B, D) and logits (B, C) of a batch; arguments and errors as of `outputs_of`."""
-    if taps is not None:
-        logits, live = run(model, images, taps, grad=False)
-        return torch.cat([pool_spatially(tap.float()) for tap in live], 1), logits
+def penultimate(model: nn.Module, images: Tensor) -> tuple[Tensor, Tensor]:
+    """The input of the last linear layer (B, D) and logits (B, C) of a batch.
+
+    Raises:
+        UserError: no linear layer gives the logits, or it is not clear which does.
+    """
     with _linear_calls(model) as calls:
-        logits = logits_of_batch(model, images)
+        logits, _ = run(model, images, ())
     calls = [(inputs, output) for inputs, output in calls if output.shape == logits.shape]
     exact = [inputs for inputs, output in calls if torch.equal(output, logits)]
     if not exact and len(calls) == 1:  # a softmax may follow
@@ -109,7 +115,7 @@ def penultimate(model: nn.Module, images: Tensor, taps: Sequence[int] | None = N
         return exact[-1], logits
     raise UserError(
         f"{'several linear layers' if calls else 'no linear layer'} (nn.Linear) of the model may give its logits, and "
-        "the method needs what the last one gets: name taps to use instead, as taps=(0,)"
+        "the method needs the input of the last one: name taps to use instead, as taps=(0,)"
     )
 
 
@@ -129,16 +135,16 @@ def logits_of(model: nn.Module, split: Split, batch_size: int = 1000, name: str 
     """(N, C) float32 logits of every image, on the split's device. Processes share the batches.
 
     Args:
+        model: keeps the contract (`alfk.networks.contract`).
         name: of the split, for messages.
     Raises:
-        UserError: the model breaks the contract, or a logit is not finite.
+        UserError: a logit is not finite.
     """
-    model = prepare(model)
 
     def forward(images: Tensor, positions: Tensor) -> tuple[Tensor]:
         add_passes(forward=len(images))
         with seeded_globally(int(positions[0]), split.device):
-            return (logits_of_batch(model, images).float(),)
+            return (run(model, images, ())[0].float(),)
 
     parts = []
     with computing(), torch.inference_mode(), evaluation_mode(model):

@@ -2,6 +2,7 @@
 
 import contextlib
 import dataclasses
+from collections import Counter
 from collections.abc import Sequence
 
 import torch
@@ -9,17 +10,10 @@ from tabulate import tabulate
 from torch import Tensor, nn
 
 from alfk.data.split import Split
+from alfk.networks.contract import forward_errors
+from alfk.networks.layout import Layouts, batch_is_second, first_tensor
 from alfk.networks.modes import computing, evaluation_mode, prepare
-from alfk.networks.taps import (
-    LastLeaf,
-    Tapped,
-    batch_is_second,
-    channels_last_of,
-    first_tensor,
-    forward_errors,
-    leaves,
-    logits_from,
-)
+from alfk.networks.taps import Tapped, find_logits
 from alfk.support.errors import UserError
 
 
@@ -31,7 +25,7 @@ class Candidate:
         name: as in `named_modules()`.
         kind: the class of the layer.
         shape: of its output.
-        channels_last: whether the channels are the last dimension; None if `tapped` needs an answer.
+        channels_last: whether the channels are the last dimension; None if `tapped` has to be given it.
     """
 
     name: str
@@ -115,29 +109,27 @@ class _Output:
 
 def _outputs(model: nn.Module, images: Tensor, channels_last: bool | None) -> tuple[list[_Output], Tensor]:
     """The usable outputs of all layers that run once, in order of execution, and the logits."""
-    leaf, found, calls = LastLeaf(), [], {}
+    layouts, found, calls = Layouts(images, channels_last), [], Counter()
 
     def read(name: str, module: nn.Module, output: object) -> None:
-        calls[name] = calls.get(name, 0) + 1
+        calls[name] += 1
         tensor = first_tensor(output)
         usable = tensor is not None and tensor.is_floating_point() and 2 <= tensor.ndim <= 5
         if not usable or len(tensor) != len(images) or (tensor.ndim == 3 and batch_is_second(module)):
             return
-        last = channels_last_of(module, tensor, images, channels_last, leaf)
+        last = layouts.channels_last(module, tensor)
         if tensor.shape[-1 if last else 1] >= 2:
             candidate = Candidate(name, type(module).__name__, tuple(tensor.shape), last)
             found.append(_Output(candidate, module, tensor))
 
-    with contextlib.ExitStack() as hooks:
-        for module in leaves(model):
-            hooks.callback(module.register_forward_hook(leaf.hook).remove)
+    with layouts.following(model), contextlib.ExitStack() as hooks:
         for name, module in model.named_modules():
             if name and not isinstance(module, torch.jit.ScriptModule):
                 hook = lambda module, _, output, name=name: read(name, module, output)  # noqa: E731
                 hooks.callback(module.register_forward_hook(hook).remove)
         with forward_errors():
             output = model(images)
-    return [one for one in found if calls[one.candidate.name] == 1], logits_from(output, len(images))
+    return [one for one in found if calls[one.candidate.name] == 1], find_logits(output, len(images))
 
 
 def _is_logits(tensor: Tensor, logits: Tensor) -> bool:

@@ -16,15 +16,17 @@ from alfk.data.arrays import check_labels, positions
 from alfk.data.image_files import ImageFiles
 from alfk.data.items import worker_deaths
 from alfk.data.split import Split
-from alfk.method.acquisition import POOL, VALIDATION, Sampling, check_query_size, choose, get_method, measure
+from alfk.method.acquisition import check_query_size, choose, get_method, measure
+from alfk.method.inputs import POOL, VALIDATION, Sampling
 from alfk.method.perturbation import DEFAULT_COPIES, STRATEGIES, Strategy
-from alfk.method.registry import Measurement, Method, Situation
+from alfk.method.registry import Method, Situation
 from alfk.method.selection import Selection
+from alfk.networks.contract import check_model
 from alfk.networks.modes import computing, prepare
-from alfk.networks.outputs import logits_of
 from alfk.support.errors import UserError
 from alfk.support.files import atomic
 
+FEW = 5  # images that a network is checked on
 CLASS_COLUMNS = ("pseudo_label", "prediction", "error_label", "error_prediction")
 
 
@@ -181,159 +183,36 @@ def query(
     Raises:
         UserError: unknown method, fewer than n unlabelled images, or arguments that do not fit together.
     """
+    # Check
     definition = get_method(method)
-    _check_arguments(taps, batch_size, samples)
-    validation = matching_validation(
-        pool, validation, required=definition.needs_validation, labels=definition.needs_validation_labels
+    _check_arguments(definition, taps, batch_size, samples, annotate)
+    validation = checked_validation(definition, pool, validation)
+    rare_classes = _checked_rare_classes(definition, rare_classes, validation)
+    situation = Situation(
+        available=_available(pool, labelled),
+        n=_whole_number(n, "the query size"),
+        generator=_generator(generator),
+        validation_labels=None if validation is None else validation.labels,
+        annotate=None if annotate is None else _checked_annotator(annotate, pool),
+        rare_classes=rare_classes,
+        classes=len(pool.classes) if pool.classes else None,
     )
-    if "annotation" in definition.inputs and not callable(annotate):
-        raise UserError(f"{method} asks for labels while it chooses: give annotate, positions (k,) -> labels (k,)")
-    situation = _situation(pool, labelled, n, generator)
-    situation.annotate = None if annotate is None else _annotator(annotate, pool)
-    situation.validation_labels = None if validation is None else validation.labels
-    situation.rare_classes = _rare_classes(definition, rare_classes, validation)
-    situation.classes = len(pool.classes) if pool.classes else None
-    check_query_size(situation)  # before anything is computed
-    with computing():  # similarities too are float32
-        if definition.needs_passes and not (definition.random_first and situation.available.all()):
+    check_query_size(situation)
+    measures = definition.needs_passes and not (definition.random_first and situation.available.all())
+    batch_size = batch_size or default_batch(pool)
+    with computing(), out_of_memory(batch_size), worker_deaths():
+        if measures:
+            networks = _checked_networks(definition, model, pool, validation, taps, samples)
+            # Measure
             sampling = Sampling(situation.generator, samples, strategy or STRATEGIES[DEFAULT_COPIES])
-            situation.measurement = _measured(definition, model, pool, validation, sampling, taps, batch_size)
+            situation.measurement = measure(definition, networks, pool, validation, sampling, taps, batch_size)
+        # Choose
         selection = choose(definition, situation)
-    if definition.needs_passes and situation.measurement is None:
+    # Explain
+    if definition.needs_passes and not measures:
         selection = dataclasses.replace(selection, at_random=len(selection.indices))
     classes = (validation and validation.classes) or pool.classes
     return Query.of(selection, method, situation.validation_labels, classes)
-
-
-def _check_arguments(taps: Sequence[int] | None, batch_size: int | None, samples: int) -> None:
-    """Raises UserError for taps by name, and for numbers that are not positive whole ones."""
-    if isinstance(taps, str | int) or any(isinstance(tap, str) for tap in taps or ()):
-        raise UserError(f"taps are positions in the model's list of taps, as (0, 1), not {taps!r}: names go to tapped")
-    for number, name in ((batch_size, "batch_size"), (samples, "samples")):
-        if number is not None and _whole_number(number, name) < 1:
-            raise UserError(f"{name} is at least 1, not {number}")
-
-
-def _rare_classes(method: Method, given: Sequence[int] | None, validation: Split | None) -> tuple[int, ...] | None:
-    """The rare classes, checked. Raises UserError if the method needs them, or none has a validation image."""
-    if "rare_classes" not in method.inputs:
-        return None
-    try:
-        given = () if given is None or isinstance(given, str) else list(given)
-    except TypeError:  # a single number
-        given = ()
-    if not given:
-        raise UserError(f"{method.key} has to be told which classes are rare: give rare_classes=[...], their numbers")
-    rare = tuple(_whole_number(each, "a rare class") for each in given)
-    missing = sorted(set(rare) - set(validation.labels.tolist()))
-    if missing:
-        raise UserError(f"no validation image is of the rare class {missing[0]}: numbers of classes start at 0")
-    return rare
-
-
-def _annotator(annotate: Callable[[Tensor], object], pool: Split) -> Callable[[Tensor], Tensor]:
-    """`annotate` with labels (k,) int64 on the CPU. Raises UserError, when it is called, for what are no labels."""
-
-    def labels_of(positions: Tensor) -> Tensor:
-        given = annotate(positions)
-        try:
-            if given is None:
-                raise UserError("it returned None, not a label for each position")
-            return pool.subset(positions, given).labels.cpu()
-        except UserError as problem:
-            raise UserError(f"annotate: {problem}") from None
-
-    return labels_of
-
-
-def _situation(
-    pool: Split,
-    labelled: Tensor | np.ndarray | Sequence[int] | None,
-    n: int,
-    generator: torch.Generator | int | None,
-) -> Situation:
-    """What a method chooses from, before anything is measured. Raises UserError."""
-    available = torch.ones(len(pool), dtype=torch.bool)
-    if labelled is not None:
-        available[positions(labelled, len(pool), "labelled")] = False
-    return Situation(available, _whole_number(n, "the query size"), _generator(generator))
-
-
-def _measured(
-    method: Method,
-    model: nn.Module | Sequence[nn.Module],
-    pool: Split,
-    validation: Split | None,
-    sampling: Sampling,
-    taps: Sequence[int] | None,
-    batch_size: int | None,
-) -> Measurement:
-    """The inputs of the method. Raises UserError for models that do not fit the data or the number of samples."""
-    models = list(model) if isinstance(model, list | tuple | nn.ModuleList) else [model]
-    if method.needs_uncertainty and (not models or sampling.samples % len(models)):
-        raise UserError(f"{sampling.samples} samples cannot be shared equally by {len(models)} models: change samples")
-    batch_size = batch_size or default_batch(pool)
-    with out_of_memory(batch_size), worker_deaths():
-        networks = [prepare(each) for each in models]
-        _check_outputs(method, networks[0], pool, validation)
-        return measure(method, networks, pool, validation, sampling, taps, batch_size)
-
-
-def _check_outputs(method: Method, network: nn.Module, pool: Split, validation: Split | None) -> None:
-    """Raises UserError if the network has too many outputs for the method, too few for the labels that it uses, or not
-    as many as classes are named.
-    """
-    if not method.needs_validation:
-        return
-    outputs = logits_of(network, validation.subset([0]), name=VALIDATION).shape[1]
-    method.check_classes(outputs)
-    if not method.needs_validation_labels:
-        return
-    check_labels(validation.labels, outputs, VALIDATION)
-    names = validation.classes or ()
-    if names and len(names) != outputs:
-        raise UserError(
-            f"the model has {outputs} outputs, but there are {len(names)} classes: change its last layer, or name all "
-            "of its classes, classes=[...], when the pool is made"
-        )
-    if method.pool_label == "true" and pool.labels is not None:
-        check_labels(pool.labels, outputs, POOL)
-
-
-def _whole_number(n: object, what: str) -> int:
-    try:
-        return operator.index(n)
-    except TypeError:
-        raise UserError(f"{what} is a whole number, not {n!r}") from None
-
-
-def _generator(given: torch.Generator | int | None) -> torch.Generator:
-    if isinstance(given, torch.Generator):
-        return given
-    return torch.Generator().manual_seed(0 if given is None else _whole_number(given, "a seed"))
-
-
-def default_batch(split: Split) -> int:
-    """Images per forward pass whose activations fit into memory, by the number of their pixels."""
-    shape = _image_shape(split)
-    pixels = shape[1] * shape[2] if len(shape) == 3 else 1
-    return max(16, min(1000, 1000 * 32 * 32 // pixels))
-
-
-@contextlib.contextmanager
-def out_of_memory(batch_size: int) -> Iterator[None]:
-    """Raises UserError if a GPU's memory does not suffice."""
-    try:
-        yield
-    except torch.OutOfMemoryError:
-        raise UserError(f"the GPU's memory does not suffice for batches of {batch_size}: lower batch_size") from None
-
-
-def _image_shape(split: Split) -> tuple[int, ...]:
-    """(C, H, W) or (D,) of a split's images."""
-    if isinstance(split.store, ImageFiles):
-        return 3, split.store.size, split.store.size
-    return tuple(split.store.shape[1:])
 
 
 def select(method: str, model: nn.Module | Sequence[nn.Module], *arguments: object, **options: object) -> Tensor:
@@ -341,22 +220,43 @@ def select(method: str, model: nn.Module | Sequence[nn.Module], *arguments: obje
     return query(method, model, *arguments, **options).indices
 
 
-def matching_validation(pool: Split, validation: Split | None, required: bool, labels: bool = True) -> Split | None:
+# What the user gives, checked
+
+
+def _check_arguments(
+    method: Method,
+    taps: Sequence[int] | None,
+    batch_size: int | None,
+    samples: int,
+    annotate: Callable[[Tensor], Tensor] | None,
+) -> None:
+    """Raises UserError for taps by name, numbers that are not positive and whole, and a missing annotator."""
+    if isinstance(taps, str | int) or any(isinstance(tap, str) for tap in taps or ()):
+        raise UserError(f"taps are positions in the model's list of taps, as (0, 1), not {taps!r}: names go to tapped")
+    for number, name in ((batch_size, "batch_size"), (samples, "samples")):
+        if number is not None and _whole_number(number, name) < 1:
+            raise UserError(f"{name} is at least 1, not {number}")
+    if "annotation" in method.inputs and not callable(annotate):
+        raise UserError(f"{method.key} asks for labels while it chooses: give annotate, positions (k,) -> labels (k,)")
+
+
+def checked_validation(method: Method, pool: Split, validation: Split | None) -> Split | None:
     """The validation set, with the mean and std of the pool where its own were not given.
 
-    Args:
-        required, labels: whether the method needs it, and its labels.
     Raises:
         UserError: pool and validation set do not go together, or are no splits.
     """
     for split, what in ((pool, "pool"), (validation, "validation set")):
-        if not isinstance(split, Split) and (split is not None or what == "pool" or required):
+        needed = what == "pool" or method.needs_validation
+        if not isinstance(split, Split) and (split is not None or needed):
             given = type(split).__name__
             raise UserError(f"the {what} has to be an alfk.Split, not {given}: alfk.Split.of(images, labels) makes one")
-    if validation is None or not required:
+    if validation is None or not method.needs_validation:
         return validation
-    if labels and validation.labels is None:
+    if method.needs_validation_labels and validation.labels is None:
         raise UserError("the validation set has no labels: alfk.Split.of(images, labels)")
+    if method.pool_label == "true" and pool.labels is None:
+        raise UserError(f"the oracle {method.key} needs the labels of the whole pool: alfk.Split.of(images, labels)")
     if not len(validation):
         raise UserError("the validation set is empty")
     if pool.device != validation.device:
@@ -377,3 +277,129 @@ def matching_validation(pool: Split, validation: Split | None, required: bool, l
             "pool's"
         )
     return validation
+
+
+def _checked_rare_classes(
+    method: Method, given: Sequence[int] | None, validation: Split | None
+) -> tuple[int, ...] | None:
+    """The rare classes. Raises UserError if the method needs them, or none has a validation image."""
+    if "rare_classes" not in method.inputs:
+        return None
+    try:
+        given = () if given is None or isinstance(given, str) else list(given)
+    except TypeError:  # a single number
+        given = ()
+    if not given:
+        raise UserError(f"{method.key} needs to know which classes are rare: give rare_classes=[...], their numbers")
+    rare = tuple(_whole_number(each, "a rare class") for each in given)
+    missing = sorted(set(rare) - set(validation.labels.tolist()))
+    if missing:
+        raise UserError(f"no validation image is of the rare class {missing[0]}: numbers of classes start at 0")
+    return rare
+
+
+def _checked_annotator(annotate: Callable[[Tensor], object], pool: Split) -> Callable[[Tensor], Tensor]:
+    """`annotate` with labels (k,) int64 on the CPU. When called, it raises UserError for values that are not labels."""
+
+    def labels_of(positions: Tensor) -> Tensor:
+        given = annotate(positions)
+        try:
+            if given is None:
+                raise UserError("it returned None, not a label for each position")
+            return pool.subset(positions, given).labels.cpu()
+        except UserError as problem:
+            raise UserError(f"annotate: {problem}") from None
+
+    return labels_of
+
+
+def _available(pool: Split, labelled: Tensor | np.ndarray | Sequence[int] | None) -> Tensor:
+    """(N,) bool: the images without a label. Raises UserError."""
+    available = torch.ones(len(pool), dtype=torch.bool)
+    available[positions(labelled, len(pool), "labelled")] = False
+    return available
+
+
+def _checked_networks(
+    method: Method,
+    model: nn.Module | Sequence[nn.Module],
+    pool: Split,
+    validation: Split | None,
+    taps: Sequence[int] | None,
+    samples: int,
+) -> list[nn.Module]:
+    """The networks that are computed, each run once on a few images.
+
+    Raises:
+        UserError: they do not fit the method, the number of samples, the images or the labels.
+    """
+    networks = [prepare(each) for each in (model if isinstance(model, list | tuple | nn.ModuleList) else [model])]
+    if method.needs_uncertainty and (not networks or samples % len(networks)):
+        raise UserError(f"{samples} samples cannot be shared equally by {len(networks)} models: change samples")
+    if len(networks) != 1 and not method.needs_uncertainty:
+        raise UserError(f"{method.key} uses one network, not an ensemble of {len(networks)}")
+    used = taps if taps is not None or method.needs_descriptors else ()
+    images, _ = next(pool.subset(range(min(FEW, len(pool)))).batches(FEW))
+    for network in networks:
+        classes = check_model(network, images, used, scores=method.pool_label is not None)
+    _check_classes(method, classes, pool, validation)
+    return networks
+
+
+def _check_classes(method: Method, outputs: int, pool: Split, validation: Split | None) -> None:
+    """Raises UserError if a network has too many outputs for the method, too few for the labels that it uses, or not
+    as many as classes are named.
+    """
+    if not method.needs_validation:
+        return
+    method.check_classes(outputs)
+    if not method.needs_validation_labels:
+        return
+    check_labels(validation.labels, outputs, VALIDATION)
+    names = validation.classes or ()
+    if names and len(names) != outputs:
+        raise UserError(
+            f"the model has {outputs} outputs, but there are {len(names)} classes: change its last layer, or name all "
+            "of its classes, classes=[...], when the pool is made"
+        )
+    if method.pool_label == "true":
+        check_labels(pool.labels, outputs, POOL)
+
+
+def _whole_number(n: object, what: str) -> int:
+    try:
+        return operator.index(n)
+    except TypeError:
+        raise UserError(f"{what} is a whole number, not {n!r}") from None
+
+
+def _generator(given: torch.Generator | int | None) -> torch.Generator:
+    if isinstance(given, torch.Generator):
+        return given
+    return torch.Generator().manual_seed(0 if given is None else _whole_number(given, "a seed"))
+
+
+# Batches
+
+
+def default_batch(split: Split) -> int:
+    """Images per forward pass: 1,000 of up to 32 x 32 pixels, of larger ones as many pixels in all, but at least 16."""
+    shape = _image_shape(split)
+    pixels = shape[1] * shape[2] if len(shape) == 3 else 1
+    return max(16, min(1000, 1000 * 32 * 32 // pixels))
+
+
+def _image_shape(split: Split) -> tuple[int, ...]:
+    """(C, H, W) or (D,) of a split's images."""
+    if isinstance(split.store, ImageFiles):
+        return 3, split.store.size, split.store.size
+    return tuple(split.store.shape[1:])
+
+
+@contextlib.contextmanager
+def out_of_memory(batch_size: int) -> Iterator[None]:
+    """Raises UserError if a GPU's memory does not suffice."""
+    try:
+        yield
+    except torch.OutOfMemoryError:
+        raise UserError(f"the GPU's memory does not suffice for batches of {batch_size}: lower batch_size") from None
