@@ -4,7 +4,7 @@
     python3 main.py --dataset DIGITS -r 0
 
 Needs the run's rotation model: run.py --initial of the data set's folder. Writes the same files as the other methods,
-into local_data/<DATASET>/run0, with method vaal and L=0. Takes hours on a CPU, see docs/vaal.md.
+into local_data/<DATASET>/run0, with method vaal and L=0. Takes hours on a CPU, see docs/data_sets.md.
 """
 
 import argparse
@@ -27,21 +27,21 @@ from alfk.cli import scripts
 from alfk.cli.opening import open_workspace
 from alfk.cli.progress import Progress
 from alfk.data.split import Split
-from alfk.experiment.choose import situation_of, write_labelled
+from alfk.experiment.choose import Labelled, acquired_of, label, situation_of
 from alfk.experiment.config import Experiment
+from alfk.experiment.journal import Acquired, Outcome
 from alfk.experiment.loop import Stages, active_learning
-from alfk.experiment.records import Record
 from alfk.experiment.round import Round
-from alfk.experiment.train import Selector, make_record, write_result
+from alfk.experiment.train import Selector, record_of
 from alfk.experiment.training import BestEpoch, Evaluation, cpu_threads
 from alfk.experiment.trial import Trial
-from alfk.experiment.workspace import Report, Workspace
+from alfk.experiment.workspace import Report, Workspace, join_states
 from alfk.method.acquisition import draw_at_random
 from alfk.method.selection import Selection
 from alfk.networks.weights import fits
 from alfk.support.checkpoints import load_checkpoint, save_checkpoint
 from alfk.support.errors import UserError
-from alfk.support.files import FIX, has_file, open_array, save_array
+from alfk.support.files import FIX, has_file
 from vaal.config import RECIPES, Recipe, experiments
 from vaal.model import task_model
 from vaal.sampler import labelled_scores, least_labelled
@@ -49,49 +49,47 @@ from vaal.solver import Solver
 
 
 class Vaal:
-    """The three stages of a VAAL iteration and their files."""
+    """The stages of a VAAL iteration, which ends with the scores of the pool: VAE and discriminator are not kept."""
 
     def __init__(self, recipe: Recipe):
         self.recipe = recipe
 
     def learn(self, work: Workspace, trials: Sequence[Trial]) -> None:
         """All AL iterations of the trials."""
-        stages = Stages(self.describe, self.acquire, self.retrain)
+        stages = Stages(self.describe, self.choose, label, self.train)
         active_learning(in_vaals_range_of(work, self.recipe), trials, stages)
 
     def describe(self, current: Round) -> None:
-        """Nothing: the pool is scored at the end of an iteration, because VAE and discriminator are not saved."""
+        """Nothing: the previous iteration has scored the pool."""
 
-    def acquire(self, current: Round) -> None:
-        """Label random images in iteration 0, as the other methods, later those with the lowest scores."""
+    def choose(self, current: Round) -> Acquired:
+        """Random images in iteration 0, like the other methods; later those with the lowest scores."""
         situation, facts = situation_of(current), {}
         start = time.perf_counter()
         if current.b == 0:
             selection = draw_at_random(situation)
         else:
-            scores, facts = self.read_scores(current.previous)
+            left = current.journal.left_before(current.b)
+            scores, facts = left["scores"], {"forward": left["forward"], "seconds_describe": left["seconds"]}
             chosen = least_labelled(scores, situation.available, situation.n, situation.generator)
             selection = Selection(chosen, score=-scores[chosen].double())
-        write_labelled(current, selection, {**facts, "seconds_acquire": time.perf_counter() - start})
+        return acquired_of(current, selection, {**facts, "seconds_acquire": time.perf_counter() - start})
 
-    def retrain(self, current: Round) -> Record:
-        """Train new networks and score the pool for the next iteration. Returns the results record."""
-        labelled, header = current.labelled()
+    def train(self, current: Round, labelled: Labelled) -> Outcome:
+        """Train new networks, and score the pool for the next iteration."""
         start = time.perf_counter()
         work, trial = current.work, current.trial
         selector = Selector(trial.select, work.test, current.validation, current.experiment.descriptor_batch)
-        solver = self.train(current, labelled, selector)
+        solver = self.solve(current, labelled.acquired.labelled, selector)
         if trial.select == "last":
             selector(solver.step, solver.task, last=True)
         trained = selector.result(solver.task)
         seconds = time.perf_counter() - start
-        self.write_scores(current, solver)
-        newest = current.pool.subset(labelled[-current.experiment.query_size :]).labels
-        record = make_record(current, len(labelled), newest, header, [trained], seconds)
-        write_result(current, record, [trained])
-        return record
+        scores = self.score(current, solver)
+        record = record_of(current, labelled, [trained], seconds)
+        return Outcome(record, join_states([trained.weights]), labelled.acquired, leaves=scores)
 
-    def train(self, current: Round, labelled: Tensor, selector: Selector) -> Solver:
+    def solve(self, current: Round, labelled: Tensor, selector: Selector) -> Solver:
         """Train the networks and evaluate the task model at every check. Resumes at the last check.
 
         The starting model does not count (docs/method.md, section 10).
@@ -118,43 +116,33 @@ class Vaal:
         solver.train(labelled, unlabelled.nonzero().flatten(), generators["batches"], after_check, after_step)
         return solver
 
-    def write_scores(self, current: Round, solver: Solver) -> None:
-        """Write the discriminator's score of every pool image, from which the next iteration chooses."""
+    def score(self, current: Round, solver: Solver) -> dict[str, Any]:
+        """The logit of every pool image's being labelled, from which the next iteration chooses, and its cost."""
         start = time.perf_counter()
         with cpu_threads(self.recipe.training_threads):
             batch_size = current.experiment.descriptor_batch
             scores = labelled_scores(solver.vae, solver.discriminator, current.pool, batch_size)
-        header = {
-            "kind": "labelled scores",
-            **current.identity(),
-            "meaning": "logit of every pool image's being labelled, after iteration b",
-            "forward": len(current.pool),
-            "seconds": time.perf_counter() - start,
-        }
-        save_array(current.scores, scores.numpy(), header)
-
-    def read_scores(self, current: Round) -> tuple[Tensor, dict[str, Any]]:
-        """The scores (N,) after iteration b, and their cost. Raises UserError if they are missing."""
-        array, header = open_array(current.scores, {"kind": "labelled scores", **current.identity()})
-        return torch.tensor(array), {"forward": header["forward"], "seconds_describe": header["seconds"]}
+        return {"scores": scores, "forward": len(current.pool), "seconds": time.perf_counter() - start}
 
     def save_partial(self, current: Round, solver: Solver, best: BestEpoch) -> None:
         """Write the state of an unfinished training."""
+        partial = current.journal.partial(current.b)
         evaluation = dataclasses.asdict(best.evaluation) if best.evaluation else None
         state = {"solver": solver.state(), "epoch": best.epoch, "weights": best.weights, "evaluation": evaluation}
         if best.evaluator:
             state["difficulty"] = best.evaluator.difficulty
-        save_checkpoint(current.partial_checkpoint, state, self._about_partial(current))
+        save_checkpoint(partial, state, self._about_partial(current))
 
     def load_partial(self, current: Round, solver: Solver, best: BestEpoch) -> None:
         """Restore solver and best step of an interrupted training, if there is one. Raises UserError."""
-        if not has_file(current.partial_checkpoint):
+        partial = current.journal.partial(current.b)
+        if not has_file(partial):
             return
-        state, _ = load_checkpoint(current.partial_checkpoint, self._about_partial(current))
+        state, _ = load_checkpoint(partial, self._about_partial(current))
         saved = state["solver"]
         known = all(map(fits, saved["networks"], solver.networks))
         if not known or not 0 < saved["step"] <= self.recipe.train_iterations:
-            raise UserError(f"{current.partial_checkpoint} is of another training: {FIX}")
+            raise UserError(f"{partial} is of another training: {FIX}")
         device = current.work.device
         solver.load_state(saved)
         best.epoch, best.weights = state["epoch"], state["weights"]

@@ -7,7 +7,6 @@ import os
 from collections.abc import Sequence
 from pathlib import Path
 
-import numpy as np
 import torch
 
 from alfk.cli import scripts
@@ -16,19 +15,18 @@ from alfk.cli.progress import Progress
 from alfk.data.image_files import ImageFiles
 from alfk.data.split import Split
 from alfk.experiment.config import Experiment
+from alfk.experiment.journal import Journal
 from alfk.experiment.loop import active_learning
 from alfk.experiment.pretrain import make_initial_models
-from alfk.experiment.round import Round
 from alfk.experiment.trial import Trial
 from alfk.method.acquisition import get_method
-from alfk.method.selection import Selection
 from alfk.own.annotations import Annotations, read_annotations, shown, write_request
 from alfk.own.labelling import LabelsMissing, annotated
 from alfk.own.queries import Query, write_csv
 from alfk.plotting import matches
 from alfk.support import distributed
 from alfk.support.errors import UserError
-from alfk.support.files import open_array, read_file
+from alfk.support.files import read_file
 
 MOST, PICTURE = 200, 160  # images drawn in the picture of a request, and their pixels
 
@@ -54,7 +52,7 @@ def annotate(experiment: Experiment, options: argparse.Namespace, trials: Sequen
     with Progress(total=2 * trial.ensemble + experiment.iterations) as progress:
         work = open_workspace(experiment, options, options.run_start, progress, [trial], 1)
         files = file_names(work.train, "pool")
-        check_table(table, options.imagenetdir or options.folder)
+        check_table(table, options.images)
 
         def read() -> Annotations:
             return read_annotations(table, files, work.train.classes)
@@ -66,7 +64,7 @@ def annotate(experiment: Experiment, options: argparse.Namespace, trials: Sequen
         except LabelsMissing as waiting:
             progress.print_line(request(waiting, table, files))
             return 0
-        last = Round(work, trial, experiment.iterations - 1).checkpoint
+        last = Journal(work, trial).checkpoint(experiment.iterations - 1)
         done = f"all {experiment.iterations} AL iterations are finished; --iterations adds more"
         progress.print_line(f"{done}; the last model is {last}")
     return 0
@@ -94,7 +92,8 @@ def file_names(split: Split, part: str) -> list[str]:
 def request(waiting: LabelsMissing, table: Path, files: Sequence[str]) -> str:
     """Write what people need to label a query, beside their CSV file; returns a line about it."""
     current = waiting.current
-    query, validation = query_of(current), current.validation
+    validation = current.validation
+    query = Query.of(waiting.acquired.selection, current.trial.method, validation.labels, current.pool.classes)
     request, sheet = table.with_name(f"ask_b{current.b}.csv"), table.with_name(f"ask_b{current.b}.png")
     same = asks_for(request, [files[i] for i in query.indices.tolist()])
     if not same:
@@ -127,10 +126,3 @@ def asks_for(request: Path, files: Sequence[str]) -> bool:
     except (UserError, UnicodeDecodeError, csv.Error):
         return False
     return set(files) <= set(named)
-
-
-def query_of(current: Round) -> Query:
-    """The query of an AL iteration, from its file."""
-    array, header = open_array(current.query, {"kind": "query", **current.identity()})
-    selection = Selection.of_array(np.array(array))
-    return Query.of(selection, header["method"], current.validation.labels, current.pool.classes)

@@ -41,6 +41,8 @@ def open_workspace(
 ) -> Workspace:
     """The workspace of run `number`, its manifest checked and this session recorded in it.
 
+    A command that is refused leaves no folder.
+
     Args:
         recipe: see `Workspace`.
     Raises:
@@ -55,31 +57,35 @@ def open_workspace(
     work = Workspace(experiment, folder, train, test, options.seed, train.device, report, separate_validation, recipe)
     work.initial_command = functools.partial(initial_command, options)
     settings = work.settings("initial" if initial else "learning")
-    recorded, told = distributed.broadcast_from_main(lambda: folder.check_manifest(settings))
-    work.pretrained_with = {k: v for k, v in recorded["settings"].items() if k.startswith("pretraining.")}
-    _warn(report, told)
-    for trial in trials:
-        if trial.method in METHODS:
-            METHODS[trial.method].check_classes(experiment.classes)
+    manifest, warnings = distributed.broadcast_from_main(lambda: folder.check_manifest(settings))
+    work.pretrained_with = {k: v for k, v in manifest["settings"].items() if k.startswith("pretraining.")}
+    _warn(report, warnings)
     work.check_sizes(trials, iterations)
-    for trial in trials:
-        needs_rare = trial.method in METHODS and "rare_classes" in METHODS[trial.method].inputs
-        if needs_rare and not Round(work, trial, 0).minority:
-            raise UserError(
-                f"{trial.method} has to know which classes are rare, and of the pool at ir={trial.ir:g} none is known "
-                "to be: name other methods"
-            )
-    folder.create()  # a command that is refused leaves no folder
+    check_classes(work, trials)
+    folder.create()
     folder.record_session(settings, _session(train.device))
     if experiment.holdout:
         work.hold_out(experiment.holdout)
-    told = []
     if recipe is None:
         sized = experiment.own_images or options.query_size or options.training_batch
-        told += doubts(experiment, initial, bool(sized))
-    told += other_files(Dataset(train, test, separate_validation)) + emptied(work, trials)
-    _warn(report, told + folder.read_results(dataset=experiment.name, seed=options.seed)[1])
+        _warn(report, doubts(experiment, initial, bool(sized)))
+    _warn(report, other_files(Dataset(train, test, separate_validation)) + emptied(work, trials))
+    _warn(report, folder.read_results(dataset=experiment.name, seed=options.seed)[1])
     return work
+
+
+def check_classes(work: Workspace, trials: Sequence[Trial]) -> None:
+    """Raises UserError if there are too many classes for a method, or no rare ones for one that has to know them."""
+    for trial in trials:
+        if trial.method not in METHODS:
+            continue
+        method = METHODS[trial.method]
+        method.check_classes(work.experiment.classes)
+        if "rare_classes" in method.inputs and not Round(work, trial, 0).minority:
+            raise UserError(
+                f"{trial.method} has to know which classes are rare, and none is known to be rare in the pool at "
+                f"ir={trial.ir:g}: name other methods"
+            )
 
 
 def _warn(report: Report, texts: Sequence[str]) -> None:
@@ -199,8 +205,8 @@ def initial_command(options: Options, trial: Trial) -> str:
     if options.where_run_is is None:
         flag = {"pool": " in place of --baseline", "validation": " in place of --baseline-validation"}
         return f"the same command with --initial{flag.get(options.baseline, '')}"
-    images = getattr(options, "folder", None)
-    flags_given = ("--dataset", "--datadir", "--save-folder", "--seed", "--imagenetdir")
+    images = getattr(options, "images", None)
+    flags_given = ("--dataset", "--datadir", "--save-folder", "--seed")
     values = {flag: getattr(options, flag.strip("-").replace("-", "_"), None) for flag in flags_given}
     given = {flag: value for flag, value in values.items() if any(a.partition("=")[0] == flag for a in sys.argv)}
     command = " ".join([trial.initial_command(), *(f"{flag} {value}" for flag, value in given.items())])

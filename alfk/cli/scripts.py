@@ -11,27 +11,29 @@ from alfk.cli import options as flags
 from alfk.cli.guard import guard
 from alfk.cli.jobs import RunTask, run_in_parallel, run_sequentially
 from alfk.cli.opening import data, initial_command, open_workspace, root
+from alfk.cli.options import Experiments
 from alfk.cli.progress import Progress, cost_table, table
 from alfk.cli.trials import Cfg, baselines_of, method_key, trial_of, trials_of
-from alfk.experiment.choose import acquire
+from alfk.experiment.choose import choose, label
 from alfk.experiment.config import Experiment
 from alfk.experiment.describe import databases, describe
 from alfk.experiment.folder import RunFolder
+from alfk.experiment.journal import opened
 from alfk.experiment.loop import active_learning, baselines
 from alfk.experiment.pretrain import make_initial_models
 from alfk.experiment.round import Round
-from alfk.experiment.train import retrain
+from alfk.experiment.train import train
 from alfk.experiment.trial import Trial
 from alfk.experiment.workspace import Report, Workspace
 from alfk.method.acquisition import METHODS, get_method
 from alfk.support import distributed
 from alfk.support.errors import UserError
 
-Experiments = Mapping[str, Experiment]  # by name; the first is the default
 Options = argparse.Namespace
-
-
 Annotate = Callable[[Experiment, Options, Sequence[Trial]], int]
+
+
+# The scripts
 
 
 def run(experiments: Experiments, cfgs: Mapping[str, Cfg], about: str, annotate: Annotate | None = None) -> int:
@@ -40,10 +42,6 @@ def run(experiments: Experiments, cfgs: Mapping[str, Cfg], about: str, annotate:
     Args:
         annotate: called instead, with --annotate.
     """
-    parser = flags.common_parser(experiments, about)
-    flags.add_init(parser)
-    flags.add_variants(parser)
-    flags.add_loop(parser)
 
     def body(options: Options) -> int:
         experiment = flags.experiment_of(experiments, options)
@@ -53,15 +51,15 @@ def run(experiments: Experiments, cfgs: Mapping[str, Cfg], about: str, annotate:
         trials = trials_of(cfgs[options.dataset], known, options)
         if annotate and options.annotate and not options.initial:
             return annotate(experiment, options, trials)
-        return _run(experiment, trials, options)
+        if options.initial:
+            return _initial(experiment, trials, options)
+        return _learn(experiment, trials, options)
 
-    return guarded(parser, body, distributable=True)
+    return guarded(flags.run_parser(experiments, about), body, distributable=True)
 
 
 def unsup(experiments: Experiments, about: str) -> int:
     """unsup.py: the initial models of one run."""
-    parser = flags.common_parser(experiments, about)
-    flags.add_run(parser, experiments)
 
     def body(options: Options) -> int:
         experiment = flags.experiment_of(experiments, options)
@@ -71,7 +69,7 @@ def unsup(experiments: Experiments, about: str) -> int:
             make_initial_models(work, ir, options.nr, options.ensemble, options.select)
         return 0
 
-    return guarded(parser, body, distributable=True)
+    return guarded(flags.unsup_parser(experiments, about), body, distributable=True)
 
 
 def gen_descr(experiments: Experiments, about: str) -> int:
@@ -89,23 +87,17 @@ def main_descr(experiments: Experiments, about: str) -> int:
     """main_descr.py: matching, acquisition and retraining of one AL iteration."""
 
     def stage(current: Round) -> None:
-        record = current.finished()
-        if record is None:
-            acquire(current)
-            record = retrain(current)
-        current.work.report("iteration", record=record)
-        print(current.checkpoint)
+        if current.finished() is None:
+            acquired = current.acquired() or current.keep(choose(current))
+            current.finish(train(current, label(current, acquired)))
+        current.journal.delete_temporary(current.b)
+        current.work.report("iteration", record=current.finished())
+        print(current.journal.checkpoint(current.b))
 
     return _one_iteration(experiments, about, stage)
 
 
 def _one_iteration(experiments: Experiments, about: str, stage: Callable[[Round], None]) -> int:
-    parser = flags.common_parser(experiments, about)
-    flags.add_run(parser, experiments)
-    flags.add_init(parser)
-    flags.add_variants(parser)
-    flags.add_iteration(parser)
-
     def body(options: Options) -> int:
         experiment = flags.experiment_of(experiments, options)
         if getattr(options, "annotate", None):
@@ -114,39 +106,73 @@ def _one_iteration(experiments: Experiments, about: str, stage: Callable[[Round]
         length = options.descr_length or experiment.default_length
         trial = trial_of(experiment, options.ir or experiment.default_ir, method, length, options.ensemble, options)
         check_initial_models(experiment, options, [options.run], [trial])
-        before = experiment.for_data(data(experiment, options).train).query_size * options.b
-        if options.train_size not in (None, before):
-            raise UserError(f"before b={options.b} {before} images are labelled, not -ts {options.train_size}")
+        labelled = experiment.for_data(data(experiment, options).train).query_size * options.b
+        if options.train_size not in (None, labelled):
+            raise UserError(f"before b={options.b} {labelled} images are labelled, not -ts {options.train_size}")
         with Progress(total=1) as progress:
             work = open_workspace(experiment, options, options.run, progress, [trial], options.b + 1)
-            with work.folder.lock(trial.name):
-                stage(Round(work, trial, options.b))
+            with opened(work, trial) as journal:
+                stage(Round(work, trial, options.b, journal))
         return 0
 
-    return guarded(parser, body, distributable=True)
+    return guarded(flags.stage_parser(experiments, about), body, distributable=True)
 
 
-def _run(experiment: Experiment, trials: Sequence[Trial], options: Options) -> int:
-    if options.baseline:
-        trials = baselines_of(trials, options)
-    default_runs = options.run_start + 1 if options.baseline else experiment.runs
-    runs = runs_of(options, default_runs)
-    if not options.initial:
-        check_initial_models(experiment, options, runs, trials)
+# The runs of run.py
+
+
+class ExperimentRun:
+    """A RunTask: everything that is computed in one run, in this process or, pickled, in another."""
+
+    def __init__(self, experiment: Experiment, options: Options, trials: Sequence[Trial]):
+        self.experiment, self.options, self.trials = experiment, options, trials
+
+    def __call__(self, number: int, report: Report) -> None:
+        work = self.open(number, report)
+        if self.options.initial:
+            for (ir, nr), members in ensemble_sizes(self.trials).items():
+                make_initial_models(work, ir, nr, members, self.options.select)
+        elif self.options.baseline:
+            baselines(work, self.trials)
+        else:
+            self.learn(work)
+
+    def open(self, number: int, report: Report) -> Workspace:
+        iterations = 0 if self.options.baseline else self.experiment.iterations
+        arguments = (self.trials, iterations, self.options.initial)
+        return open_workspace(self.experiment, self.options, number, report, *arguments)
+
+    def learn(self, work: Workspace) -> None:
+        """Active learning."""
+        active_learning(work, self.trials, keep_descriptors=self.options.keep_descr)
+
+
+def _initial(experiment: Experiment, trials: Sequence[Trial], options: Options) -> int:
+    """The initial models of the trials in all runs."""
+    runs = runs_of(options, experiment.runs)
     models = 2 * sum(ensemble_sizes(trials).values())
-    each = models if options.initial else len(trials) * (1 if options.baseline else experiment.iterations)
-    task = ExperimentRun(experiment, options, tuple(trials))
-    if options.initial and distributed.is_main_process():
+    if distributed.is_main_process():
         ratios = " and ".join(f"{ir:g}" for ir in dict.fromkeys(trial.ir for trial in trials))
         iterations = len(runs) * len(trials) * experiment.iterations
         alone = all(trial.ensemble == 1 for trial in trials)
         print(
-            f"initial models: {len(runs) * each}, random and rotation, for ir={ratios} and {len(runs)} run(s), "
+            f"initial models: {len(runs) * models}, random and rotation, for ir={ratios} and {len(runs)} run(s), "
             "less those that exist\n"
             f"next, without --initial: {len(trials)} curve(s), {iterations} AL iterations in all"
             + ("; ensembles of E need --initial -ens E first" if alone else "")
         )
-    return over_runs(experiment, options, runs, task, each, [] if options.initial else trials)
+    return over_runs(experiment, options, runs, ExperimentRun(experiment, options, trials), models, [])
+
+
+def _learn(experiment: Experiment, trials: Sequence[Trial], options: Options) -> int:
+    """All AL iterations of the trials, or the baselines, in all runs."""
+    iterations, default_stop = experiment.iterations, experiment.runs
+    if options.baseline:
+        trials, iterations, default_stop = baselines_of(trials, options), 1, options.run_start + 1
+    runs = runs_of(options, default_stop)
+    check_initial_models(experiment, options, runs, trials)
+    task = ExperimentRun(experiment, options, trials)
+    return over_runs(experiment, options, runs, task, len(trials) * iterations, trials)
 
 
 def ensemble_sizes(trials: Sequence[Trial]) -> dict[tuple[float, float], int]:
@@ -205,30 +231,7 @@ def check_initial_models(
                     raise UserError(f"there is no initial model {path}: {initial_command(options, trial)} makes it")
 
 
-class ExperimentRun:
-    """A RunTask: everything that is computed in one run, in this process or, pickled, in another."""
-
-    def __init__(self, experiment: Experiment, options: Options, trials: tuple[Trial, ...]):
-        self.experiment, self.options, self.trials = experiment, options, trials
-
-    def __call__(self, number: int, report: Report) -> None:
-        work = self.open(number, report)
-        if self.options.initial:
-            for (ir, nr), members in ensemble_sizes(self.trials).items():
-                make_initial_models(work, ir, nr, members, self.options.select)
-        elif self.options.baseline:
-            baselines(work, self.trials)
-        else:
-            self.learn(work)
-
-    def open(self, number: int, report: Report) -> Workspace:
-        iterations = 0 if self.options.baseline else self.experiment.iterations
-        arguments = (self.trials, iterations, self.options.initial)
-        return open_workspace(self.experiment, self.options, number, report, *arguments)
-
-    def learn(self, work: Workspace) -> None:
-        """Active learning."""
-        active_learning(work, self.trials, keep_descriptors=self.options.keep_descr)
+# Start and end of a script
 
 
 def guarded(parser: argparse.ArgumentParser, body: Callable[[Options], int], distributable: bool = False) -> int:

@@ -11,6 +11,7 @@ from alfk.cli.opening import data, root
 from alfk.cli.trials import trial_of
 from alfk.experiment.config import Experiment
 from alfk.experiment.folder import RunFolder
+from alfk.experiment.journal import Journal
 from alfk.experiment.round import Round
 from alfk.experiment.trial import Trial, number_name, selection_suffix
 from alfk.experiment.workspace import Workspace
@@ -47,7 +48,7 @@ def visualise(experiments: Mapping[str, Experiment], about: str, taps: Sequence[
         ir = options.ir or experiment.default_ir
         trials = [_trial(name, ir, experiment, options) for name in options.methods]
         for trial in trials:
-            if not Round(work, trial, options.b - 1).checkpoint.exists():
+            if not Journal(work, trial).checkpoint(options.b - 1).exists():
                 length = f" -dl {trial.length}" if trial.length else ""
                 start = f"--unsupervised {options.unsupervised}{' --conv-only' if options.conv_only else ''}"
                 start += f" --select {trial.select}" if trial.select != "test" else ""
@@ -59,7 +60,7 @@ def visualise(experiments: Mapping[str, Experiment], about: str, taps: Sequence[
                     f"--run-stop {options.run + 1} --methods {trial.method}{length} makes it"
                 )
         panels = [panel(Round(work, trial, options.b), taps) for trial in trials]
-        labels = Round(work, trials[0], options.b).size_before
+        labels = work.experiment.query_size * options.b
         init = trials[0].init
         title = f"{experiment.name} test images, {number_name(ir)}x class imbalance, {labels} labels, run {options.run}"
         title += init_suffix(init) + select_suffix(options.select)

@@ -1,4 +1,4 @@
-"""The folder of one run: names of its files, manifest and results."""
+"""The folder of one run: the paths of its files, its locks, its manifest, and the lines of its results."""
 
 import contextlib
 import hashlib
@@ -12,7 +12,9 @@ from alfk.experiment.trial import Trial, selection_suffix
 from alfk.support import distributed
 from alfk.support.checkpoints import load_checkpoint
 from alfk.support.errors import DamagedFileError, UserError
-from alfk.support.files import atomic, locked, read_file, read_json, write_json
+from alfk.support.files import atomic, locked, read_json, write_json
+
+FORMAT = 3  # of the files of a run; a folder of another format is not continued
 
 
 def digest_of(settings: Mapping[str, Any]) -> str:
@@ -36,6 +38,8 @@ class RunFolder:
         except OSError as problem:
             raise UserError(f"cannot write to {self.path}: {problem.strerror}; choose another --save-folder") from None
 
+    # Paths
+
     def data(self, name: str) -> Path:
         return self.path / "data" / f"{name}.npy"
 
@@ -46,22 +50,18 @@ class RunFolder:
             return self.path / "checkpoint" / f"init_unsup_batch_0_{which}{selection_suffix(select)}.pt"
         return self.path / "checkpoint" / f"init_batch_0_{which}.pt"
 
-    def checkpoint(self, trial: Trial, b: int, size: int) -> Path:
-        return self.path / "checkpoint" / f"best_{trial.stem(b, size)}.pt"
+    def checkpoint(self, kind: str, trial: Trial, b: int, size: int) -> Path:
+        """The file of a finished iteration ("best"), a waiting query ("query") or an interrupted training ("part")."""
+        return self.path / "checkpoint" / f"{kind}_{trial.stem(b, size)}.pt"
 
-    def index_list(self, trial: Trial, b: int, size: int) -> Path:
-        return self.path / f"index_list_{trial.stem(b, size)}.npy"
-
-    def query(self, trial: Trial, b: int, size: int) -> Path:
-        """The images that iteration b chose, with why each was chosen."""
-        return self.path / f"query_{trial.stem(b, size)}.npy"
-
-    def labels(self, trial: Trial, b: int, size: int) -> Path:
-        """The labels that iteration b was trained on, where people enter them."""
-        return self.path / f"labels_{trial.stem(b, size)}.npy"
+    def export(self, kind: str, trial: Trial, b: int, size: int, suffix: str) -> Path:
+        """A file of an iteration for people: "index_list", "query" or "labels"."""
+        return self.path / f"{kind}_{trial.stem(b, size)}{suffix}"
 
     def descriptors(self, side: str, trial: Trial, b: int, size: int) -> Path:
         return self.path / "descr" / f"{side}_{trial.stem(b, size)}.npy"
+
+    # Locks
 
     @contextlib.contextmanager
     def lock(self, name: str) -> Iterator[None]:
@@ -83,6 +83,8 @@ class RunFolder:
                 raise UserError(f"another process is working on {name} in {self.path}") from None
             yield
 
+    # Manifest
+
     def manifest(self) -> tuple[dict[str, Any], list[str]]:
         """The manifest's settings and sessions, empty for a new run, and messages about what was wrong with it.
 
@@ -100,21 +102,9 @@ class RunFolder:
         except DamagedFileError as problem:
             damage = str(problem).partition(":")[0]
         settings = self._settings_of_checkpoints()
-        if not settings and self._is_of_earlier_version():
-            raise UserError(
-                f"{self.path} was made by an earlier version, without checksums: delete it, or give another "
-                "--save-folder"
-            )
-        told = [f"{damage}: its settings were taken from the run's checkpoints"] if settings or path.exists() else []
-        return {"run": self.number, "settings": settings, "sessions": []}, told
-
-    def _is_of_earlier_version(self) -> bool:
-        """Whether there are checkpoints and a manifest without a checksum (and none of them was read)."""
-        with contextlib.suppress(UserError, ValueError):
-            manifest = json.loads(read_file(self.path / "manifest.json"))
-            found = any((self.path / "checkpoint").glob("*.pt"))
-            return found and isinstance(manifest, dict) and "settings" in manifest and "crc32" not in manifest
-        return False
+        warnings = [f"{damage}: its settings were taken from the run's checkpoints"]
+        empty = {"run": self.number, "format": FORMAT, "settings": settings, "sessions": []}
+        return empty, warnings if settings or path.exists() else []
 
     def _settings_of_checkpoints(self) -> dict[str, Any]:
         settings: dict[str, Any] = {}
@@ -125,21 +115,29 @@ class RunFolder:
         return settings
 
     def check_manifest(self, settings: Mapping[str, Any]) -> tuple[dict[str, Any], list[str]]:
-        """The manifest, empty for a new run, and messages about it. Raises UserError if a setting in it differs.
+        """The manifest, empty for a new run, and warnings about it.
 
         A setting with which no checkpoint was made does not count: it is left by a training that diverged, or the
         manifest is another run's.
+
+        Raises:
+            UserError: a setting in it differs, or the folder is of another format.
         """
-        manifest, told = self.manifest()
+        manifest, warnings = self.manifest()
+        if manifest.get("format") != FORMAT:
+            raise UserError(
+                f"{self.path} was made by another version, whose files differ: delete it, or give another "
+                "--save-folder, with --initial first"
+            )
         differing = [key for key, value in settings.items() if manifest["settings"].get(key, value) != value]
         if differing:
             made_with = self._settings_of_checkpoints()
             if all(made_with.get(key, settings[key]) == settings[key] for key in differing):
                 found = ", ".join(f"{key} = {manifest['settings'][key]}" for key in differing)
-                told = [f"{self.path / 'manifest.json'} had {found}, but no model of the run was made so: replaced"]
-                return {**manifest, "settings": made_with}, told
+                warning = f"{self.path / 'manifest.json'} had {found}, but no model of the run was made so: replaced"
+                return {**manifest, "settings": made_with}, [warning]
         check_settings(self.path, manifest["settings"], settings)
-        return manifest, told
+        return manifest, warnings
 
     @distributed.main_process_only
     def record_session(self, settings: Mapping[str, Any], session: Mapping[str, Any]) -> None:
@@ -150,8 +148,10 @@ class RunFolder:
             manifest["sessions"].append(dict(session))
             write_json(self.path / "manifest.json", manifest)
 
+    # Results
+
     def results(self) -> list[Record]:
-        """The records of the finished iterations, lines that are damaged left out."""
+        """The records of the finished iterations, without the lines that are damaged."""
         return self.read_results()[0]
 
     def read_results(self, **expected: Any) -> tuple[list[Record], list[str]]:
@@ -166,7 +166,7 @@ class RunFolder:
     def without_line(self, records: Sequence[Record]) -> list[str]:
         """A message about the finished iterations, by their checkpoints, that are not among the records."""
         of = ((Trial.of(record), record["b"], record.get("queried", record["labelled"])) for record in records)
-        known = {self.checkpoint(*each).name for each in of}
+        known = {self.checkpoint("best", *each).name for each in of}
         names = sorted(path.name for path in (self.path / "checkpoint").glob("best_*.pt") if path.name not in known)
         if not names:
             return []
@@ -174,20 +174,18 @@ class RunFolder:
         return [f"{self.path / 'results.jsonl'} has no line of {what}; {RESTORED}"]
 
     @distributed.main_process_only
-    def add_result(self, record: Record) -> None:
-        """Add a record, or put it in place of one of the same trial and iteration; damaged lines are removed."""
+    def add_results(self, records: Sequence[Record]) -> None:
+        """Write lines of finished iterations, in place of earlier lines about the same ones."""
         with locked(self.path / ".lock"):
-            found, problems = self.read_results(dataset=record["dataset"], seed=record["seed"])
-            if record in found and not problems:
-                return
-            kept = [record if key_of(old) == key_of(record) else old for old in found]
-            kept += [] if record in kept else [record]
+            expected = {key: records[0][key] for key in ("dataset", "seed")}
+            lines = {key_of(record): record for record in self.read_results(**expected)[0]}
+            lines |= {key_of(record): record for record in records}
             with atomic(self.path / "results.jsonl") as file:
-                file.write("".join(map(line_of, kept)).encode())
+                file.write("".join(map(line_of, lines.values())).encode())
 
 
 def check_settings(what: Path, recorded: Mapping[str, Any], now: Mapping[str, Any]) -> None:
-    """Raises UserError if a run folder or a file of it was made with other settings; those that it lacks are free."""
+    """Raises UserError if a run folder or a file in it was made with other settings; missing ones are not compared."""
     if recorded and recorded.get("protocol") != now.get("protocol"):
         raise UserError(
             f"{what} was made by an earlier version, whose protocol differs: delete it, or give another --save-folder"
@@ -196,8 +194,8 @@ def check_settings(what: Path, recorded: Mapping[str, Any], now: Mapping[str, An
         was = recorded.get(key, value)
         if was != value and key == "data":
             raise UserError(
-                f"{what} was made with other image files; since then some were added, removed or changed: bring those "
-                f"back, or delete it, or give another --save-folder (made with {was}, now {value})"
+                f"{what} was made with other image files, some of which were added, removed or changed since then: "
+                f"restore them, or delete it, or give another --save-folder (made with {was}, now {value})"
             )
         if was != value:
             raise UserError(

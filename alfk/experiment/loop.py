@@ -1,71 +1,79 @@
 """The active-learning loop (paper, Algorithm 1)."""
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from typing import NamedTuple
 
-from alfk.experiment.choose import acquire
-from alfk.experiment.describe import describe
+from alfk.experiment.choose import Labelled, choose, label
+from alfk.experiment.describe import databases, describe
+from alfk.experiment.journal import Acquired, Journal, Outcome, opened
 from alfk.experiment.memory import reset_peak
 from alfk.experiment.records import Record
 from alfk.experiment.round import Round
-from alfk.experiment.train import retrain, train_on_all
+from alfk.experiment.train import everything, train
 from alfk.experiment.training import at_chance
 from alfk.experiment.trial import Trial
 from alfk.experiment.workspace import Workspace
+from alfk.method.registry import METHODS
+from alfk.support.files import delete_array
 
 
 class Stages(NamedTuple):
-    """The three stages of an AL iteration. Each writes files, and does nothing if they exist."""
+    """The four stages of an AL iteration."""
 
-    describe: Callable[[Round], None]
-    acquire: Callable[[Round], None]
-    retrain: Callable[[Round], Record]
+    describe: Callable[[Round], None]  # writes the databases that the method chooses from
+    choose: Callable[[Round], Acquired]
+    label: Callable[[Round, Acquired], Labelled]
+    train: Callable[[Round, Labelled], Outcome]
 
 
-STAGES = Stages(describe, acquire, retrain)  # of all methods in the registry
+STAGES = Stages(describe, choose, label, train)  # of all methods in the registry
 
 
 def active_learning(
     work: Workspace, trials: Sequence[Trial], stages: Stages = STAGES, keep_descriptors: bool = False
 ) -> None:
-    """Every AL iteration of every trial; finished ones are skipped."""
+    """Algorithm 1 for every trial, from its first iteration that is not finished."""
     for trial in trials:
-        with work.folder.lock(trial.name):
-            for b in range(work.experiment.iterations):
-                current = Round(work, trial, b)
-                record = current.finished()
-                skipped = record is not None
-                if not skipped:
-                    reset_peak(work.device)
-                    if not current.is_labelled():
-                        stages.describe(current)
-                        stages.acquire(current)
-                    record = stages.retrain(current)
-                current.delete_temporary_files(keep_descriptors)
-                work.report("iteration", record=record, skipped=skipped)
-            if not skipped:
-                warn_at_chance(current, record)
+        with opened(work, trial) as journal:
+            for current in unfinished(journal, work.experiment.iterations, keep_descriptors):
+                acquired = current.acquired()  # already there if the training was interrupted
+                if acquired is None:
+                    stages.describe(current)
+                    acquired = current.keep(stages.choose(current))
+                labelled = stages.label(current, acquired)
+                current.finish(stages.train(current, labelled))
+
+
+def baselines(work: Workspace, trials: Sequence[Trial]) -> None:
+    """Training on the whole distorted pool, the paper's line "all train", or on the validation set alone."""
+    for trial in trials:
+        with opened(work, trial) as journal:
+            for current in unfinished(journal, 1):
+                current.finish(train(current, everything(current)))
+
+
+def unfinished(journal: Journal, iterations: int, keep_descriptors: bool = False) -> Iterator[Round]:
+    """The AL iterations that are not finished. Reports every iteration, and deletes what a finished one leaves over."""
+    work, trial = journal.work, journal.trial
+    for b in range(iterations):
+        current = Round(work, trial, b, journal)
+        skipped = current.finished() is not None
+        if not skipped:
+            reset_peak(work.device)
+            yield current
+        journal.delete_temporary(b)
+        if trial.method in METHODS and not keep_descriptors:
+            for name in databases(current):
+                delete_array(current.database(name))
+        work.report("iteration", record=current.finished(), skipped=skipped)
+    if not skipped:
+        warn_at_chance(current, current.finished())
 
 
 def warn_at_chance(current: Round, record: Record) -> None:
     """Report a warning if the test accuracy of an iteration, the last one for now, is that of guessing."""
     work = current.work
     if at_chance(record["accuracy"], work.experiment.classes, len(work.test)):
-        text = f"the test accuracy of {current.trial.short()} ended at chance, as far as {len(work.test)} test images "
-        text += "can tell: more epochs (-e), another --lr, "
+        text = f"the test accuracy of {current.trial.short()} ended at chance, given {len(work.test)} test images: "
+        text += "try more epochs (-e), another --lr, "
         work.report("warning", text=f"{text}a smaller --batch-size, or more labels (-as)")
-
-
-def baselines(work: Workspace, trials: Sequence[Trial]) -> None:
-    """Training on the whole distorted pool, the line "all train", or on the validation set alone, for every trial (of a
-    method in records.BASELINES).
-    """
-    for trial in trials:
-        with work.folder.lock(trial.name):
-            current = Round(work, trial, 0)
-            record = current.finished()
-            skipped = record is not None
-            if not skipped:
-                reset_peak(work.device)
-                record = train_on_all(current)
-            work.report("iteration", record=record, skipped=skipped)

@@ -6,7 +6,6 @@ from collections.abc import Callable, Iterable, Mapping
 from pathlib import Path
 from typing import Any
 
-from alfk.method.acquisition import METHODS
 from alfk.method.perturbation import STRATEGIES
 from alfk.support.errors import UserError
 from alfk.support.files import read_file, with_crc32, without_crc32
@@ -143,7 +142,7 @@ def read_results(path: Path, expected: Mapping[str, Any]) -> tuple[list[Record],
     """The records of a results file, and a message about each line that is left out, or that there is none.
 
     A line is left out if it is no record, its checksum or a value is wrong, or it is there twice; of two lines about
-    the same iteration the last one counts. Lines of earlier versions have no checksum.
+    the same iteration the last one counts.
 
     Args:
         expected: entries that the records must have, e.g. data set and run.
@@ -173,23 +172,13 @@ def _parse(line: str) -> tuple[Record, str | None]:
         record = json.loads(line)
     except (ValueError, RecursionError):
         return {}, "cut short or not a results record" if line.strip() else "empty"
-    wrong = problem(record) or _unproved(record)
+    wrong = problem(record)
     if wrong:
         return {}, wrong
     try:
         return without_crc32(record), None
     except ValueError as problem_of_crc:
         return {}, str(problem_of_crc)
-
-
-def _unproved(record: Record) -> str | None:
-    """What a line without a checksum may not have, in a few words: the settings' digest, or an unknown method."""
-    if "crc32" in record:  # the method may be registered in a module of the user's
-        return None
-    if "made_with" in record:
-        return "no crc32"
-    known = record["method"] in (*METHODS, "vaal", *BASELINES)
-    return None if known else f"method cannot be {_short(record['method'])}"
 
 
 def check_record(record: Any, where: str) -> Record:

@@ -1,8 +1,8 @@
-"""Stage 3b: train on the labelled set, evaluate, record (paper, Algorithm 1; docs/method.md, section 8)."""
+"""Stage 3b: train on the labelled set and evaluate (paper, Algorithm 1; docs/method.md, section 8)."""
 
 import dataclasses
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from statistics import fmean
 from typing import Any
 
@@ -10,15 +10,14 @@ import torch
 from torch import Tensor, nn
 
 from alfk.data.split import Split
-from alfk.experiment.choose import NOTHING_MEASURED
+from alfk.experiment.choose import NOTHING_MEASURED, Labelled
+from alfk.experiment.journal import Acquired, Outcome
 from alfk.experiment.memory import peak_mib
 from alfk.experiment.records import VALIDATION_ALONE, Record
 from alfk.experiment.round import Round
 from alfk.experiment.training import BestEpoch, Evaluation, Evaluator, accuracy_per_class, fit
 from alfk.experiment.workspace import join_states
-from alfk.networks.weights import fingerprint
 from alfk.support import distributed
-from alfk.support.checkpoints import save_checkpoint
 from alfk.support.seeding import global_randomness
 
 
@@ -43,44 +42,27 @@ class Trained:
     accuracy_last: float | None = None
 
 
-def retrain(current: Round) -> Record:
-    """Train on the labelled set from the previous weights; write the kept epoch's checkpoint and the results line.
+def train(current: Round, labelled: Labelled) -> Outcome:
+    """Train on the labelled images, and on the validation images if the trial says so, from the previous weights.
 
     The members of an ensemble are trained one after the other; accuracies are the members' means.
-
-    Returns:
-        the results record of the iteration.
     """
-    labelled, header = current.labelled()
-    data = current.pool.subset(labelled)
-    return train_and_record(current, data, data.labels[-current.experiment.query_size :], header)
-
-
-def train_on_all(current: Round) -> Record:
-    """The paper's line "all train": training on the whole distorted pool, or on the validation set, from the initial
-    weights.
-
-    Returns:
-        the results record, as of an iteration 0 in which all these images are labelled.
-    """
-    data = current.validation if current.trial.method == VALIDATION_ALONE else current.pool
-    return train_and_record(current, data, data.labels, NOTHING_MEASURED)
-
-
-def train_and_record(current: Round, data: Split, newest: Tensor, header: Mapping[str, Any]) -> Record:
-    """Train on the labelled images `data`, and on the validation images if the trial says so; write checkpoint and
-    results line. Arguments as of `make_record`.
-    """
-    trained_on = data.joined(current.validation) if current.trial.adds_validation else data
+    data = labelled.data.joined(current.validation) if current.trial.adds_validation else labelled.data
     models, starts_from = current.starting_models()
     start = time.perf_counter()
-    members = [_train(current, number, model, trained_on) for number, model in enumerate(models)]
-    record = make_record(current, len(data), newest, header, members, time.perf_counter() - start)
-    write_result(current, record, members, starts_from)
-    return record
+    members = [_train_member(current, number, model, data) for number, model in enumerate(models)]
+    record = record_of(current, labelled, members, time.perf_counter() - start)
+    weights = join_states([member.weights for member in members])
+    return Outcome(record, weights, labelled.acquired, starts_from)
 
 
-def _train(current: Round, member: int, model: nn.Module, labelled: Split) -> Trained:
+def everything(current: Round) -> Labelled:
+    """The images of the paper's line "all train": the whole distorted pool, or the validation set."""
+    data = current.validation if current.trial.method == VALIDATION_ALONE else current.pool
+    return Labelled(data, data.labels)
+
+
+def _train_member(current: Round, member: int, model: nn.Module, data: Split) -> Trained:
     """Train one member; the starting model counts as epoch 0."""
     experiment, work, trial = current.experiment, current.work, current.trial
     selector = Selector(trial.select, work.test, current.validation, experiment.descriptor_batch, experiment.top5)
@@ -96,7 +78,7 @@ def _train(current: Round, member: int, model: nn.Module, labelled: Split) -> Tr
     selector(0, model)
     with global_randomness(masks, work.device):
         threads = experiment.training_threads
-        fit(model, labelled, experiment.retraining, shuffles, after_epoch=after_epoch, threads=threads)
+        fit(model, data, experiment.retraining, shuffles, after_epoch=after_epoch, threads=threads)
     return selector.result(model)
 
 
@@ -137,42 +119,31 @@ class Selector:
         return Trained(
             best.weights,
             best.epoch,
-            Evaluation(on_test.errors, on_test.answers, on_test.predictions[:, 0]),
+            Evaluation(on_test.errors, on_test.count, on_test.predictions[:, 0]),
             top5,
             accuracy_validation=best.evaluation.accuracy if self.select == "val" else None,
             accuracy_last=best.last.accuracy if self.decides_on_test and best.last else None,
         )
 
 
-def make_record(
-    current: Round,
-    labelled: int,
-    newest: Tensor,
-    header: Mapping[str, Any],
-    members: Sequence[Trained],
-    seconds_retrain: float,
-) -> Record:
+def record_of(current: Round, labelled: Labelled, members: Sequence[Trained], seconds: float) -> Record:
     """The results record of an iteration (docs/files.md), with entries only for the accuracies that were measured.
 
     Args:
-        labelled: number of labelled images.
-        newest: (n,) int64, labels of this iteration's query.
-        header: the entries of an index list's header about the acquisition.
         members: the members of the ensemble.
+        seconds: of the training.
     """
-    seconds = {
-        "describe": header["seconds_describe"],
-        "acquire": header["seconds_acquire"],
-        "retrain": seconds_retrain,
-    }
-    work, pseudo_labels = current.work, header["pseudo_labels"] or {}
-    classes = current.experiment.classes
+    work, classes, size = current.work, current.experiment.classes, current.journal.size(current.b)
+    facts = labelled.acquired.facts if labelled.acquired else NOTHING_MEASURED
+    pseudo_labels = facts["pseudo_labels"] or {}
     per_class = [accuracy_per_class(member.test.predictions, work.test.labels, classes) for member in members]
+    seconds_of = {"describe": facts["seconds_describe"], "acquire": facts["seconds_acquire"], "retrain": seconds}
+    count = len(labelled.data)
     return {
         **current.identity(),
-        "labelled": labelled,
-        **({} if labelled == current.size else {"queried": current.size}),  # some were skipped, or labelled unasked
-        "labelled_share": min(100.0, 100 * labelled / work.pool_size_of_shares(current.pool)),
+        "labelled": count,
+        **({} if count == size else {"queried": size}),  # some were skipped, or labelled without a query
+        "labelled_share": min(100.0, 100 * count / work.pool_size_of_shares(current.pool)),
         "accuracy": fmean(member.test.accuracy for member in members),
         **_mean_of(members, "accuracy_last"),
         **_mean_of(members, "accuracy_validation"),
@@ -180,18 +151,28 @@ def make_record(
         "accuracy_members": [member.test.accuracy for member in members],
         "epochs": [member.epoch for member in members],
         "accuracy_per_class": [None if None in values else fmean(values) for values in zip(*per_class, strict=True)],
-        "selected_histogram": torch.bincount(newest, minlength=classes).tolist(),
+        "selected_histogram": torch.bincount(labelled.newest, minlength=classes).tolist(),
         "minority": current.minority,
         "pseudo_label_accuracy": pseudo_labels.get("accuracy"),
         "pseudo_label_accuracy_per_class": pseudo_labels.get("per_class"),
-        "misclassified": header["misclassified"],
-        "centres": header["centres"],
-        "at_random": header["at_random"],
-        "matched": header.get("matched"),  # absent in index lists written before it was recorded
-        "similarity": header.get("similarity"),
-        "passes": {"forward": header["forward"], "backward": header["backward"]},
-        "seconds": {stage: round(value, 3) for stage, value in seconds.items()},
+        **_matching(labelled.acquired),
+        "passes": {"forward": facts["forward"], "backward": facts["backward"]},
+        "seconds": {stage: round(value, 3) for stage, value in seconds_of.items()},
         "peak_memory_mib": peak_mib(work.device),
+    }
+
+
+def _matching(acquired: Acquired | None) -> dict[str, Any]:
+    """The entries about errors, centres and matches; None for methods without them."""
+    if acquired is None:
+        return {"misclassified": None, "centres": None, "at_random": 0, "matched": None, "similarity": None}
+    chosen = acquired.selection
+    return {
+        "misclassified": chosen.misclassified,
+        "centres": chosen.centres,
+        "at_random": chosen.at_random,
+        "matched": None if chosen.similarity is None else int(chosen.matches.unique().numel()),
+        "similarity": None if chosen.similarity is None else round(float(chosen.similarity.mean()), 4),
     }
 
 
@@ -199,17 +180,3 @@ def _mean_of(members: Sequence[Trained], attribute: str) -> dict[str, float]:
     """The members' mean of an attribute, as an entry of a record; empty if it was not measured."""
     values = [getattr(member, attribute) for member in members]
     return {} if None in values else {attribute: fmean(values)}
-
-
-def write_result(current: Round, record: Record, members: Sequence[Trained], starts_from: str | None = None) -> None:
-    """Write the checkpoint, which marks the iteration finished and holds all that it leaves, and its results line.
-
-    Args:
-        starts_from: fingerprint of the weights that the training started from; None if these do not matter.
-    """
-    weights = join_states([member.weights for member in members])
-    about = {"kind": "best", **current.identity(), "record": record, "arrays": current.arrays()}
-    about["settings"] = current.work.initial_settings(current.trial) | current.work.settings()
-    about |= {"starts_from": starts_from, "weights": fingerprint(weights)}
-    save_checkpoint(current.checkpoint, weights, about)
-    current.folder.add_result(record)

@@ -51,7 +51,7 @@ def fit(
     on a CPU.
 
     Args:
-        model: returns (logits, taps) (see `alfk.networks.taps`).
+        model: returns (logits, taps) (see `alfk.networks.contract`).
         data: (N, ...) images, with labels (N,) for the task `classify`.
         recipe: epochs, batch size, rate and its schedule.
         generator: source of the order of the images, and of the seeds of images in files.
@@ -164,18 +164,18 @@ class Evaluation:
 
     Attributes:
         errors: number of wrong predictions.
-        answers: number of predictions: one per image, in the rotation task four.
+        count: number of predictions: one per image, in the rotation task four.
         predictions: (N, k) int64, the top-k classes of every image, most likely first; None for the rotation task.
     """
 
     errors: int
-    answers: int
+    count: int
     predictions: Tensor | None = None
 
     @property
     def accuracy(self) -> float:
         """Accuracy in percent."""
-        return 100 * (self.answers - self.errors) / self.answers
+        return 100 * (self.count - self.errors) / self.count
 
 
 class Evaluator:
@@ -204,7 +204,7 @@ class Evaluator:
         if split.random_access:
             order = self.difficulty.argsort(descending=True, stable=True)
         predictions = torch.empty(len(split), k, dtype=torch.int64, device=split.device)
-        labels, errors, answers = split.labels[order], 0, 0
+        labels, errors, count = split.labels[order], 0, 0
 
         def predict(images: Tensor, positions: Tensor) -> tuple[Tensor, Tensor]:
             inputs, targets = task(images, labels[positions])
@@ -216,12 +216,12 @@ class Evaluator:
             for positions, (top, wrong) in distributed.map_batches(predict, split.subset(order), self.batch_size):
                 rows = order[positions]
                 self.difficulty[rows] = self.difficulty[rows] / 2 + wrong
-                errors, answers = errors + int(wrong.sum()), answers + len(top)
+                errors, count = errors + int(wrong.sum()), count + len(top)
                 if task is classify:
                     predictions[rows, : top.shape[1]] = top
                 if best is not None and errors >= best.errors and split.random_access:
                     return None
-        return Evaluation(errors, answers, predictions[:, : top.shape[1]] if task is classify else None)
+        return Evaluation(errors, count, predictions[:, : top.shape[1]] if task is classify else None)
 
 
 class BestEpoch:

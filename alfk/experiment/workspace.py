@@ -13,7 +13,7 @@ from alfk.data import bias
 from alfk.data.split import Split
 from alfk.experiment.config import Experiment
 from alfk.experiment.folder import RunFolder, check_settings, digest_of
-from alfk.experiment.records import VALIDATION_ALONE
+from alfk.experiment.records import BASELINE, VALIDATION_ALONE
 from alfk.experiment.trial import Trial, number_name
 from alfk.networks.weights import fits, is_in_layers, linear_layers, snapshot
 from alfk.support import distributed
@@ -145,6 +145,12 @@ class Workspace:
         if not 0 < len(rows) < len(images):
             raise UserError(f"of {len(images)} validation images --holdout-val {share:g} leaves none for one side")
         return rows
+
+    def trained_on(self, trial: Trial) -> int | None:
+        """The number of images that a baseline trains on; None for a trial with AL iterations."""
+        if trial.method == BASELINE:
+            return len(self.pool_indices(trial.ir, trial.distortion))
+        return len(self.validation(trial.validation_size)) if trial.method == VALIDATION_ALONE else None
 
     def undistorted_pool_size(self) -> int:
         """Number of pool images at imbalance ratio 1."""

@@ -1,27 +1,21 @@
-"""AL iterations whose labels people enter into a CSV file: stages for a pool without labels.
+"""AL iterations whose labels people enter into a CSV file, which is read again at every step.
 
-The file is the only state besides the run's: it is read again at every step, and an iteration is trained once each
-image of its query has a label or is skipped.
+An iteration is trained once each image of its query has a label or is skipped; until then its query waits.
 """
 
 import dataclasses
 from collections.abc import Callable
 
-import numpy as np
 import torch
-from torch import Tensor
 
-from alfk.experiment.choose import acquire
+from alfk.experiment.choose import Labelled, choose
 from alfk.experiment.describe import describe
+from alfk.experiment.journal import Acquired
 from alfk.experiment.loop import Stages, warn_at_chance
-from alfk.experiment.records import Record
 from alfk.experiment.round import Round
-from alfk.experiment.train import train_and_record
+from alfk.experiment.train import train
 from alfk.own.annotations import Annotations
 from alfk.support.errors import UserError
-from alfk.support.files import has_array, open_array, save_array
-
-MEANING = "rows of: position in the pool, number of its class in the order of the classes' names"
 
 
 @dataclasses.dataclass
@@ -30,10 +24,12 @@ class LabelsMissing(Exception):
 
     Attributes:
         current: the iteration.
-        missing: (k,) int64, positions in the pool of the images without a label, of its query and of earlier ones.
+        acquired: its query.
+        missing: (k,) int64, positions in the pool of the images without a label, of this and of earlier queries.
     """
 
     current: Round
+    acquired: Acquired
     missing: torch.Tensor
 
 
@@ -45,60 +41,47 @@ def annotated(read: Callable[[], Annotations]) -> Stages:
         UserError: no image is labelled.
     """
 
-    def choose(current: Round) -> None:
-        settled = read().settled
-        if has_array(current.index_list):  # its query was lost, and some of its images may be labelled by now
-            settled = settled[~torch.isin(settled, current.labelled()[0][-current.experiment.query_size :])]
-        acquire(current, unavailable=settled)
+    def choose_others(current: Round) -> Acquired:
+        return choose(current, unavailable=read().settled)
 
-    def retrain(current: Round) -> Record:
-        queried, header = current.labelled()
-        if not has_array(current.labels):
-            keep_labels(current, read(), queried)
-        positions, labels = kept_labels(current)
+    def label(current: Round, acquired: Acquired) -> Labelled:
+        if acquired.labels is None:  # with labels its training was interrupted, and is repeated with the same ones
+            acquired = current.keep(dataclasses.replace(acquired, labels=labels_of(current, acquired, read())))
+        positions, labels = acquired.labels.unbind(1)
         data = current.pool.subset(positions, labels)
-        newest = torch.isin(positions, queried[-current.experiment.query_size :])
-        return train_and_record(current, data, data.labels[newest.to(data.labels.device)], header)
+        newest = torch.isin(positions, acquired.selection.indices)
+        return Labelled(data, data.labels[newest.to(data.labels.device)], acquired)
 
-    return Stages(describe, choose, retrain)
+    return Stages(describe, choose_others, label, train)
 
 
-def keep_labels(current: Round, annotations: Annotations, queried: Tensor) -> None:
-    """Write the labels that an iteration is trained on, so that it can be repeated when more of them are known.
+def labels_of(current: Round, acquired: Acquired, annotations: Annotations) -> torch.Tensor:
+    """(m, 2) int64, positions in the pool and classes of all labelled images.
 
-    Args:
-        queried: positions in the pool of the images of all queries so far.
     Raises:
-        LabelsMissing: of these images, also of earlier iterations.
+        LabelsMissing: images of this or an earlier query are neither labelled nor skipped.
         UserError: all were skipped.
     """
-    missing = annotations.missing(queried)
+    missing = annotations.missing(acquired.labelled)
     if len(missing):
         if current.b:
-            warn_at_chance(current, current.previous.finished())
-        raise LabelsMissing(current, missing)
+            warn_at_chance(current, current.journal.finished(current.b - 1))
+        raise LabelsMissing(current, acquired, missing)
     if not len(annotations.positions):
         raise UserError("every image so far was skipped: there is nothing to train on; label at least one")
     warn_of_corrections(current, annotations)
-    table = torch.stack([annotations.positions, annotations.labels], 1).numpy()
-    save_array(current.labels, table, {"kind": "labels", **current.identity(), "meaning": MEANING})
-
-
-def kept_labels(current: Round) -> tuple[Tensor, Tensor]:
-    """Positions in the pool and labels (k,) that an iteration is trained on. Raises UserError."""
-    array, _ = open_array(current.labels, {"kind": "labels", **current.identity()})
-    return torch.from_numpy(np.array(array)).unbind(1)
+    return torch.stack([annotations.positions, annotations.labels], 1)
 
 
 def warn_of_corrections(current: Round, annotations: Annotations) -> None:
-    """Report a warning if labels are other ones now than those that the previous iteration was trained on."""
-    if not current.b or not has_array(current.previous.labels):
+    """Report a warning if labels differ from those that the previous iteration was trained on."""
+    if not current.b:
         return
     before = torch.full((len(current.pool),), -1)
-    positions, labels = kept_labels(current.previous)
+    positions, labels = current.journal.acquired(current.b - 1).labels.unbind(1)
     before[positions] = labels
     known = before[annotations.positions]
     changed = int(((known >= 0) & (known != annotations.labels)).sum())
     if changed:
-        text = f"labels that were changed since b={current.previous.b} was trained: {changed}; they count from "
-        current.report("warning", text=f"{text}b={current.b} on (to begin anew, delete the run's folder)")
+        text = f"labels that were changed since b={current.b - 1} was trained: {changed}; they count from "
+        current.report("warning", text=f"{text}b={current.b} on (to start again, delete the run's folder)")

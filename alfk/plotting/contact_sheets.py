@@ -1,7 +1,6 @@
 """Contact sheets of a run: the images that a method chose, and why, one block per AL iteration."""
 
 import functools
-import os
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -12,6 +11,7 @@ import torch
 from alfk.data.split import UNOFFICIAL, Dataset, Split
 from alfk.experiment.config import Experiment
 from alfk.experiment.folder import RunFolder
+from alfk.experiment.journal import Acquired
 from alfk.experiment.records import BASELINES, Record
 from alfk.experiment.trial import Trial, number_name
 from alfk.method.selection import Selection
@@ -19,11 +19,12 @@ from alfk.own.queries import Query
 from alfk.plotting import plots, reasons
 from alfk.plotting.results import Results, name_of
 from alfk.plotting.saving import save
+from alfk.support.checkpoints import load_checkpoint
 from alfk.support.errors import UserError
 from alfk.support.files import has_array, open_array
 
 MAX_IMAGES = 125  # images shown per AL iteration
-MAX_PAIRS = 8  # the same with the validation images that they answer
+MAX_PAIRS = 8  # the same beside the validation images that they match
 AGAIN = "the run's own command makes it again"
 
 
@@ -32,7 +33,7 @@ def contact_sheets(experiment: Experiment, results: Results, datadir: Path, out:
     their reasons; yields the paths without suffix.
 
     Raises:
-        UserError: the images or an index list are missing or damaged.
+        UserError: the images or the files of the run are missing or damaged.
     """
     groups: dict[tuple[int, Trial], list[Record]] = {}
     for record in results.records:
@@ -49,14 +50,18 @@ def contact_sheets(experiment: Experiment, results: Results, datadir: Path, out:
         pool = data.train.subset(_read(folder.data(name), {"kind": name, **_of_run(records[0])}))
         title = f"{experiment.name}, {imbalance(trial.ir)}run {run}: what {name_of(trial)} chose"
         path = out / f"{experiment.name}_selected_run{run}_{trial.name}"
-        plots.plot_contact_sheet(path, title, [_row(r, pool, _chosen(folder, trial, r), experiment) for r in records])
+        chosen = [_selection(folder, trial, record) for record in records]
+        rows = [_row(r, pool, c.indices.numpy(), experiment) for r, c in zip(records, chosen, strict=True)]
+        plots.plot_contact_sheet(path, title, rows)
         yield path
         about = _of_run(records[0])
         validation = functools.partial(_validation, folder, data, results.holdout, about, trial.validation_size)
-        blocks = [_reasons(folder, trial, r, pool, validation) for r in records]
-        if any(blocks):
+        blocks = [
+            _reasons(r, c, pool, validation) for r, c in zip(records, chosen, strict=True) if c.matches is not None
+        ]
+        if blocks:
             path = out / f"{experiment.name}_matches_run{run}_{trial.name}"
-            figure = reasons.draw(f"{title}, and the errors that these images answer", [b for b in blocks if b])
+            figure = reasons.draw(f"{title}, and the errors that these images match", blocks)
             for suffix in (".png", ".pdf"):
                 save(figure, path.with_name(path.name + suffix), reasons.DPI)
             yield path
@@ -77,16 +82,10 @@ def imbalance(ir: float) -> str:
 
 
 def _read(path: Path, expected: Mapping[str, Any]) -> np.ndarray:
-    """An array of a run, whose header must have the expected entries."""
+    """An index list in data/, whose header must have the expected entries."""
     if not has_array(path):
-        needed = "--show-selected needs the run's index lists, not only its results lines"
-        raise UserError(f"there is no {path}: {needed}; {AGAIN}")
+        raise UserError(f"there is no {path}: --show-selected needs the run's data/ and checkpoint/; {AGAIN}")
     return np.array(open_array(path, expected, fix=f"delete it, and {AGAIN}")[0])
-
-
-def _is_kept(path: Path) -> bool:
-    """Whether there is an array or its header, or a link that should lead to it."""
-    return any(map(os.path.lexists, (path, path.with_suffix(".json"))))
 
 
 def _of_run(record: Record) -> dict[str, Any]:
@@ -94,20 +93,15 @@ def _of_run(record: Record) -> dict[str, Any]:
     return {key: record[key] for key in ("dataset", "run", "seed")}
 
 
-def _of_iteration(trial: Trial, record: Record) -> dict[str, Any]:
-    """The entries of a header that tell whether a file is of the record's iteration and made with its settings."""
+def _selection(folder: RunFolder, trial: Trial, record: Record) -> Selection:
+    """The images that an iteration chose, and why, from its checkpoint."""
+    path = folder.checkpoint("best", trial, record["b"], record.get("queried", record["labelled"]))
+    if not path.exists():
+        raise UserError(f"there is no {path}: --show-selected needs the run's data/ and checkpoint/; {AGAIN}")
     made_with = {key: record[key] for key in ("made_with",) if key in record}
-    return {**_of_run(record), **trial.facts(), "b": record["b"], **made_with}
-
-
-def _chosen(folder: RunFolder, trial: Trial, record: Record) -> np.ndarray:
-    """Positions in the pool of the images that an iteration chose."""
-    size, of_iteration = record.get("queried", record["labelled"]), _of_iteration(trial, record)
-    query = folder.query(trial, record["b"], size)
-    if _is_kept(query):
-        return np.ascontiguousarray(_read(query, {"kind": "query", **of_iteration})["index"])
-    rows = _read(folder.index_list(trial, record["b"], size), {"kind": "labelled set", **of_iteration})
-    return rows[-sum(record["selected_histogram"]) :]
+    expected = {"kind": "iteration", **_of_run(record), **trial.facts(), "b": record["b"], **made_with}
+    about = load_checkpoint(path, expected, f"delete it, and {AGAIN}", weights=False)[1]
+    return Acquired.unpack(about["acquired"]).selection
 
 
 def _row(record: Record, pool: Split, chosen: np.ndarray, experiment: Experiment) -> plots.Row:
@@ -119,18 +113,10 @@ def _row(record: Record, pool: Split, chosen: np.ndarray, experiment: Experiment
     return plots.Row(name, images, labels, minority, pool.classes)
 
 
-def _reasons(
-    folder: RunFolder, trial: Trial, record: Record, pool: Split, validation_images: Callable[[], Split]
-) -> reasons.Block | None:
-    """The first images of a query beside their errors; None if it has no reasons, or was not kept with them."""
-    path = folder.query(trial, record["b"], record.get("queried", record["labelled"]))
-    if not _is_kept(path):
-        return None
-    selection = Selection.of_array(_read(path, {"kind": "query", **_of_iteration(trial, record)}))
-    if selection.matches is None:
-        return None
+def _reasons(record: Record, chosen: Selection, pool: Split, validation_images: Callable[[], Split]) -> reasons.Block:
+    """The first images of a query beside the errors that they match."""
     validation = validation_images()
-    query = Query.of(selection, trial.method, validation.labels, pool.classes)
+    query = Query.of(chosen, record["method"], validation.labels, pool.classes)
     shown: Sequence[reasons.Pair] = reasons.pairs(query, pool, validation, min(MAX_PAIRS, len(query)))
     heading = f"b={record['b']}: {record['misclassified']} validation images misclassified, "
     heading += f"{record['matched']} of them matched by {len(query)} images, "

@@ -36,7 +36,7 @@ def panel(current: Round, taps: Sequence[int]) -> plots.Panel:
 
 def t_sne(current: Round, model_hash: str, features: torch.Tensor) -> np.ndarray:
     """t-SNE of `features` (N, L): (N, 2), read from the run's folder if it was computed for the same model before."""
-    path = current.folder.data(f"tsne_{current.trial.stem(current.b, current.size_before)}")
+    path = current.work.folder.data(f"tsne_{current.trial.stem(current.b, current.experiment.query_size * current.b)}")
     about = {
         "kind": "t-SNE of the test images",
         **current.identity(),
