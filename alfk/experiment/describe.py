@@ -1,10 +1,7 @@
-"""Stage 2: databases of the current model's descriptors, uncertainty or logits (paper, Section 4.1).
+"""Stage 2: databases of the inputs that an iteration's method declares, from its current model (paper, Section 4.1)."""
 
-The databases of an iteration follow from the inputs that its method declares.
-"""
-
-import dataclasses
 import time
+from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
@@ -13,37 +10,43 @@ import torch
 from alfk.data.split import Split
 from alfk.experiment.round import Round
 from alfk.experiment.training import accuracy, accuracy_per_class
-from alfk.method.acquisition import Sampling, measure
-from alfk.method.descriptors import Descriptors
+from alfk.method.acquisition import measure
+from alfk.method.inputs import File, Measurement, Sampling
 from alfk.method.perturbation import DEFAULT_COPIES, STRATEGIES
-from alfk.method.registry import DATABASES, Measurement, Method
-from alfk.networks.outputs import Outputs
+from alfk.method.registry import Method
 from alfk.support import distributed
 from alfk.support.errors import UserError
 from alfk.support.files import complete_array, create_array, has_array, open_array, read_header, save_array
-
-DESCRIPTOR_FIELDS = (
-    "descriptor: z, then g if the method uses it, each standardised per scale; "
-    "pseudo_label: the label of g, -1 without g; prediction: the model's"
-)
-FIELDS = {
-    "uncertainty": "uncertainty of every pool image, the larger the less certain",
-    "logits": "the network's output for every pool image",
-    "information": "expected information gain of every pool image about validation images, in nats",
-}
-OUTPUTS = ("pool_outputs", "validation_outputs")
-OUTPUT_FIELDS = "features: input of the network's last linear layer; logits: its output"
 
 FIX = "delete it, then gen_descr.py or run.py makes it again"
 
 
 def databases(current: Round) -> tuple[str, ...]:
     """The names of the databases that the iteration's method chooses from; none if it draws at random."""
+    return tuple(file.name for file in _files(current))
+
+
+def _files(current: Round) -> tuple[File, ...]:
     method = current.method
     if current.b == 0 and (method.random_first or current.trial.first_batch == "random"):
         return ()
-    names = [name for needed in DATABASES if needed in method.inputs for name in DATABASES[needed]]
-    return tuple(dict.fromkeys(names))
+    return method.files
+
+
+class _Folder:
+    """Where `measure` writes large inputs: the files of an iteration, under a temporary name.
+
+    Attributes:
+        arrays: by the names of the files; None in processes that do not write.
+    """
+
+    def __init__(self, current: Round):
+        self.current, self.arrays = current, {}
+        self.floats = np.dtype(current.experiment.descriptor_dtype).newbyteorder("<")
+
+    def create(self, name: str, images: int, fields: Sequence[tuple]) -> np.ndarray | None:
+        self.arrays[name] = create_array(self.current.database(name), (images,), np.dtype(fields))
+        return self.arrays[name]
 
 
 def describe(current: Round) -> None:
@@ -51,101 +54,67 @@ def describe(current: Round) -> None:
 
     Nothing is done if all of them exist and were made with the same model.
     """
-    names = databases(current)
-    if not names:
+    files = _files(current)
+    if not files:
         return
-    method, work = current.method, current.work
-    taps = work.experiment.taps(current.trial.length) if method.needs_descriptors else None
+    method, experiment = current.method, current.experiment
+    taps = experiment.taps(current.trial.length) if method.needs_descriptors else None
     models, model_hash = current.described_models()
-    if distributed.broadcast_from_main(lambda: all(_is_current(current, name, model_hash) for name in names)):
+    if distributed.broadcast_from_main(lambda: all(_is_current(current, file, model_hash) for file in files)):
         return
-    current.report("stage", trial=current.trial, b=current.b, doing=" and ".join(names))
+    current.report("stage", trial=current.trial, b=current.b, doing=" and ".join(file.name for file in files))
     start = time.perf_counter()
-    arrays: dict[str, np.memmap | None] = {}
-
-    stored = np.dtype(work.experiment.descriptor_dtype).newbyteorder("<")
-
-    def allocate(side: str, images: int, width: int) -> Descriptors:
-        vector = ("descriptor", stored, (width,))
-        dtype = np.dtype([vector, ("pseudo_label", "<i8"), ("prediction", "<i8")])
-        arrays[side] = create_array(current.database(side), (images,), dtype)
-        if distributed.is_main_process():
-            return _fields(arrays[side])
-        if side == "validation":  # every process searches it for the nearest validation images
-            return _fields(np.zeros(images, dtype))
-        return dataclasses.replace(Descriptors.empty(images, 0), vectors=None)
-
-    def allocate_outputs(side: str, images: int, width: int, classes: int) -> Outputs:
-        name, dtype = f"{side}_outputs", np.dtype([("features", stored, (width,)), ("logits", "<f4", (classes,))])
-        arrays[name] = create_array(current.database(name), (images,), dtype)
-        return _outputs(arrays[name]) if distributed.is_main_process() else Outputs(None, None)
-
     strategy = STRATEGIES[current.trial.copies or DEFAULT_COPIES]
-    sampling = Sampling(current.generator("sample"), work.experiment.samples, strategy)
-    batch_size = work.experiment.descriptor_batch
-    splits = current.pool, current.validation
-    found = measure(method, models, *splits, sampling, taps, batch_size, allocate, allocate_outputs)
+    sampling = Sampling(current.generator("sample"), experiment.samples, strategy)
+    splits, folder = (current.pool, current.validation), _Folder(current)
+    found = measure(method, models, *splits, sampling, taps, experiment.descriptor_batch, folder)
     header = {
         "model": model_hash,
         "taps": None if taps is None else list(taps),
         "forward": found.forward,
         "backward": found.backward,
-        "pseudo_labels": _pseudo_label_accuracy(method, found, current.pool, work.experiment.classes),
+        "pseudo_labels": _pseudo_label_accuracy(method, found, current.pool, experiment.classes),
         "seconds": time.perf_counter() - start,
     }
-    for name in names:
-        fields = OUTPUT_FIELDS if name in OUTPUTS else FIELDS.get(name, DESCRIPTOR_FIELDS)
-        about = {**_expected(current, name), "fields": fields, **header}
-        if name in FIELDS:
-            save_array(current.database(name), getattr(found, name).cpu().numpy(), about)
+    for file in files:
+        path, about = current.database(file.name), {**_expected(current, file), "fields": file.fields, **header}
+        if file.name in folder.arrays:
+            complete_array(path, folder.arrays[file.name], about)
         else:
-            complete_array(current.database(name), arrays[name], about)
+            save_array(path, file.store(getattr(found, file.name)), about)
 
 
 def read_databases(current: Round) -> tuple[Measurement | None, dict[str, Any]]:
-    """The iteration's measurement, descriptors memory-mapped, and a database's header; (None, {}) if it has none.
+    """The iteration's measurement and a database's header; (None, {}) if it has none.
 
     Raises:
         UserError: a database is missing, damaged, of another trial, or of another model than the iteration starts from.
     """
-    names, found, header = databases(current), {}, {}
-    if not names:
+    files, values, header = _files(current), {}, {}
+    if not files:
         return None, {}
-    if not all(has_array(current.database(name)) for name in names):
+    if not all(has_array(current.database(file.name)) for file in files):
         raise UserError(f"there are no descriptors of {current.trial.label()} b={current.b}: run gen_descr.py first")
     _, model_hash = current.described_models()
-    for name in names:
-        array, header = open_array(current.database(name), {**_expected(current, name), "model": model_hash}, fix=FIX)
-        if name in OUTPUTS:
-            found[name] = _outputs(array).to(current.pool.device)
-        else:
-            found[name] = torch.from_numpy(np.array(array)) if name in FIELDS else _fields(array)
-    return Measurement(**found), header
+    for file in files:
+        expected = {**_expected(current, file), "model": model_hash}
+        array, header = open_array(current.database(file.name), expected, fix=FIX)
+        values[file.name] = file.load(array, current.pool.device)
+    return Measurement(**values), header
 
 
-def _expected(current: Round, name: str) -> dict[str, Any]:
-    kind = name if name in FIELDS else name.replace("_", " ") if name in OUTPUTS else f"{name} descriptors"
-    return {"kind": kind, **current.identity()}
+def _expected(current: Round, file: File) -> dict[str, Any]:
+    return {"kind": file.kind or file.name, **current.identity()}
 
 
-def _is_current(current: Round, name: str, model_hash: str) -> bool:
-    path = current.database(name)
-    if not has_array(path):
-        return False
-    return read_header(path, _expected(current, name), FIX).get("model") == model_hash
-
-
-def _fields(array: np.ndarray) -> Descriptors:
-    return Descriptors(array["descriptor"], array["pseudo_label"], array["prediction"])
-
-
-def _outputs(array: np.ndarray) -> Outputs:
-    return Outputs(array["features"], array["logits"])
+def _is_current(current: Round, file: File, model_hash: str) -> bool:
+    path = current.database(file.name)
+    return has_array(path) and read_header(path, _expected(current, file), FIX).get("model") == model_hash
 
 
 def _pseudo_label_accuracy(method: Method, found: Measurement, pool: Split, classes: int) -> dict[str, Any] | None:
-    """Accuracy of the pool's pseudo-labels in percent, in total and for each true class."""
-    if not method.estimates_labels or pool.labels is None:
+    """Accuracy of the pool's pseudo-labels in percent, in total and for each true class; in the main process."""
+    if not method.estimates_labels or pool.labels is None or not distributed.is_main_process():
         return None
     estimated, true = torch.from_numpy(np.array(found.pool.pseudo_labels)), pool.labels.cpu()
     return {"accuracy": accuracy(estimated, true), "per_class": accuracy_per_class(estimated, true, classes)}

@@ -10,7 +10,7 @@ query size:
                     until n distinct images are taken
 
 Descriptors are rows of 2-D tensors or memory-mapped arrays. All-pairs similarities are computed in tiles: apart from
-the queries and their results no tensor is larger than `budget`, for any number of rows.
+the queries and their results no tensor is larger than `budget`.
 """
 
 import functools
@@ -19,6 +19,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from alfk.method.descriptors import pairwise_similarity
 from alfk.method.selection import Selection
 from alfk.support import distributed
 
@@ -34,8 +35,8 @@ Rows = Tensor | np.ndarray
 def budget(device: torch.device) -> int:
     """Bytes that the largest tensor of a search may take: 1 GiB on a CPU, 1/32 of a GPU's memory.
 
-    Total memory, not free memory: the sizes of tiles, and with them the rounding of similarities, must not depend on
-    other processes.
+    It is a part of the total memory, not of the free one: other processes must not change the sizes of tiles, and with
+    them the rounding of similarities.
     """
     return BUDGET if device.type != "cuda" else torch.cuda.get_device_properties(device).total_memory // SHARE
 
@@ -59,7 +60,7 @@ def top_matches(
     """The k most similar rows of `database` for every query, best first.
 
     Tiled over queries and database, with a running top-k: each row of the database is read once and compared with one
-    block of queries at a time. O(tile + m k) memory in addition to the queries, never m x N.
+    block of queries at a time. O(tile + m k) memory in addition to the queries.
 
     Args:
         queries: (m, D), on the device that computes the similarities.
@@ -81,11 +82,11 @@ def top_matches(
     index = torch.zeros(m, k, dtype=torch.int64, device=device)
     rank, world_size = (distributed.rank(), distributed.world_size()) if shared else (0, 1)
     for start in range(rank * width, len(database), world_size * width):
-        part = load_rows(database, slice(start, start + width), device).T
+        part = load_rows(database, slice(start, start + width), device)
         unavailable = None if available is None else ~available[start : start + width].to(device)
         for first in range(0, m, height):
             block = slice(first, first + height)
-            scores = queries[block] @ part
+            scores = pairwise_similarity(queries[block], part)
             if unavailable is not None:
                 scores[:, unavailable] = -torch.inf
             value, column = _top(scores, k)
@@ -110,18 +111,18 @@ def k_centre(
 ) -> Tensor:
     """Greedy k-centre: repeatedly the row whose largest similarity to the centres so far is smallest.
 
-    A row's largest similarity only grows, so that its value after an earlier step is a lower bound. Only a shortlist of
-    the rows with the smallest bounds is updated in every step; as long as its minimum is below the bounds of all other
-    rows, it is the global minimum. Otherwise all rows are updated for the new centres in one matrix product. O(n M D)
-    at most, exact. Of equal rows the lowest is taken.
+    A row's largest similarity only grows, so that its value after an earlier step is a lower bound. Each step updates
+    only a shortlist, the rows with the smallest bounds. While the shortlist's minimum is below the bounds of all other
+    rows, it is the global minimum. Otherwise all rows are updated for the new centres in one matrix product. The result
+    is exact, in O(n M D) at most. Of equal rows the lowest is taken.
 
     Args:
         vectors: (M, D).
         n: number of centres, 1 to M.
         first: the row that is the first centre.
-        offsets: (M,) b, for the similarity <x_i, x_j> + b_i + b_j: -|x_i - x_j|^2 / 2 if b_i = -|x_i|^2 / 2. 0 if None.
-        closest: (M,) each row's largest similarity to centres that are there already; inf for rows that are no
-            candidates. -inf if None.
+        offsets: (M,) b, 0 if None, for the similarity <x_i, x_j> + b_i + b_j; with b_i = -|x_i|^2 / 2 it is
+            -|x_i - x_j|^2 / 2.
+        closest: (M,) each row's largest similarity to earlier centres, -inf if None; inf excludes a row.
     Returns:
         (n,) int64, the centres in the order they were chosen.
     Raises:
@@ -138,7 +139,7 @@ def k_centre(
         for start in range(0, len(vectors), height):
             part = slice(start, start + height)
             for block in centres[included:done].split(max(1, TILE // height)):
-                similarity = vectors[part] @ vectors[block].T
+                similarity = pairwise_similarity(vectors[part], vectors[block])
                 if offsets is not None:
                     similarity.add_(offsets[block]).add_(offsets[part, None])
                 torch.maximum(closest[part], similarity.amax(1), out=closest[part])
@@ -164,7 +165,7 @@ def k_centre(
 def smallest(values: Tensor, count: int) -> Tensor:
     """Positions of the `count` smallest of `values` (N,), or of all if N is smaller: int64, ascending.
 
-    If not all of several equal values fit in, those at the lowest positions are taken.
+    Of equal values those at the lowest positions are taken.
     """
     taken, short = values.topk(min(count, len(values)), largest=False)
     last = taken[-1]
@@ -195,10 +196,10 @@ def walk_ranks(similarity: Tensor, index: Tensor, n: int) -> tuple[Tensor, Tenso
 def match(
     errors: Tensor, pool: Rows, available: Tensor, n: int, generator: torch.Generator, first: int | None = None
 ) -> Selection:
-    """Choose n pool images by density matching against the misclassified validation images.
+    """The n pool images that density matching chooses for the misclassified validation images; at random if M is 0.
 
-    The number of ranks is doubled until n distinct images are reached. If M is 0, the images are drawn at random.
-    Processes share the search; the main process broadcasts centres and walk.
+    The number of ranks is doubled until n distinct images are reached. Processes share the search; the main process
+    broadcasts centres and walk.
 
     Args:
         errors: (M, D) descriptors of the misclassified validation images, on the device that computes similarities.
@@ -206,7 +207,8 @@ def match(
         available: (N,) bool, images that are not labelled yet; at least n.
         first: the misclassified image that is the first centre; drawn from `generator` if None.
     Returns:
-        a selection whose `matches` are rows of `errors`.
+        a selection whose `matches` are rows of `errors`, and whose `similarity` is R divided by the largest <c, c> of
+        the centres.
     """
     count = len(errors)
     if count == 0:

@@ -1,14 +1,13 @@
 """Perturbed copies of images, from which the estimators S = tr(C_zg) and S = I(z; g) compute their statistics.
 
-A strategy is any object with `draw`, which draws K transformations; each is applied to all images alike. `--copies`
-offers two (STRATEGIES), because the paper's release contains both. The default is the one that the release uses: with
-it Rzg_mi comes nearer to the paper's curve (docs/results.md). Another strategy (brightness, gamma,
-kornia.augmentation) is a class with its own `draw`.
+A strategy draws K transformations, and each is applied to all images alike. STRATEGIES has two, because the paper's
+release contains both. The default is the one that the release runs: with it Rzg_mi is closer to the paper's curve
+(docs/reproduction.md). A strategy of your own is any object with `draw`.
 """
 
 import dataclasses
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from typing import Protocol
 
 import torch
@@ -32,49 +31,48 @@ class Strategy(Protocol):
 
 
 @dataclasses.dataclass(frozen=True)
-class RotationAndNoise:
-    """A rotation about the centre by an angle ~ N(0, angle_std^2) plus a noise image ~ N(0, noise_std^2)."""
+class _Rotation:
+    """Angles ~ N(0, angle_std^2) and noise images ~ N(0, noise_std^2)."""
 
-    angle_std: float = 5.0  # degrees
+    angle_std: float = 5.0
     noise_std: float = 0.01  # on the normalised scale
-    shared = True
 
-    def draw(self, samples: int, shape: Sequence[int], generator: torch.Generator) -> list[Transformation]:
-        angles, noises = _draw(self, samples, shape, generator)
-        return [Rotated(angle, noise) for angle, noise in zip(angles, noises, strict=True)]
+    def draw_numbers(
+        self, samples: int, shape: Sequence[int], generator: torch.Generator
+    ) -> Iterator[tuple[Tensor, Tensor]]:
+        """An angle () and a noise image (C, H, W) for each copy. Raises UserError if `shape` is not (C, H, W)."""
+        if len(shape) != 3:
+            raise UserError(
+                "perturbed copies are rotated images, which features (N, D) are not: choose another method, or give "
+                "alfk.query a strategy=... of your own"
+            )
+        angles = self.angle_std * torch.randn(samples, generator=generator)
+        noises = self.noise_std * torch.randn(samples, *shape, generator=generator)
+        return zip(angles, noises, strict=True)
 
 
 @dataclasses.dataclass(frozen=True)
-class ReleasedRotationAndNoise:
+class RotationAndNoise(_Rotation):
+    """A rotation about the centre, by an angle in degrees, plus noise."""
+
+    shared = True
+
+    def draw(self, samples: int, shape: Sequence[int], generator: torch.Generator) -> list[Transformation]:
+        return [Rotated(angle, noise) for angle, noise in self.draw_numbers(samples, shape, generator)]
+
+
+@dataclasses.dataclass(frozen=True)
+class ReleasedRotationAndNoise(_Rotation):
     """The default of the paper's release: the same distributions, but with angles in *radians*.
 
     Angles are then almost uniform over the circle. The rotation is about pixel (H // 2, W // 2), with nearest-neighbour
     sampling and border padding. Validation and pool images get separate draws.
     """
 
-    angle_std: float = 5.0  # radians
-    noise_std: float = 0.01  # on the normalised scale
     shared = False
 
     def draw(self, samples: int, shape: Sequence[int], generator: torch.Generator) -> list[Transformation]:
-        angles, noises = _draw(self, samples, shape, generator)
-        return [RotatedToNearest(float(angle), noise) for angle, noise in zip(angles, noises, strict=True)]
-
-
-def _draw(
-    strategy: "RotationAndNoise | ReleasedRotationAndNoise",
-    samples: int,
-    shape: Sequence[int],
-    generator: torch.Generator,
-) -> tuple[Tensor, Tensor]:
-    """Angles (K,) in the strategy's unit and noise images (K, C, H, W). Raises UserError for features."""
-    if len(shape) != 3:
-        raise UserError(
-            "perturbed copies are rotated images, which features (N, D) are not: choose another method, or give "
-            "alfk.query a strategy=... of your own"
-        )
-    angles = strategy.angle_std * torch.randn(samples, generator=generator)
-    return angles, strategy.noise_std * torch.randn(samples, *shape, generator=generator)
+        return [RotatedToNearest(float(angle), noise) for angle, noise in self.draw_numbers(samples, shape, generator)]
 
 
 STRATEGIES: dict[str, Strategy] = {"degrees": RotationAndNoise(), "released": ReleasedRotationAndNoise()}
@@ -89,7 +87,7 @@ class Rotated:
     noise: Tensor
 
     def __call__(self, images: Tensor) -> Tensor:
-        from kornia.geometry.transform import rotate  # slow to import, and needed here only
+        from kornia.geometry.transform import rotate  # slow to import
 
         # All images as channels of one, so that the sampling grid is computed once.
         flat = images.flatten(0, 1).unsqueeze(0)

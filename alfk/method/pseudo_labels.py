@@ -11,16 +11,18 @@ their Fisher scores for class c, with Z (L, K) and G_c (L, K) the matrices of al
     mi      S_i = argmax_c logdet(Z Z' + eps I) + logdet(G_c G_c' + eps I) - logdet([Z; G_c] [Z; G_c]' + eps I)
     mi_diag mi with only the diagonals of Z Z', G_c G_c' and Z G_c'
 
-A rule maps a ForwardPass of one batch to a label (B,) int64 for each image.
+A rule maps a ForwardPass of one batch to a label (B,) int64 for each image. RULES, at the end, makes the rule of a key.
 """
 
+import dataclasses
+import functools
 import math
 from collections.abc import Callable, Sequence
 
 import torch
 from torch import Tensor, nn
 
-from alfk.method.descriptors import Descriptors, ForwardPass, LabelRule, derivative_errors
+from alfk.method.descriptors import Descriptors, ForwardPass, LabelRule
 from alfk.method.matching import Rows, budget, load_rows, top_matches
 from alfk.method.perturbation import Transformation
 from alfk.networks.passes import add_passes
@@ -47,7 +49,7 @@ def nearest_by_feature(validation: Descriptors, labels: Tensor) -> LabelRule:
         labels: (V,) its true labels.
     """
     nearest = _Nearest(validation, labels)
-    return lambda batch: nearest.label(batch.z)
+    return lambda batch: nearest.labels_of(batch.z)
 
 
 def nearest_by_feature_and_score(validation: Descriptors, labels: Tensor) -> LabelRule:
@@ -58,20 +60,21 @@ def nearest_by_feature_and_score(validation: Descriptors, labels: Tensor) -> Lab
         labels: (V,) its true labels.
     """
     nearest = _Nearest(validation, labels)
-    return lambda batch: nearest.label(torch.cat([batch.z, batch.g(batch.predictions, last=False)], dim=1))
+    return lambda batch: nearest.labels_of(torch.cat([batch.z, batch.g(batch.predictions, last=False)], dim=1))
 
 
 class _Nearest:
-    """Labels of the validation images most similar to rows of descriptors, compared by the rows' entries.
+    """The labels of the validation images that are most similar to given rows.
 
-    The validation descriptors are loaded once, or read again for every batch if they exceed the device's budget.
+    A row's D entries are compared with the first D of each validation descriptor. The validation descriptors are loaded
+    once, or read again for every batch if they exceed the device's budget.
     """
 
     def __init__(self, validation: Descriptors, labels: Tensor):
         self.validation, self.labels = validation, labels
         self.database: Rows | None = None
 
-    def label(self, rows: Tensor) -> Tensor:
+    def labels_of(self, rows: Tensor) -> Tensor:
         """(B, D) -> (B,) int64."""
         if self.database is None:
             self.database = self.validation.vectors[:, : rows.shape[1]]
@@ -82,6 +85,7 @@ class _Nearest:
         return self.labels[index[:, 0]]
 
 
+# (model, taps, images (B, C, H, W), copies) -> a value for every image and class (B, classes)
 Estimator = Callable[[nn.Module, Sequence[int] | None, Tensor, Sequence[Transformation]], Tensor]
 
 
@@ -117,8 +121,7 @@ def trace(model: nn.Module, taps: Sequence[int] | None, images: Tensor, copies: 
         v = torch.zeros_like(batch.logits, requires_grad=True)
         inner = sum((g * z).sum() for g, z in zip(batch.pullback(v), batch.features, strict=True))
         add_passes(backward=len(images))
-        with derivative_errors():
-            (jz,) = torch.autograd.grad(inner, v)
+        (jz,) = torch.autograd.grad(inner, v)
         total = total + (jz * batch.logits.softmax(1)).sum(1, keepdim=True) - jz
     return total
 
@@ -126,10 +129,7 @@ def trace(model: nn.Module, taps: Sequence[int] | None, images: Tensor, copies: 
 def mutual_information(
     model: nn.Module, taps: Sequence[int] | None, images: Tensor, copies: Sequence[Transformation]
 ) -> Tensor:
-    """I(z; g) for every class c, of Gaussians with the copies' second moments. (B, C) float64.
-
-    I_c = logdet(Z Z^T + eps) + logdet(G_c G_c^T + eps) - logdet([Z; G_c] [Z; G_c]^T + eps), with Z and G_c (L, K).
-    """
+    """I(z; g) for every class c, of Gaussians with the copies' second moments. (B, C) float64."""
     z, g = _statistics(model, taps, images, copies)
     length, samples = z.shape[1:]
     if samples < length:
@@ -170,8 +170,8 @@ def _statistics(
 def log_det(matrices: Tensor) -> Tensor:
     """log det(A + eps I) of symmetric A (..., n, n) float64 by Cholesky.
 
-    If A + eps I is not positive definite in floating point, its eigenvalues are used, clamped to at least eps. A matrix
-    with entries that are not finite is replaced by zero.
+    If A + eps I is not positive definite in floating point, its eigenvalues are used, clamped to at least eps. Zero
+    replaces a matrix with entries that are not finite.
     """
     finite = matrices.isfinite().all(-1).all(-1)
     matrices = torch.where(finite[..., None, None], matrices, 0)
@@ -189,4 +189,39 @@ ESTIMATORS: dict[str, Estimator] = {
     "trace": trace,
     "mi": mutual_information,
     "mi_diag": mutual_information_of_diagonals,
+}
+
+
+@dataclasses.dataclass(frozen=True)
+class Known:
+    """What is known when the labels of a split are chosen.
+
+    Attributes:
+        model, taps: the network, and the taps that make the descriptor.
+        labels: (N,) the split's true labels; None if they are unknown.
+        validation: descriptors of the validation set; None while it is the validation set that is described.
+        validation_labels: (V,) true labels.
+        validation_of_predictions: computes descriptors of the validation set with g for the predicted labels.
+        copies: perturbations, for the ESTIMATORS.
+    """
+
+    model: nn.Module
+    taps: Sequence[int] | None
+    labels: Tensor | None
+    validation: Descriptors | None
+    validation_labels: Tensor
+    validation_of_predictions: Callable[[], Descriptors]
+    copies: Sequence[Transformation]
+
+
+def _estimated(key: str, known: Known) -> LabelRule:
+    return from_copies(ESTIMATORS[key], known.model, known.taps, known.copies)
+
+
+RULES: dict[str, Callable[[Known], LabelRule]] = {
+    "true": lambda known: true_labels(known.labels),
+    "pred": lambda known: predicted,
+    "pz": lambda known: nearest_by_feature(known.validation, known.validation_labels),
+    "pzg": lambda known: nearest_by_feature_and_score(known.validation_of_predictions(), known.validation_labels),
+    **{key: functools.partial(_estimated, key) for key in ESTIMATORS},
 }

@@ -1,7 +1,8 @@
 """The registry of acquisition methods: what a method declares, what it is given, and what it returns.
 
-A method declares its inputs and an acquisition function that maps them to a `Selection`; `alfk.method.acquisition`
-registers the paper's methods, `alfk.rivals` those of other papers. How to add a method: docs/method.md, section 11.
+A method declares its inputs (`alfk.method.inputs`) and an acquisition function that maps them to a `Selection`.
+`alfk.method.acquisition` registers the paper's methods, `alfk.rivals` those of other papers. How to add a method:
+docs/method.md, section 11.
 """
 
 import dataclasses
@@ -11,58 +12,9 @@ import torch
 from torch import Tensor
 
 from alfk.method import pseudo_labels
-from alfk.method.descriptors import Descriptors
+from alfk.method.inputs import INPUTS, File, Input, Measurement
 from alfk.method.selection import Selection, top_scoring
-from alfk.networks.outputs import Outputs
 from alfk.support.errors import UserError
-
-INPUTS = {
-    "features": "standardised features z of every validation and pool image",
-    "scores": "standardised Fisher scores g of the same images, for the labels of the method's rules; implies features",
-    "uncertainty": "the method's MC-dropout measure of every pool image, from an ensemble of models",
-    "logits": "the network's output for every pool image",
-    "outputs": "the input of the network's last linear layer, and its output, for every pool image",
-    "validation_outputs": "the same for every validation image, whose labels are used too",
-    "information": "what the label of every pool image tells about those of random validation images (EPIG)",
-    "annotation": "labels of pool images, requested from the annotator while the query is being chosen",
-    "rare_classes": "which classes are rare, known beforehand",
-}
-NO_PASSES = {"annotation", "rare_classes"}  # inputs that do not come from a network
-OF_VALIDATION = {"features", "scores", "validation_outputs"}  # inputs for which the validation set needs labels
-
-DATABASES = {  # input -> the files in runN/descr that hold it
-    "features": ("validation", "pool"),
-    "scores": ("validation", "pool"),
-    "uncertainty": ("uncertainty",),
-    "logits": ("logits",),
-    "outputs": ("pool_outputs",),
-    "validation_outputs": ("validation_outputs",),
-    "information": ("information",),
-}
-
-
-@dataclasses.dataclass
-class Measurement:
-    """The inputs of a method, in memory or memory-mapped from files; None for inputs that it does not declare.
-
-    Attributes:
-        validation, pool: descriptors of validation set and pool ("features", "scores").
-        uncertainty: (N,) of the pool.
-        logits: (N, C) of the pool.
-        pool_outputs, validation_outputs: features (N, D) and logits (N, C) ("outputs", "validation_outputs").
-        information: (N,) of the pool, in nats.
-        forward, backward: number of images in forward and backward passes, the cost of the measurement.
-    """
-
-    validation: Descriptors | None = None
-    pool: Descriptors | None = None
-    uncertainty: Tensor | None = None
-    logits: Tensor | None = None
-    pool_outputs: Outputs | None = None
-    validation_outputs: Outputs | None = None
-    information: Tensor | None = None
-    forward: int = 0
-    backward: int = 0
 
 
 @dataclasses.dataclass
@@ -100,7 +52,8 @@ class Method:
         choose: the acquisition function, which returns the n images to label next.
         inputs: keys of INPUTS; they determine which passes through the network are run and which files are written.
         random_first: whether it draws at random while no image is labelled.
-        pool_label, validation_label: the rules for the labels of g of pool and validation images ("scores").
+        pool_label, validation_label: the rules for the labels of g of pool and validation images ("scores"), keys of
+            `pseudo_labels.RULES`.
         of_rotation_model: whether its inputs come from the rotation model, the same in all iterations, and not from the
             current one. `query` takes them from the network that it is given.
         max_classes: number of classes above which it cannot be computed; None if there is none.
@@ -117,9 +70,20 @@ class Method:
     max_classes: int | None = None
 
     def __post_init__(self) -> None:
-        unknown = self.inputs - set(INPUTS)
-        if unknown:
+        if unknown := self.inputs - INPUTS.keys():
             raise ValueError(f"{self.key} needs unknown inputs: {', '.join(sorted(unknown))}")
+        if unknown := {self.pool_label, self.validation_label} - pseudo_labels.RULES.keys() - {None}:
+            raise ValueError(f"{self.key} has unknown label rules: {', '.join(sorted(unknown))}")
+
+    @property
+    def declared(self) -> tuple[Input, ...]:
+        """Its inputs, in the order in which they were registered."""
+        return tuple(each for key, each in INPUTS.items() if key in self.inputs)
+
+    @property
+    def files(self) -> tuple[File, ...]:
+        """What holds its inputs."""
+        return tuple(dict.fromkeys(file for each in self.declared for file in each.files))
 
     @property
     def needs_descriptors(self) -> bool:
@@ -133,31 +97,26 @@ class Method:
     @property
     def needs_passes(self) -> bool:
         """Whether the network has to be run over the pool."""
-        return bool(self.inputs - NO_PASSES)
+        return any(each.compute for each in self.declared)
 
     @property
     def needs_validation(self) -> bool:
         """Whether it needs the images of the validation set."""
-        return self.needs_validation_labels or "information" in self.inputs
+        return any(each.validation for each in self.declared)
 
     @property
     def needs_validation_labels(self) -> bool:
-        return bool(self.inputs & OF_VALIDATION)
+        return any(each.validation == "labels" for each in self.declared)
 
     @property
     def is_informed(self) -> bool:
         """Whether it knows more than the pool: the validation set, rare classes, or labels inside the query."""
-        return self.needs_validation or bool(self.inputs & NO_PASSES)
+        return any(each.validation or each.compute is None for each in self.declared)
 
     @property
     def acts_first(self) -> bool:
         """Whether it chooses the first query too, which the others draw at random."""
         return self.needs_passes and not self.random_first
-
-    def check_classes(self, classes: int) -> None:
-        """Raises UserError if there are too many classes for it."""
-        if self.max_classes is not None and classes > self.max_classes:
-            raise UserError(f"{self.key} cannot be computed for {classes:,} classes, only for up to {self.max_classes}")
 
     @property
     def estimates_from_copies(self) -> bool:
@@ -169,6 +128,11 @@ class Method:
         """Whether pool images get pseudo-labels, whose accuracy can be reported."""
         return self.pool_label not in (None, "true")
 
+    def check_classes(self, classes: int) -> None:
+        """Raises UserError if there are too many classes for it."""
+        if self.max_classes is not None and classes > self.max_classes:
+            raise UserError(f"{self.key} cannot be computed for {classes:,} classes, only for up to {self.max_classes}")
+
 
 def take_top(values: Tensor, situation: Situation) -> Selection:
     """The n available images with the highest values (N,), equal ones in random order; score: the value."""
@@ -176,8 +140,6 @@ def take_top(values: Tensor, situation: Situation) -> Selection:
     chosen = top_scoring(values, situation.available, situation.n, situation.generator)
     return Selection(chosen, score=values[chosen])
 
-
-# The registry
 
 METHODS: dict[str, Method] = {}
 

@@ -16,14 +16,14 @@ class Selection:
         misclassified: M, the number of misclassified validation images (None for a method that does not use it).
         centres: number of centres, min(n, M) (matching methods).
         at_random: how many of the indices were drawn at random where the method had no other choice.
-        similarity: float32, similarity to the misclassified validation image that the chosen image answers: R divided
+        similarity: float32, similarity to the misclassified validation image that the chosen image matches: R divided
             by its largest possible value, so a mean correlation, from -1 to 1 (matching methods).
         matches: int64, position of that validation image in the validation set.
-        error_prediction: int64, the class for which the model mistakes that validation image.
+        error_prediction: int64, the class that the model predicts for that validation image.
         rank: int64, 1 if the chosen image was that validation image's most similar available one, 2 for the next, ...
         prediction: int64, the model's prediction for the chosen image (matching methods).
         pseudo_label: int64, the label of its Fisher score (methods with Fisher scores).
-        score: float64, larger values are chosen first (uncertainty, scores of the softmax; distances; gains).
+        score: larger values are chosen first (uncertainty, scores of the softmax, distances, gains).
     """
 
     indices: Tensor
@@ -40,7 +40,7 @@ class Selection:
 
     @property
     def reasons(self) -> dict[str, Tensor]:
-        """The attributes with one value for each chosen image, without `indices` and without those that are None."""
+        """The attributes with a value for each chosen image, by name, without `indices`."""
         values = {field.name: getattr(self, field.name) for field in dataclasses.fields(self)}
         return {name: v for name, v in values.items() if isinstance(v, Tensor) and name != "indices"}
 
@@ -56,7 +56,7 @@ class Selection:
 
     @classmethod
     def of_array(cls, table: np.ndarray) -> "Selection":
-        """The selection that `to_array` made an array of, without the numbers that do not belong to single images."""
+        """The inverse of `to_array`; `misclassified`, `centres` and `at_random` are not in the array."""
         columns = {name: torch.from_numpy(np.ascontiguousarray(table[name])) for name in table.dtype.names}
         return cls(columns.pop("index"), **columns)
 

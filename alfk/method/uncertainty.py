@@ -1,6 +1,11 @@
-"""MC-dropout uncertainty (paper, Section 5, after Gal et al. 2017), from running sums over K stochastic forward passes.
+"""MC-dropout uncertainty (paper, Section 5, after Gal et al. 2017): from p_k, the class probabilities of sample k of K.
 
-Memory does not grow with K, since only the sums are stored.
+    varR     1 - (how often the most frequent arg max occurs) / K
+    entropy  H[mean_k p_k]                       in bits
+    BALD     H[mean_k p_k] - mean_k H[p_k]       in bits
+    std      mean over classes of std_k p_k
+
+Only sums over the samples are stored, so that memory does not grow with K.
 """
 
 from collections.abc import Callable, Sequence
@@ -9,9 +14,8 @@ import torch
 from torch import Tensor, nn
 
 from alfk.data.split import Split
-from alfk.networks.modes import computing, dropout_mode, prepare
+from alfk.networks.modes import computing, dropout_mode
 from alfk.networks.passes import add_passes, require_finite
-from alfk.networks.taps import check_output, forward_errors, logits_of_batch
 from alfk.support import distributed
 from alfk.support.errors import UserError
 from alfk.support.seeding import draw_seed, seeded_globally
@@ -20,7 +24,7 @@ ROUNDING = 1e-6  # largest difference of equal samples, relative to the largest 
 
 
 class Samples:
-    """Running sums over samples of class probabilities for B images.
+    """Sums over samples of the class probabilities of B images.
 
     Args:
         images: B.
@@ -36,7 +40,7 @@ class Samples:
         self.entropy_sum = zeros(images)
 
     def add(self, logits: Tensor) -> None:
-        """One more sample: (B, C) logits of one stochastic forward pass."""
+        """Add a sample: (B, C) logits of one stochastic forward pass."""
         p = logits.double().softmax(1)
         self.count += 1
         self.votes.scatter_add_(1, logits.argmax(1, keepdim=True), self.votes.new_ones(len(p), 1))
@@ -45,7 +49,7 @@ class Samples:
         self.entropy_sum += entropy_bits(p)
 
     def variation_ratio(self) -> Tensor:
-        """(B,): 1 - the share of samples whose arg max is the most frequent class."""
+        """(B,): 1 - the share of samples whose arg max is the most frequent one."""
         return 1 - self.votes.max(1).values / self.count
 
     def predictive_entropy(self) -> Tensor:
@@ -57,7 +61,7 @@ class Samples:
         return self.predictive_entropy() - self.entropy_sum / self.count
 
     def mean_deviation(self) -> Tensor:
-        """(B,): the standard deviation of a class's probability over samples (divisor K), mean over classes."""
+        """(B,): the standard deviation (divisor K) of a class's probability over samples, mean over classes."""
         mean = self.sum / self.count
         return (self.square_sum / self.count - mean * mean).clamp(min=0).sqrt().mean(1)
 
@@ -84,11 +88,12 @@ def uncertainty(
     batch_size: int,
     name: str = "the split",
 ) -> Tensor:
-    """Uncertainty of an ensemble of dropout networks on every image of `split`. Processes share the batches.
+    """Uncertainty of every image of `split` by an ensemble of dropout networks. Processes share the batches.
 
     Args:
         measure: a key of MEASURES.
-        models: E networks with dropout layers, or with `before_dropout` and `after_dropout` (see `sampler`).
+        models: E networks that keep the contract (`alfk.networks.contract`), with dropout layers, or with
+            `before_dropout` and `after_dropout` (see `sampler`).
         samples: K in total over the ensemble; a multiple of E.
         generator: source of the dropout masks.
         name: of the split, for messages.
@@ -96,22 +101,21 @@ def uncertainty(
         (N,) float64 on the split's device; larger values are less certain.
     Raises:
         ValueError: K is not a positive multiple of E.
-        UserError: a model breaks the contract (see `alfk.networks.taps`), the samples of the first batch are equal,
-            there is one sample alone for a measure of how samples differ, or a logit is not finite.
+        UserError: the samples of the first batch are equal, there is one sample for a measure of how samples differ, or
+            a logit is not finite.
     """
     per_model, remainder = divmod(samples, len(models))
     if remainder or not per_model:
         raise ValueError(f"{samples} samples cannot be shared by {len(models)} models")
     if samples == 1 and measure != "entropy":
         raise UserError(f"{measure} measures how samples differ, of which there is one: take more samples")
-    models = [prepare(model) for model in models]
     # One seed per batch, so that its masks do not depend on the number of processes.
     seeds = [draw_seed(generator) for _ in range(0, len(split), batch_size)]
 
     def score(images: Tensor, positions: Tensor) -> tuple[Tensor, ...]:
         sums = first = None
         batch = int(positions[0]) // batch_size
-        differ = batch > 0 or samples == 1  # compared in the first batch alone
+        differ = batch > 0 or samples == 1  # compared in the first batch only
         with seeded_globally(seeds[batch], split.device):
             for model in models:
                 sample = sampler(model, images)
@@ -135,7 +139,7 @@ def uncertainty(
 
 
 def equal_samples(samples: int) -> UserError:
-    """The error of a network whose samples do not differ."""
+    """The error about a network whose samples do not differ."""
     return UserError(
         f"the {samples} dropout samples are equal, since no dropout is active: use layers nn.Dropout or "
         "alfk.networks.dropout.MCDropout, which are switched on, not F.dropout(training=self.training), which is not"
@@ -154,13 +158,6 @@ def sampler(model: nn.Module, images: Tensor) -> Callable[[], Tensor]:
     returns the hidden state, and `after_dropout(hidden)` maps it to (logits, taps).
     """
     if not hasattr(model, "before_dropout"):
-        return lambda: logits_of_batch(model, images)
-    with forward_errors():
-        hidden = model.before_dropout(images)
-
-    def sample() -> Tensor:
-        with forward_errors():
-            output = model.after_dropout(hidden)
-        return check_output(output, images, ())[0]
-
-    return sample
+        return lambda: model(images)[0]
+    hidden = model.before_dropout(images)
+    return lambda: model.after_dropout(hidden)[0]

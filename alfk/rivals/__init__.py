@@ -1,10 +1,14 @@
-"""Acquisition methods of other papers, to compare with; importing this registers them (docs/rivals.md)."""
+"""Acquisition methods of other papers, to compare with (docs/rivals.md). Importing this registers them.
 
-from alfk.method import acquisition  # the paper's methods come first in the registry
+Each file holds a paper's formulas and declares its methods in METHODS.
+"""
+
+from alfk.method import acquisition  # registers the paper's methods, which come first
 from alfk.method.registry import register
-from alfk.rivals.methods import RIVALS
+from alfk.rivals import badge, coreset, epig, flqmi, galaxy, scores, typiclust
 
-for _method in RIVALS:
-    register(_method)
+RIVALS = tuple(
+    register(method) for file in (scores, badge, coreset, galaxy, typiclust, epig, flqmi) for method in file.METHODS
+)
 
 __all__ = ["RIVALS", "acquisition"]

@@ -1,12 +1,15 @@
-"""BADGE (Ash et al., ICLR 2020): k-means++ seeding over the gradients g = a z' of the available images.
+"""BADGE: k-means++ seeding over the gradients g = a z' of the available images.
 
-a = p - e_y for the predicted class y, z the last layer's input. The first centre is the image with the largest |g|.
-Each next one is drawn with probability D(i)^2 / sum D^2, where D(i) is the distance of g_i from the nearest centre:
+a = p - e_y for the predicted class y, z the input of the last linear layer. The first centre is the image with the
+largest |g|. Each next one is drawn with probability D(i)^2 / sum D^2, D(i) the distance of g_i from the nearest centre:
 
     |g_i - g_c|^2 = |a_i|^2 |z_i|^2 + |a_c|^2 |z_c|^2 - 2 <a_i, a_c> <z_i, z_c>
 
 Distances only fall. An image drawn by old distances and kept with probability D_new^2 / D_old^2 therefore has the same
-law, and the distances of all images need not be renewed after every centre.
+law, and the distances of all images need not be updated after every centre.
+
+References: Ash, Zhang, Krishnamurthy, Langford and Agarwal, Deep batch active learning by diverse, uncertain gradient
+lower bounds, ICLR 2020.
 """
 
 import itertools
@@ -16,10 +19,11 @@ import torch
 from torch import Tensor
 
 from alfk.method.matching import draw
+from alfk.method.registry import Method, Situation
 from alfk.method.selection import Selection
-from alfk.rivals.gradients import row_slices, squared_norms
+from alfk.rivals.gradients import gradients, row_slices, squared_norms
 
-PATIENCE = 16  # draws by old distances that may be refused in excess of those kept; affects speed alone
+PATIENCE = 16  # how many more draws by old distances may be refused than kept; affects speed only
 NEAR = 1e-3  # squared distances below this part of |g|^2 are computed in float64
 SMALL = 1e-30  # |a|^2 and |g|^2 below which products in float32 lose their digits
 ROUNDING = 1e-12  # the part of |g|^2 below which a squared distance in float64 is 0
@@ -62,7 +66,7 @@ class OuterProducts:
         return of_a.mul_(of_z)
 
     def lower(self, distances: Tensor, centres: Tensor) -> None:
-        """Renew the squared distances (N,) of all rows for further centres (m,)."""
+        """Update the squared distances (N,) of all rows for further centres (m,)."""
         for tile in row_slices(len(distances), len(centres)):
             torch.minimum(distances[tile], self.to_nearest(tile, centres), out=distances[tile])
 
@@ -76,7 +80,7 @@ def badge(
     refresh: int = 1024,
     uniforms: Iterable[float] | None = None,
 ) -> Selection:
-    """n of the available images, in the order in which they became centres. If all distances are 0, the rest at random.
+    """n of the available images, in the order in which they became centres; once all distances are 0, at random.
 
     2 N n (C + D) operations in products of matrices; O(N) memory and a tile.
 
@@ -85,8 +89,8 @@ def badge(
         z: (N, D) features.
         available: (N,) bool.
         n: query size.
-        refresh: centres after which all distances are renewed. They are renewed earlier when most draws are refused. 1
-            is the sequential form, in which no draw is refused and each takes one number.
+        refresh: number of centres after which all distances are updated, earlier if most draws are refused. 1 is the
+            sequential form, in which no draw is refused and each takes one number.
         uniforms: numbers in [0, 1) to draw with, instead of `generator`: u draws the first i for which the cumulative
             sum of D^2 is at least u times the total.
     Returns:
@@ -134,3 +138,13 @@ def _keep(
     if added:
         new = min(old, float(products.to_nearest(place[None], torch.tensor(added, device=place.device))))
     return new > 0 and (new == old or next(uniforms) * old < new)
+
+
+def choose_badge(situation: Situation) -> Selection:
+    """The images that `badge` chooses by the current network's gradients."""
+    pool = situation.measurement.pool_outputs
+    a = gradients(pool.logits)
+    return badge(a, pool.features, situation.available, situation.n, situation.generator)
+
+
+METHODS = (Method("badge", "BADGE", choose_badge, frozenset({"outputs"}), random_first=True),)

@@ -1,14 +1,18 @@
-"""Core-set by greedy k-centre (Sener and Savarese, ICLR 2018): the image farthest from all labelled and chosen ones.
+"""Core-set by greedy k-centre: again and again the image farthest from all labelled and chosen ones.
 
-The distances are Euclidean, between the features z of the current network as they are. The largest distance is at most
-twice that of the best n centres. Squared distances come from inner products, |x - c|^2 = |x|^2 + |c|^2 - 2 <x, c>, so
-that greedy k-centre of `matching` applies, for the similarity -|x - c|^2 / 2.
+The distances are Euclidean, between the features z of the current network, neither scaled nor centred. The largest
+distance is at most twice that of the best n centres. Squared distances come from inner products, |x - c|^2 = |x|^2 +
+|c|^2 - 2 <x, c>, so that greedy k-centre of `matching` applies, for the similarity -|x - c|^2 / 2.
+
+References: Sener and Savarese, Active learning for convolutional neural networks: a core-set approach, ICLR 2018.
 """
 
 import torch
 from torch import Tensor
 
 from alfk.method.matching import k_centre, top_matches
+from alfk.method.registry import Method, Situation
+from alfk.method.selection import Selection
 from alfk.rivals.gradients import row_slices, squared_norms
 
 
@@ -17,8 +21,8 @@ def coreset(
 ) -> tuple[Tensor, Tensor]:
     """The n available images that greedy k-centre adds to the labelled ones. Of equal images the lowest is taken.
 
-    O(N D (L + n)) for L labelled images; one copy of the features in memory. In float32, so that the order of distances
-    which differ by less than about 1e-6 of |z|^2 is arbitrary.
+    O(N D (L + n)) for L labelled images; one copy of the features in memory. In float32: squared distances that differ
+    by less than about 1e-6 of |z|^2 are in no particular order.
 
     Args:
         features: (N, D).
@@ -49,9 +53,9 @@ def coreset(
 
 
 def origin(features: Tensor) -> Tensor:
-    """A point (D,) in the midst of the features: as their origin it saves digits where they are far from 0.
+    """The median (D,) of up to 2,000 images. Features relative to it keep more digits if they are far from 0.
 
-    The median of up to 2,000 images. Whole numbers remain whole numbers, and equal distances of them equal.
+    The median of whole numbers is one too, so that equal distances between them stay equal.
     """
     return features[:: max(1, len(features) // 1000)].float().median(0).values
 
@@ -79,3 +83,13 @@ def radii(rows: Tensor, offsets: Tensor, labelled: Tensor, chosen: Tensor) -> Te
         nearest = rows[labelled[to_centres(centres, rows[labelled], offsets[labelled])[1]]]
         distance = distance.minimum((centres.double() - nearest.double()).norm(dim=1))
     return distance
+
+
+def choose_coreset(situation: Situation) -> Selection:
+    """The images that `coreset` chooses; score: the distance from the nearest labelled or chosen image."""
+    features = situation.measurement.pool_outputs.features
+    chosen, distances = coreset(features, situation.available, situation.n, generator=situation.generator)
+    return Selection(chosen, score=distances)
+
+
+METHODS = (Method("coreset", "core-set", choose_coreset, frozenset({"outputs"})),)

@@ -1,29 +1,34 @@
-"""Expected predictive information gain, EPIG (Bickford Smith et al. 2023), and MC-dropout with masks that images share.
+"""EPIG, expected predictive information gain: what an image's label tells about those of random validation images.
 
 With p_k(c|x) the probabilities of sample k of K, p their mean over k, and x* one of T target images:
 
     P(c, d) = 1/K sum_k p_k(c|x) p_k(d|x*)                              joint distribution of two predictions
     EPIG(x) = H[p(y|x)] + mean over x* of (H[p(y*|x*)] - H[P(y, y*)])   in nats
 
-Sample k has to be the same network for x and x*. With dropout it is: K masks are drawn once, and the k-th is used for
-every image of pool and validation set. (MC-dropout as in `alfk.method.uncertainty` draws masks for each image.)
+Sample k has to be the same network for x and x*: K dropout masks are drawn once, and the k-th is used for every image
+of pool and validation set (`shared_masks`).
+
+References: Bickford Smith, Kirsch, Farquhar, Gal, Foster and Rainforth, Prediction-oriented Bayesian active learning,
+AISTATS 2023.
 """
 
-import contextlib
-from collections import Counter
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Iterable
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
 from alfk.method import matching
-from alfk.method.uncertainty import sampler
-from alfk.networks.dropout import MCDropout
-from alfk.networks.modes import computing, evaluation_mode, prepare
-from alfk.networks.passes import add_passes
+from alfk.method.inputs import POOL, VALIDATION, File, Input, Task, register_input
+from alfk.method.registry import Method, Situation, take_top
+from alfk.method.selection import Selection
+from alfk.method.uncertainty import are_equal, equal_samples
+from alfk.networks.passes import require_finite
+from alfk.rivals.shared_masks import shared_masks
+from alfk.support import distributed
 from alfk.support.errors import UserError
-from alfk.support.seeding import draw_seed, seeded_globally
 
+TARGETS = 1000  # validation images, at most, about which EPIG measures information
+JOINT = 2**27  # joint probabilities of a pool image and the targets, at most, as on a CPU
 TILE = 2**20  # joint probabilities in a tile on a CPU: 8 MiB, which is fastest
 CLASSES = 500  # most classes: the joint distribution of two predictions has C^2 probabilities
 
@@ -42,17 +47,14 @@ def epig(pool: Tensor | Iterable[Tensor], targets: Tensor, budget: int | None = 
     Returns:
         (N,) float64 in nats, from 0 to min(BALD, log C), with an error of about 1e-15.
     Raises:
-        UserError: the joint probabilities of one image exceed `budget`, or there are more than 500 classes.
+        ValueError: the joint probabilities of one image exceed `budget`.
     """
     images, samples, classes = targets.shape
     device = targets.device
     budget = matching.budget(device) if budget is None else budget
     size = images * classes**2  # joint probabilities of one pool image
-    if 8 * size > budget or classes > CLASSES:
-        raise UserError(
-            f"EPIG needs {images:,} x {classes:,} x {classes:,} joint probabilities for a pool image, which are too "
-            f"many: use fewer target images, or with more than {CLASSES} classes another method"
-        )
+    if 8 * size > budget:
+        raise ValueError(f"{images:,} x {classes:,} x {classes:,} joint probabilities exceed {budget:,} bytes")
     other = targets.double().softmax(2).transpose(0, 1)  # (K, T, C)
     target_entropy = torch.special.entr(other.mean(0)).sum(1).mean()
     other = other.reshape(samples, images * classes) / samples
@@ -74,95 +76,52 @@ def epig(pool: Tensor | Iterable[Tensor], targets: Tensor, budget: int | None = 
     return torch.cat(scores) if scores else torch.empty(0, dtype=torch.float64, device=device)
 
 
-@contextlib.contextmanager
-def shared_masks(model: nn.Module, samples: int, generator: torch.Generator) -> Iterator[Callable[[Tensor], Tensor]]:
-    """A function images (B, ...) -> logits (B, K, C) of K samples, whose sample k has the same mask in every call.
+def expected_information(task: Task) -> dict[str, Tensor]:
+    """EPIG of every pool image about at most TARGETS random validation images: (N,) float64 in nats.
 
-    The network is in evaluation mode but for its dropout layers: `MCDropout` and torch's, which zero single entries or
-    whole channels. Layers before the first dropout are computed once a batch if the network separates them (see
-    `alfk.method.uncertainty.sampler`). No gradients are recorded inside the block.
+    Fewer targets if their joint probabilities with a pool image need too much memory: with more than 366 classes on a
+    CPU, or with 183 on a GPU of 8 GiB. The same dropout masks are used for all images.
 
-    Args:
-        samples: K.
-        generator: source of the masks; one draw.
     Raises:
-        UserError: no dropout is active, or it is of a kind that cannot be shared. The function raises it as well if an
-            image's shape at a dropout layer changes, or the model breaks the contract (see `alfk.networks.taps`).
+        UserError: there is one sample, samples are equal, or a logit is not finite; errors of `shared_masks`.
     """
-    model = prepare(model)
-    kinds = MCDropout | nn.modules.dropout._DropoutNd
-    layers = {name: layer for name, layer in model.named_modules() if isinstance(layer, kinds)}
-    for name, layer in layers.items():
-        if isinstance(layer, nn.AlphaDropout | nn.FeatureAlphaDropout):
-            raise UserError(f"{name} is {type(layer).__name__}, whose masks cannot be shared: use nn.Dropout")
-    seed = draw_seed(generator)
-    masks = _SharedMasks(samples, torch.Generator().manual_seed(seed))
+    (model,), pool, validation, generator = task.models, task.pool, task.validation, task.sampling.generator
+    samples = task.sampling.samples
+    if samples == 1:
+        raise UserError("epig measures what samples have in common, of which there is one: take more samples")
+    drawn, found = torch.randperm(len(validation), generator=generator), []
+    with shared_masks(model, samples, generator) as logits:
+        classes = logits(next(validation.subset([0]).batches(1))[0]).shape[2]
+        most = min(JOINT, matching.budget(pool.device) // 8) // classes**2
+        rows = drawn[: max(1, min(TARGETS, most))].sort().values
+        targets = torch.cat([logits(images) for images, _ in validation.subset(rows).batches(task.batch_size)])
+        finite = targets.isfinite().flatten(1).all(1, keepdim=True)
+        require_finite(finite, ("logits",), rows, [model], validation, VALIDATION)
+        if are_equal(targets, targets[:, :1]):
+            raise equal_samples(samples)
 
-    def logits(images: Tensor) -> Tensor:
-        add_passes(forward=samples * len(images))
-        with seeded_globally(seed, images.device):  # for what is random besides
-            sample = sampler(model, images)
-            return torch.stack([masks.run(k, sample) for k in range(samples)], 1)
+        def score(images: Tensor, positions: Tensor) -> tuple[Tensor]:
+            return (epig(logits(images), targets),)
 
-    with contextlib.ExitStack() as stack:
-        for context in (computing(), torch.inference_mode(), evaluation_mode(model)):
-            stack.enter_context(context)
-        for name, layer in layers.items():
-            handle = layer.register_forward_hook(lambda layer, _, output, name=name: masks.apply(name, layer, output))
-            stack.callback(handle.remove)
-        yield logits
-
-
-class _SharedMasks:
-    """K masks for every call of a dropout layer in a forward pass, drawn when the first batch reaches the call.
-
-    A layer is called several times if it is used in several places, as the ReLU of torchvision's residual blocks is.
-    """
-
-    def __init__(self, samples: int, generator: torch.Generator):
-        self.samples, self.generator = samples, generator
-        self.masks: dict[tuple[str, int], Tensor] = {}  # (layer, its number of earlier calls) -> (K, ...)
-        self.sample: int | None = None
-        self.calls: Counter[str] = Counter()
-
-    def run(self, k: int, forward: Callable[[], Tensor]) -> Tensor:
-        """What `forward` returns with mask k. Raises UserError if no dropout layer was called."""
-        self.sample, self.calls = k, Counter()
-        try:
-            output = forward()
-        finally:
-            self.sample = None
-        if not self.calls:
-            raise UserError(
-                "the network calls no dropout layer, so that its samples are equal: use layers nn.Dropout or "
-                "alfk.networks.dropout.MCDropout, not F.dropout"
-            )
-        return output
-
-    def apply(self, name: str, layer: nn.Module, features: Tensor) -> Tensor:
-        """Features (B, ...) times the mask of this call; as they are outside `run`."""
-        if self.sample is None:
-            return features
-        call = name, self.calls[name]
-        self.calls[name] += 1
-        if call not in self.masks:
-            self.masks[call] = draw_masks(layer, features, self.samples, self.generator)
-        mask, one = self.masks[call][self.sample], features[:1]
-        if mask.ndim != one.ndim - 1 or any(m not in (1, f) for m, f in zip(mask.shape, one.shape[1:], strict=True)):
-            raise UserError(
-                f"an image is {tuple(one.shape[1:])} at the dropout layer {name}, but the mask that all batches share "
-                f"is {tuple(mask.shape)}: images must be the first dimension, and of one size"
-            )
-        return features * mask
+        for positions, (values,) in distributed.map_batches(score, pool, task.batch_size):
+            require_finite(values.isfinite().unsqueeze(1), ("logits",), positions, [model], pool, POOL)
+            found.append(values)
+    return {"information": torch.cat(found)}
 
 
-def draw_masks(layer: nn.Module, features: Tensor, samples: int, generator: torch.Generator) -> Tensor:
-    """(K, ...) factors, 0 with the layer's probability p, else 1 / (1 - p), for images with features (B, ...).
+def choose_epig(situation: Situation) -> Selection:
+    """The images of the largest EPIG, each independently of the others."""
+    return take_top(situation.measurement.information, situation)
 
-    They have the shape of one image, or one entry for a channel if the layer zeroes channels.
-    """
-    shape = features.shape[1:]
-    if isinstance(layer, nn.Dropout1d | nn.Dropout2d | nn.Dropout3d):
-        shape = [*shape[:1], *(1 for _ in shape[1:])]
-    kept = torch.rand(samples, *shape, generator=generator) >= layer.p
-    return kept.to(features) / max(1 - layer.p, torch.finfo(features.dtype).tiny)
+
+INFORMATION = register_input(
+    Input(
+        "information",
+        "expected information gain of every pool image about the labels of random validation images (EPIG)",
+        expected_information,
+        (File("information", "expected information gain of every pool image about validation images, in nats"),),
+        validation="images",
+    )
+)
+
+METHODS = (Method("epig", "EPIG", choose_epig, frozenset({INFORMATION.key}), random_first=True, max_classes=CLASSES),)

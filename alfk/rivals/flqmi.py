@@ -1,4 +1,4 @@
-"""FLQMI (Kothawade et al., NeurIPS 2021): pool images that are similar to a set of query images, and cover it.
+"""FLQMI, facility-location mutual information: pool images that are similar to a set of query images, and cover it.
 
 With s_ij in [0, 1] the similarity of pool image j and query image i, images are added to S one by one, each time the
 one that raises f(S) = sum_i max_{j in S} s_ij + eta sum_{j in S} max_i s_ij most:
@@ -6,7 +6,10 @@ one that raises f(S) = sum_i max_{j in S} s_ij + eta sum_{j in S} max_i s_ij mos
     gain(j) = sum_i max(0, s_ij - best_i) + eta max_i s_ij,   best_i = max_{j in S} s_ij, 0 in the beginning
 
 s = (1 + cos) / 2, and cos is that of the features z, or of the gradients of the cross-entropy by weights and bias of
-the last layer, a [1; z]': then it is the product of the cosines of a and of [1; z].
+the last layer, a [1; z]', which is the product of the cosines of a and of [1; z].
+
+References: Kothawade, Beck, Killamsetty and Iyer, SIMILAR: submodular information measures based active learning in
+realistic scenarios, NeurIPS 2021.
 """
 
 import dataclasses
@@ -15,17 +18,20 @@ from collections.abc import Callable
 import torch
 from torch import Tensor
 
-from alfk.method.matching import budget, smallest
-from alfk.rivals.gradients import row_slices, squared_norms
+from alfk.method.matching import budget, draw, smallest
+from alfk.method.registry import Method, Situation
+from alfk.method.selection import Selection
+from alfk.rivals.gradients import gradients, row_slices, squared_norms
+from alfk.support.errors import UserError
 
-SHORTLIST = 1024  # rows of the kernel in memory; affects speed alone
-RENEWED = 32  # rows of the shortlist whose gains are renewed at a time; affects speed alone
+SHORTLIST = 1024  # rows of the kernel in memory; affects speed only
+RENEWED = 32  # rows of the shortlist whose gains are updated at a time; affects speed only
 BLOCK = 2**20  # entries that are computed at a time, which fit in a processor's cache
 
 
 @dataclasses.dataclass(frozen=True)
 class Factors:
-    """What the similarity of images is computed from.
+    """What the similarities of images are computed from.
 
     Attributes:
         features: (N, D) z.
@@ -51,7 +57,7 @@ class Factors:
 
 
 class Kernel:
-    """The similarities s (N, Q) of pool images and queries, whose rows are computed when they are asked for."""
+    """The similarities s (N, Q) of pool images and queries, computed row by row on demand."""
 
     def __init__(self, pool: Factors, queries: Factors):
         self.pool, self.queries = pool, queries
@@ -72,9 +78,9 @@ class Kernel:
         return found
 
     def sums(self) -> Tensor:
-        """sum_i s_ij of every pool image: (N,) float64, from the sum of the queries' gradients, without s.
+        """sum_i s_ij of every pool image: (N,) float64 with an error of about 1e-6 Q.
 
-        An error of about 1e-6 Q.
+        Computed from the sum of the queries' gradients, without s.
         """
         total, right = self.right.sum(0), self.right
         of_outer = None if self.pool.gradients is None else right.T @ self.queries.features
@@ -111,7 +117,7 @@ def flqmi(
         available: (N,) bool.
         n: query size.
         eta: weight of the similarity to the nearest query, 0 or larger.
-        max_queries: of more queries so many are drawn from `generator`; all are used if None.
+        max_queries: if there are more queries, this many are drawn from `generator`; all are used if None.
     Returns:
         indices (n,) int64 and gains (n,) float64, which never rise, on the CPU.
     Raises:
@@ -140,8 +146,8 @@ def lazy_greedy(
 ) -> tuple[Tensor, Tensor]:
     """The n rows with the largest gains: indices (n,) int64 and gains (n,) float64, on the CPU.
 
-    A gain only falls, so that its value at an earlier step is an upper bound. The rows with the largest bounds are
-    computed; rows are taken from them as long as the largest gain is above all other bounds. Exact.
+    A gain only falls, so that its value at an earlier step is an upper bound. Similarities are computed for the rows
+    with the largest bounds. Rows are taken from these as long as the largest gain is above all other bounds. Exact.
 
     Args:
         kernel: rows (r,) -> their similarities (r, Q), 0 or larger.
@@ -175,3 +181,58 @@ def lazy_greedy(
                 renewed[largest] = True
         bounds[rows] = upper
     return torch.tensor(chosen), torch.tensor(gains, dtype=torch.float64)
+
+
+def choose_flqmi(situation: Situation) -> Selection:
+    """The images that `flqmi` chooses with the misclassified validation images as queries; score: the gain."""
+    return _flqmi(situation, _misclassified(situation), by_gradients=True)
+
+
+def choose_flqmi_by_features(situation: Situation) -> Selection:
+    """The same with similarities of features alone."""
+    return _flqmi(situation, _misclassified(situation), by_gradients=False)
+
+
+def choose_flqmi_of_rare_classes(situation: Situation) -> Selection:
+    """The same with all validation images of the rare classes as queries. Raises UserError if there are none."""
+    labels = situation.validation_labels.cpu()
+    if not situation.rare_classes:
+        raise UserError("flqmi_rare has to know which classes are rare, and of this pool none is known to be")
+    rare = torch.tensor(list(situation.rare_classes), dtype=labels.dtype)
+    queried = torch.isin(labels, rare)
+    if not queried.any():
+        raise UserError("flqmi_rare chooses by validation images of the rare classes, and there is none")
+    return _flqmi(situation, queried, by_gradients=True)
+
+
+def _misclassified(situation: Situation) -> Tensor:
+    """(V,) bool."""
+    labels = situation.validation_labels
+    predictions = situation.measurement.validation_outputs.logits.argmax(1)
+    return (predictions.to(labels.device) != labels).cpu()
+
+
+def _flqmi(situation: Situation, queried: Tensor, by_gradients: bool) -> Selection:
+    pool, validation = situation.measurement.pool_outputs, situation.measurement.validation_outputs
+    device = pool.features.device
+    rows = queried.nonzero().flatten().to(device)
+    if not len(rows):
+        images = draw(situation.available, situation.n, situation.generator)
+        return Selection(images, misclassified=int(_misclassified(situation).sum()), at_random=len(images))
+    pool_a = validation_a = None
+    if by_gradients:
+        labels = situation.validation_labels.to(device)[rows]
+        pool_a, validation_a = gradients(pool.logits), gradients(validation.logits[rows], labels)
+    queries = Factors(validation.features[rows], validation_a)
+    factors, generator = Factors(pool.features, pool_a), situation.generator
+    chosen, gains = flqmi(factors, queries, situation.available, situation.n, generator=generator)
+    return Selection(chosen, misclassified=int(_misclassified(situation).sum()), score=gains)
+
+
+OUTPUTS = frozenset({"outputs", "validation_outputs"})
+
+METHODS = (
+    Method("flqmi", "FLQMI", choose_flqmi, OUTPUTS),
+    Method("flqmi_z", "FLQMI, $z$", choose_flqmi_by_features, OUTPUTS),
+    Method("flqmi_rare", "FLQMI, rare classes", choose_flqmi_of_rare_classes, OUTPUTS | {"rare_classes"}),
+)

@@ -1,17 +1,19 @@
-"""GALAXY, bisection of class boundaries on linear graphs (Zhang, Katz-Samuels and Nowak 2022), for an annotator who
-answers within the batch.
+"""GALAXY: bisection of class boundaries on linear graphs, with labels requested one by one while the query is chosen.
 
 For every class c all images are sorted along a path by the confidence d_c = p_c - max p + 1e-8 max p. Known labels are
 + (class c) or -. Query t of a batch uses the path of class t mod C:
 
-    1. bisection   of the runs of unlabelled images between adjacent known ones of opposite sign the shortest (G
-                   images); asked is the image 1 + floor(G / 2) steps from its - end
-    2. if there is none, the unlabelled image whose farther one of the nearest + and the nearest - is closest by rank
-    3. if no + or no - is known, an unlabelled image at random
+    1. bisection: take the shortest run of unlabelled images between adjacent known ones of opposite sign (G images);
+       query the image 1 + floor(G / 2) steps from its - end
+    2. if there is no such run, query the unlabelled image for which the larger of the rank distances to the nearest +
+       and to the nearest - is smallest
+    3. if no + or no - is known, query an unlabelled image at random
 
-The answer is a known label of all paths at once. Ties go to a random image in 1, to the one of the higher d_c in 2; on
-a path images of equal d_c are in the order of their positions. The authors' ties depend on memory addresses, and in
-step 2 they bisect between images 2, 3, ... ranks apart, which needs O(N) in Python for every query.
+The label is then known on all paths. Ties go to a random image in 1, to the one of the higher d_c in 2; images of equal
+d_c are in the order of their positions. The authors' ties depend on memory addresses, and in step 2 they bisect between
+images 2, 3, ... ranks apart, which needs O(N) in Python for every query.
+
+References: Zhang, Katz-Samuels and Nowak, GALAXY: graph-based active learning at the extreme, ICML 2022.
 """
 
 from collections.abc import Callable, Iterator
@@ -21,6 +23,9 @@ import torch
 from torch import Tensor
 
 from alfk.method.matching import draw
+from alfk.method.registry import Method, Situation
+from alfk.method.selection import Selection
+from alfk.support.errors import UserError
 
 
 def galaxy(
@@ -32,7 +37,7 @@ def galaxy(
     generator: torch.Generator,
     known_elsewhere: tuple[Tensor, Tensor] | None = None,
 ) -> tuple[Tensor, Tensor]:
-    """n images in the order in which their labels are asked, and which of them were drawn at random.
+    """n images in the order in which they are queried, and which of them were drawn at random.
 
     O(N C log N) for the paths, O(known labels) for a query. 16 C N bytes for the probabilities and two tables of
     ranks: 21 GB for 1,000 classes and 1.3 million images.
@@ -42,10 +47,10 @@ def galaxy(
         available: (N,) bool, images that are not labelled; all others are.
         labels: labels of the labelled images, in the order of their positions.
         n: number of queries, at most the number of available images.
-        annotate: position of an image -> its label, asked n times.
+        annotate: position of an image -> its label, called n times.
         generator: source of the random order in which images are drawn and tied ones preferred.
-        known_elsewhere: probabilities (V, C) and labels (V,) of further images, which are known and never
-            asked, as of a validation set (not in the paper).
+        known_elsewhere: probabilities (V, C) and labels (V,) of further images with known labels, such as a validation
+            set (not in the paper).
     Returns:
         (n,) int64 and (n,) bool, on the CPU.
     Raises:
@@ -61,20 +66,20 @@ def galaxy(
         known = np.concatenate([known, np.arange(images, len(probabilities))])
         labels = np.concatenate([labels, known_elsewhere[1].cpu().numpy()])
     paths = [_Path(order, c, known, labels) for c, order in enumerate(_orders(probabilities))]
-    asked, answers, at_random = (np.zeros(n, dtype) for dtype in (np.int64, np.int64, bool))
+    asked, given, at_random = (np.zeros(n, dtype) for dtype in (np.int64, np.int64, bool))
     left = available.numpy().copy()
     random_order = draw(available, count, generator).numpy()
     priority = np.zeros(images, np.int64)
     priority[random_order] = np.arange(count)
-    random_images = (image for image in random_order if left[image])  # those that are left when their turn comes
+    random_images = (image for image in random_order if left[image])  # looked at when its turn comes
     for t in range(n):
         path, since = paths[t % classes], max(0, t - classes)
-        path.add(asked[since:t], answers[since:t])
+        path.add(asked[since:t], given[since:t])
         asked[t] = image = path.query(priority)
         if image < 0:
             asked[t], at_random[t] = next(random_images), True
         left[asked[t]] = False
-        answers[t] = annotate(int(asked[t]))
+        given[t] = annotate(int(asked[t]))
     return torch.from_numpy(asked), torch.from_numpy(at_random)
 
 
@@ -111,7 +116,7 @@ class _Path:
         self.positive = np.insert(self.positive, places, labels[order] == self.c)
 
     def query(self, priority: np.ndarray) -> int:
-        """The image to ask, of tied ones that with the smallest priority (N,); -1 if no + or no - is known."""
+        """The image to query, of tied ones that of smallest priority (N,); -1 if no + or no - is known."""
         if self.positive.all() or not self.positive.any():
             return -1
         middles = self.order[self._middles()]
@@ -129,10 +134,10 @@ class _Path:
         return np.where(self.positive[runs + 1], self.known[runs] + steps, self.known[runs + 1] - steps)
 
     def _nearest_to_both(self) -> int:
-        """The unlabelled rank whose farther one of the nearest + and the nearest - is closest.
+        """The unlabelled rank of step 2.
 
-        Both ends of every run of unlabelled images are compared: where the known images around a run are of one sign,
-        the other sign is farther from every image of the run, and nearest to one of the run's ends.
+        It is an end of a run of unlabelled images: where the known images around a run are of one sign, the other sign
+        is farther from every image of the run, and nearest to one of its ends.
         """
         far = 2 * len(self.order)
         before, after = np.append(-1, self.known), np.append(self.known, len(self.order))
@@ -147,3 +152,51 @@ class _Path:
             nearest = np.concatenate([np.minimum(r - last, following - r) for r in (low, high)])
             distance = np.maximum(distance, nearest)
         return int(ends[distance == distance.min()].max())
+
+
+def choose_galaxy(situation: Situation) -> Selection:
+    """The images that `galaxy` chooses. The annotator is first asked for the labels of all labelled images."""
+    return _galaxy(situation, situation.measurement.logits)
+
+
+def choose_galaxy_with_validation(situation: Situation) -> Selection:
+    """The same, with the validation images among those with known labels."""
+    probabilities = situation.measurement.validation_outputs.logits.double().softmax(1)
+    known = probabilities, situation.validation_labels
+    return _galaxy(situation, situation.measurement.pool_outputs.logits, known)
+
+
+def _galaxy(situation: Situation, logits: Tensor, known_elsewhere: tuple[Tensor, Tensor] | None = None) -> Selection:
+    probabilities = logits.double().softmax(1)
+    classes = probabilities.shape[1]
+
+    def labels_of(positions: Tensor) -> Tensor:
+        labels = situation.annotate(positions).cpu()
+        wrong = labels[(labels < 0) | (labels >= classes)]
+        if len(wrong):
+            raise UserError(f"annotate gave the label {int(wrong[0])}, but the classes are 0 to {classes - 1}")
+        return labels
+
+    labelled = (~situation.available).nonzero().flatten()
+    known = labels_of(labelled) if len(labelled) else labelled
+    chosen, at_random = galaxy(
+        probabilities,
+        situation.available,
+        known,
+        situation.n,
+        lambda position: int(labels_of(torch.tensor([position]))),
+        situation.generator,
+        known_elsewhere,
+    )
+    return Selection(chosen, at_random=int(at_random.sum()))
+
+
+METHODS = (
+    Method("galaxy", "GALAXY", choose_galaxy, frozenset({"logits", "annotation"}), random_first=True),
+    Method(
+        "galaxy_v",
+        "GALAXY, validation",
+        choose_galaxy_with_validation,
+        frozenset({"outputs", "validation_outputs", "annotation"}),
+    ),
+)

@@ -1,7 +1,7 @@
-"""The gradient of the cross-entropy by the logits, a = p - e_y, and what BADGE and FLQMI make of it.
+"""The gradient of the cross-entropy by the logits, a = p - e_y, which BADGE and FLQMI use.
 
 The gradient by the weights of the last layer is the outer product a z', with z the layer's input, and a [1; z]' by
-weights and bias. It is never formed, since <a z', b w'> = <a, b> <z, w>.
+weights and bias. It need not be formed, since <a z', b w'> = <a, b> <z, w>.
 """
 
 from collections.abc import Iterator
@@ -25,7 +25,7 @@ def gradients(logits: Tensor, labels: Tensor | None = None) -> Tensor:
         logits: (N, C).
         labels: (N,) int64, y; the arg max of the logits if None, the first of equal ones.
     Returns:
-        (N, C) float32; computed in float64, since p_y - 1 would lose its digits where the network is sure.
+        (N, C) float32; computed in float64, since p_y - 1 loses its digits where p_y is close to 1.
     """
     found = torch.empty(logits.shape, dtype=torch.float32, device=logits.device)
     for rows in row_slices(*logits.shape):

@@ -1,4 +1,4 @@
-"""TypiClust (Hacohen, Dekel and Weinshall 2022): the most typical images of the clusters with the fewest labels.
+"""TypiClust: the most typical images of the clusters with the fewest labels.
 
     1. clusters     k-means of the unit-norm features of the whole pool, k = min(labelled + n, cap)
     2. order        clusters by the number of labelled images in them, ascending, then by size, descending
@@ -6,7 +6,10 @@
 
 The typicality of an image is 1 / (mean squared distance to its k nearest neighbours + 1e-5) among the unlabelled images
 of its cluster, k = min(20, floor(their number / 2)); so the image of the smallest mean is taken. Clusters of
-5 images or less come in only when all others have no unlabelled image left.
+5 images or fewer are used only when all others have no unlabelled image left.
+
+References: Hacohen, Dekel and Weinshall, Active learning on a budget: opposite strategies suit high and low budgets,
+ICML 2022.
 """
 
 import warnings
@@ -16,14 +19,17 @@ import torch
 from torch import Tensor
 
 from alfk.method.matching import TILE, budget
+from alfk.method.registry import Method, Situation
+from alfk.method.selection import Selection
 from alfk.support.seeding import draw_seed
 
 SMALL = 5  # images of a cluster that is left out
 NEIGHBOURS = 20
-SPARE = 12  # more of them, for the images that are taken; affects speed alone
+SPARE = 12  # more of them, for the images that are taken; affects speed only
 ROUNDING = 128  # error of squared distances from inner products of unit vectors, in machine epsilons
 EXACT = 50  # clusters up to which every sweep of k-means visits all images
 SWEEPS, BATCH = 100, 5000
+CLUSTERS = 500  # at most; twice the number of classes if that is more
 
 
 def typiclust(
@@ -39,8 +45,8 @@ def typiclust(
     k-means takes O(N D k) for a sweep, the neighbours O(m^2 D) for a cluster of m images.
 
     Args:
-        features: (N, D), the same in all iterations of a run, as of a self-supervised network; rows are scaled to unit
-            norm. Distances are computed in their precision.
+        features: (N, D), the same in all iterations of a run, e.g. of a self-supervised network. Rows are scaled to
+            unit norm, and distances computed in their precision.
         available: (N,) bool, images that are not labelled; at least n.
         generator: source of the seed of k-means.
         cap: largest number of clusters.
@@ -85,11 +91,11 @@ class _Cluster:
         self.table: tuple[Tensor, Tensor] | None = None
 
     def take(self) -> int:
-        """The position of the most typical image that is left, which is no longer left then.
+        """Take the most typical image that is left, and return its position.
 
         Its mean squared distance to the k nearest others that are left is the smallest, k = min(20, floor(left / 2)).
-        Where that is nearly the smallest, distances are computed again, from differences: then the distance from x to y
-        is exactly that from y to x, and equally typical images are ties.
+        Where it is nearly the smallest, distances are computed again, from differences: the distance from x to y is
+        then exactly that from y to x, and equally typical images are ties.
         """
         left = int(self.left.sum())
         if self.table is None or left < len(self.images) - SPARE:
@@ -128,10 +134,10 @@ def nearest(rows: Tensor, k: int) -> tuple[Tensor, Tensor]:
 def k_means(rows: Tensor, k: int, generator: torch.Generator) -> Tensor:
     """The cluster of every row (N, D), of at most k clusters: (N,) int64 on the CPU.
 
-    As the authors do it, by scikit-learn, k-means++ and at most 100 sweeps; in mini-batches for more than 50 clusters.
-    In one thread: several add up in an order that changes, and with the rounding the clusters would.
+    Like the authors' code: scikit-learn's k-means++ and at most 100 sweeps, in mini-batches for more than 50 clusters.
+    In one thread: with several the order of sums, and so their rounding and the clusters, would vary.
     """
-    from sklearn.cluster import KMeans, MiniBatchKMeans  # slow to import, and needed here only
+    from sklearn.cluster import KMeans, MiniBatchKMeans  # slow to import
     from sklearn.exceptions import ConvergenceWarning
     from threadpoolctl import threadpool_limits
 
@@ -140,3 +146,14 @@ def k_means(rows: Tensor, k: int, generator: torch.Generator) -> Tensor:
     with threadpool_limits(1), warnings.catch_warnings():
         warnings.simplefilter("ignore", ConvergenceWarning)  # fewer distinct rows than clusters: some are empty
         return torch.from_numpy(method.fit_predict(rows.cpu().numpy())).long()
+
+
+def choose_typiclust(situation: Situation) -> Selection:
+    """The images that `typiclust` chooses by features that do not change in a run."""
+    outputs, available = situation.measurement.pool_outputs, situation.available
+    classes = situation.classes or outputs.logits.shape[1]
+    cap = max(CLUSTERS, 2 * classes)
+    return Selection(typiclust(outputs.features, available, situation.n, situation.generator, cap))
+
+
+METHODS = (Method("typiclust", "TypiClust", choose_typiclust, frozenset({"outputs"}), of_rotation_model=True),)
