@@ -71,7 +71,14 @@ class Flags(Protocol):
         """Add them to an argparse.ArgumentParser."""
 
     def apply(self, experiment: "Experiment", options: Any) -> "Experiment":
-        """The constants, changed by the parsed `options`. May raise UserError."""
+        """The constants, changed by the parsed `options`.
+
+        If the images lie in a folder that a flag names, `options.images` is set to it; it is None otherwise. Commands
+        in messages name this folder first: run.py FOLDER --initial.
+
+        Raises:
+            UserError: the flags do not fit together, or not to the images.
+        """
 
 
 # Metadata of fields: the stages whose results depend on them. Without metadata both stages depend on a field.
