@@ -1,6 +1,7 @@
 """Positions, labels and images in the forms that people have them: lists, arrays, tensors, masks, names.
 
-What would be misread without a sign (an integer mask, labels from 1, images from 0 to 255) is refused.
+Anything that would be misread without a sign (an integer mask, labels from 1, images from 0 to 255) is refused: every
+function raises UserError, with one line that says how to fix it.
 """
 
 import warnings
@@ -15,7 +16,7 @@ from torch import Tensor
 
 from alfk.support.errors import UserError
 
-CHANNELS = (1, 3, 4)  # grey, RGB, RGBA: the lengths by which a dimension is recognised as that of channels
+CHANNELS = (1, 3, 4)  # grey, RGB, RGBA: a dimension of this length can be that of the channels
 CHUNK = 2**22  # values that are converted to float64 at a time
 
 
@@ -24,10 +25,10 @@ def positions(given: object, count: int, what: str, *, repeats: bool = False) ->
 
     Args:
         given: list, array or tensor of positions, or a boolean mask of length `count`; None or empty for no positions.
-        what: name of the argument, for the error message.
-        repeats: whether a position may be there more than once.
+        what: name of the argument, for messages.
+        repeats: whether a position may occur more than once.
     Raises:
-        UserError: fractions, wrong dimension, a position that is negative, too large or there twice, or integers that
+        UserError: fractions, a wrong dimension, a position that is negative, too large or repeated, or integers that
             look like a mask.
     """
     values = torch.empty(0) if given is None else _numbers(given, what, "positions or a boolean mask")
@@ -61,12 +62,10 @@ def positions(given: object, count: int, what: str, *, repeats: bool = False) ->
 
 
 def check_labels(labels: Tensor, classes: int, what: str) -> None:
-    """Check that labels (n,) fit a model with that many outputs.
+    """Raises UserError unless labels (n,) are integers from 0 to `classes` - 1, the number of a model's outputs.
 
     Args:
-        what: whose labels they are, for the error message: "the validation set".
-    Raises:
-        UserError: they are not integers of one dimension, or not all in 0..classes-1.
+        what: whose labels they are, for messages: "the validation set".
     """
     if labels.ndim != 1 or labels.is_floating_point() or labels.is_complex():
         raise UserError(f"labels of {what} are {_about(labels)}: give class numbers, integers, one for each image (n,)")
@@ -87,14 +86,10 @@ def as_labels(given: object, classes: Sequence[str] | None, unknown: bool) -> tu
         given: list, array or tensor (n,) of whole numbers, or of names of classes.
         classes: the name of class 0, 1, ...; if None, the distinct names, sorted.
         unknown: whether labels may be unknown: -1 or NaN, or among names None or "". They become -1.
-    Raises:
-        UserError
     """
-    names = class_names(classes)
-    if not isinstance(given, Tensor):
-        texts = _texts(given)
-        if texts is not None:
-            return _numbered(texts, names, unknown)
+    names, texts = class_names(classes), _texts(given)
+    if texts is not None:
+        return _numbered(texts, names, unknown)
     values = _numbers(given, "labels", "class numbers or names")
     if values.ndim != 1:
         fix = ", one for each image (of one-hot rows: labels.argmax(1))" if values.ndim == 2 else " (n,)"
@@ -115,7 +110,7 @@ def as_labels(given: object, classes: Sequence[str] | None, unknown: bool) -> tu
 
 
 def class_names(classes: Sequence[str] | None) -> tuple[str, ...] | None:
-    """The names of classes as a tuple. Raises UserError if there are none or one is there twice."""
+    """The names of classes as a tuple, distinct and at least one."""
     if classes is None:
         return None
     if isinstance(classes, str | int):
@@ -131,6 +126,8 @@ def class_names(classes: Sequence[str] | None) -> tuple[str, ...] | None:
 
 def _texts(given: object) -> list[object] | None:
     """The labels as a list if there are names among them, else None."""
+    if isinstance(given, Tensor):
+        return None
     if isinstance(given, list | tuple):
         return list(given) if any(isinstance(value, str) for value in given) else None
     array = np.asarray(given)
@@ -143,6 +140,7 @@ def _texts(given: object) -> list[object] | None:
 def _numbered(
     texts: list[object], names: tuple[str, ...] | None, unknown: bool
 ) -> tuple[Tensor, tuple[str, ...] | None]:
+    """The classes' numbers for their names; see `as_labels`."""
     missing = [text is None or text == "" or text != text for text in texts]
     if any(missing) and not unknown:
         raise UserError(
@@ -150,14 +148,15 @@ def _numbered(
             "give it, leave the image out, or allow unknown labels with unknown_labels=True"
         )
     texts = [None if absent else text for text, absent in zip(texts, missing, strict=True)]
-    other = next((text for text in texts if not isinstance(text, str | None)), None)
-    if other is not None:
-        raise UserError(f"labels have names and other values ({other!r}): give names alone or integers alone")
+    for text in texts:
+        if not isinstance(text, str | None):
+            raise UserError(f"labels have names and other values ({text!r}): give names alone or integers alone")
     names = names or tuple(sorted({text for text in texts if text is not None}))
     number = {None: -1} | {name: i for i, name in enumerate(names)}
-    stranger = next((text for text in texts if text not in number), None)
-    if stranger is not None:
-        raise UserError(f"there is no class {stranger!r}: the classes are {_listed(names)}")
+    for text in texts:
+        if text not in number:
+            more = f" and {len(names) - 20} more" if len(names) > 20 else ""
+            raise UserError(f"there is no class {text!r}: the classes are {', '.join(names[:20])}{more}")
     return torch.tensor([number[text] for text in texts], dtype=torch.int64), names or None
 
 
@@ -165,14 +164,12 @@ def _numbered(
 
 
 def as_images(given: object, rows: Sequence[int] | None = None) -> Tensor:
-    """Images as (N, C, H, W), or features as (N, D): uint8 (images alone) or float32; shares memory where it can.
+    """Images as (N, C, H, W), or features as (N, D): uint8 (images only) or float32; shares memory where it can.
 
     Args:
         given: array or tensor (N, H, W), (N, C, H, W), (N, H, W, C) with 1, 3 or 4 channels or (N, D); or a list of
             arrays, tensors or PIL images of one size.
-        rows: positions of the images of a list, for the error message; 0, 1, ... if None.
-    Raises:
-        UserError: another shape or type.
+        rows: positions of the images of a list, for messages; 0, 1, ... if None.
     """
     values = as_tensor(given, rows)
     shape = tuple(values.shape)
@@ -194,97 +191,11 @@ def as_images(given: object, rows: Sequence[int] | None = None) -> Tensor:
 
 
 def as_tensor(given: object, rows: Sequence[int] | None = None) -> Tensor:
-    """Images of any shape and type as a tensor, a list stacked. Raises UserError if they differ or are no numbers."""
+    """Images of any shape and type as a tensor; a list is stacked."""
     values = _stacked(given, rows or range(len(given))) if isinstance(given, list | tuple) else given
     if isinstance(values, Image.Image | str | Path):
         raise UserError(f"images are a single {type(values).__name__}: give an array (N, ...) or a list of images")
     return _numbers(values, "images", "an array or tensor of numbers, or a list of images")
-
-
-def check_type(values: Tensor) -> None:
-    """Raises UserError unless they are floats, or uint8 images."""
-    if values.is_floating_point() or (values.dtype == torch.uint8 and values.ndim > 2):
-        return
-    name = str(values.dtype).removeprefix("torch.")
-    if values.ndim == 2:
-        raise UserError(f"features (N, D) are {name}: convert them to float32")
-    raise UserError(
-        f"images are {name}: convert them to uint8 if they go from 0 to 255, "
-        "else to floats in [0, 1] (divided by their largest possible value)"
-    )
-
-
-def check_values(values: Tensor, any_range: bool, rows: Tensor | None = None) -> None:
-    """Check float images (n, C, H, W) or features (n, D), in one pass.
-
-    Args:
-        any_range: whether values outside [0, 1] are accepted.
-        rows: (n,) positions of the images, for the error message; 0, 1, ... if None.
-    Raises:
-        UserError: NaN, infinity, or outside [0, 1].
-    """
-    if values.numel() == 0:
-        return
-    low, high = map(float, values.aminmax())
-    if not (np.isfinite(low) and np.isfinite(high)):
-        row = _first_not_finite(values)
-        row = row if rows is None else int(rows[row])
-        what = "image" if values.ndim == 4 else "row"
-        raise UserError(f"{what} {row} has values that are NaN or infinite in float32: fix it or leave it out")
-    slack = 1e-3  # rounding of resized images
-    if any_range or (low >= -slack and high <= 1 + slack):
-        return
-    found = f"float images have to lie in [0, 1], but these go from {low:.4g} to {high:.4g}"
-    if low >= -slack:
-        raise UserError(f"{found}: divide them by 255, or by their largest possible value")
-    raise UserError(f"{found}: if your own transform has normalised them, give mean=0, std=1; if not, scale or clamp")
-
-
-def per_channel(given: object, name: str, channels: int) -> tuple[float, ...]:
-    """A mean or std as numbers, one for each channel (or column), or one for all.
-
-    Raises:
-        UserError: another length, not finite, or a std that is not positive.
-    """
-    try:
-        values = given.detach().cpu().double().numpy() if isinstance(given, Tensor) else np.asarray(given, np.float64)
-    except (TypeError, ValueError):
-        raise UserError(f"{name}={given!r} is not a number or a list of numbers: give one for each channel") from None
-    values = values.flatten()
-    if len(values) not in (1, channels):
-        raise UserError(f"{name} has {len(values)} values, but there are {channels} channels: give one for each")
-    if not np.isfinite(values).all() or (name == "std" and not (values > 0).all()):
-        raise UserError(f"{name} is {values.tolist()}: give finite {'positive ' * (name == 'std')}numbers")
-    return tuple(values.tolist())
-
-
-def check_scale(mean: tuple[float, ...], std: tuple[float, ...]) -> None:
-    """Raises UserError unless mean and std of images are on the [0, 1] scale."""
-    if min(mean) < 0 or max(mean) > 1 or max(std) > 1:
-        shown = f"mean {_rounded(mean)} and std {_rounded(std)}"
-        raise UserError(f"{shown} are not on the scale of images in [0, 1]: divide both by 255 if they are of 0 to 255")
-
-
-def mean_and_std(batches: Iterable[Tensor]) -> tuple[tuple[float, ...], tuple[float, ...]]:
-    """Mean and standard deviation of each channel, or column, in one pass; 1 in place of a standard deviation of 0.
-
-    Args:
-        batches: (B, C, H, W) or (B, D); uint8 is scaled to [0, 1].
-    """
-    count, mean, squares = 0, torch.zeros(()), torch.zeros(())
-    for batch in batches:
-        for part in batch.split(max(1, CHUNK // batch[0].numel())):
-            values = part.double() / (255 if part.dtype == torch.uint8 else 1)
-            axes = (0, 2, 3) if part.ndim == 4 else (0,)
-            n = values.numel() // values.shape[1]
-            variance, centre = torch.var_mean(values, axes, correction=0)
-            # Chan et al.: moments about the mean are merged, since sums of squares would cancel.
-            delta = centre - mean.to(centre)
-            squares = squares.to(centre) + variance * n + delta**2 * (count * n / (count + n))
-            mean, count = mean.to(centre) + delta * (n / (count + n)), count + n
-    std = (squares / count).sqrt()
-    constant = std <= (mean.abs() * 1e-9).clamp(min=torch.finfo(torch.float32).tiny)  # above 0 by rounding alone
-    return tuple(mean.tolist()), tuple(std.masked_fill(constant, 1).tolist())
 
 
 def _stacked(given: Sequence[object], rows: Sequence[int]) -> object:
@@ -312,21 +223,95 @@ def _pixels(image: Image.Image) -> np.ndarray:
     return np.asarray(image if image.mode in ("L", "RGB") else image.convert("L" if image.mode == "1" else "RGB"))
 
 
-def _first_not_finite(values: Tensor) -> int:
-    start = 0
-    for part in values.split(max(1, CHUNK // values[0].numel())):
-        bad = ~part.isfinite().flatten(1).all(1)
-        if bad.any():
-            return start + int(bad.nonzero()[0])
-        start += len(part)
-    raise AssertionError("all values are finite")
+def check_type(values: Tensor) -> None:
+    """Raises UserError unless they are floats, or uint8 images."""
+    if values.is_floating_point() or (values.dtype == torch.uint8 and values.ndim > 2):
+        return
+    name = str(values.dtype).removeprefix("torch.")
+    if values.ndim == 2:
+        raise UserError(f"features (N, D) are {name}: convert them to float32")
+    raise UserError(
+        f"images are {name}: convert them to uint8 if they go from 0 to 255, "
+        "else to floats in [0, 1] (divided by their largest possible value)"
+    )
+
+
+def check_values(values: Tensor, any_range: bool, rows: Tensor | None = None) -> None:
+    """Raises UserError if float images (n, C, H, W) or features (n, D) are not finite, or outside [0, 1].
+
+    Args:
+        any_range: whether values outside [0, 1] are accepted.
+        rows: (n,) positions of the images, for messages; 0, 1, ... if None.
+    """
+    if values.numel() == 0:
+        return
+    low, high = map(float, values.aminmax())
+    if not (np.isfinite(low) and np.isfinite(high)):
+        bad = next(i for i, image in enumerate(values) if not image.isfinite().all())
+        what = "image" if values.ndim == 4 else "row"
+        row = bad if rows is None else int(rows[bad])
+        raise UserError(f"{what} {row} has values that are NaN or infinite in float32: fix it or leave it out")
+    slack = 1e-3  # rounding of resized images
+    if any_range or (low >= -slack and high <= 1 + slack):
+        return
+    found = f"float images have to lie in [0, 1], but these go from {low:.4g} to {high:.4g}"
+    if low >= -slack:
+        raise UserError(f"{found}: divide them by 255, or by their largest possible value")
+    raise UserError(f"{found}: if your own transform has normalised them, give mean=0, std=1; if not, scale or clamp")
+
+
+# Mean and standard deviation
+
+
+def per_channel(given: object, name: str, channels: int) -> tuple[float, ...]:
+    """A mean or std as finite numbers, one for each channel (or column), or one for all; a std is positive."""
+    try:
+        values = given.detach().cpu().double().numpy() if isinstance(given, Tensor) else np.asarray(given, np.float64)
+    except (TypeError, ValueError):
+        raise UserError(f"{name}={given!r} is not a number or a list of numbers: give one for each channel") from None
+    values = values.flatten()
+    if len(values) not in (1, channels):
+        raise UserError(f"{name} has {len(values)} values, but there are {channels} channels: give one for each")
+    if not np.isfinite(values).all() or (name == "std" and not (values > 0).all()):
+        raise UserError(f"{name} is {values.tolist()}: give finite {'positive ' * (name == 'std')}numbers")
+    return tuple(values.tolist())
+
+
+def check_scale(mean: tuple[float, ...], std: tuple[float, ...]) -> None:
+    """Raises UserError unless mean and std of images are on the scale of [0, 1]."""
+    if min(mean) < 0 or max(mean) > 1 or max(std) > 1:
+        mean, std = (tuple(round(value, 4) for value in values) for values in (mean, std))
+        raise UserError(
+            f"mean {mean} and std {std} are not on the scale of images in [0, 1]: divide both by 255 if they are of "
+            "0 to 255"
+        )
+
+
+def mean_and_std(batches: Iterable[Tensor]) -> tuple[tuple[float, ...], tuple[float, ...]]:
+    """Mean and standard deviation of each channel or column, in one pass; 1 in place of a standard deviation of 0.
+
+    Args:
+        batches: (B, C, H, W) or (B, D); uint8 is scaled to [0, 1].
+    """
+    parts = (part for batch in batches for part in batch.split(max(1, CHUNK // batch[0].numel())))
+    count, shift, total, squares = 0, None, 0, 0
+    for part in parts:
+        values = part.double().transpose(0, 1).flatten(1) / (255 if part.dtype == torch.uint8 else 1)  # (C, values)
+        # Sums of squares of values far from 0 would cancel: sum what is left after the mean of the first part.
+        shift = values.mean(1, keepdim=True) if shift is None else shift
+        values = values - shift
+        count, total, squares = count + values.shape[1], total + values.sum(1), squares + values.square().sum(1)
+    mean = shift[:, 0] + total / count
+    std = (squares / count - (total / count) ** 2).clamp(min=0).sqrt()
+    constant = std <= (mean.abs() * 1e-9).clamp(min=torch.finfo(torch.float32).tiny)  # above 0 by rounding
+    return tuple(mean.tolist()), tuple(std.masked_fill(constant, 1).tolist())
 
 
 # Numbers
 
 
 def _numbers(given: object, name: str, wanted: str) -> Tensor:
-    """A tensor as it is, anything else by way of numpy. Raises UserError if it does not hold numbers."""
+    """A tensor as it is, anything else that holds numbers by way of numpy."""
     if isinstance(given, Tensor):
         return given.detach()
     try:
@@ -351,7 +336,7 @@ def _numbers(given: object, name: str, wanted: str) -> Tensor:
 
 
 def _whole(values: Tensor, what: str) -> Tensor:
-    """Whole numbers of any type as int64. Raises UserError."""
+    """Whole numbers of any type as int64."""
     if values.is_complex() or (values.is_floating_point() and not bool((values.frac() == 0).all())):
         raise UserError(f"{what}: these are not whole numbers: give integers")
     return values.to(torch.int64)
@@ -361,12 +346,3 @@ def _about(value: object) -> str:
     if isinstance(value, Tensor | np.ndarray):
         return f"{tuple(value.shape)} {value.dtype}".replace("torch.", "")
     return f"a {type(value).__name__}"
-
-
-def _rounded(values: tuple[float, ...]) -> tuple[float, ...]:
-    return tuple(round(value, 4) for value in values)
-
-
-def _listed(names: Sequence[str], most: int = 20) -> str:
-    more = f" and {len(names) - most} more" if len(names) > most else ""
-    return ", ".join(names[:most]) + more

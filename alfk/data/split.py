@@ -10,7 +10,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from alfk.data import arrays as inputs
+from alfk.data import arrays
 from alfk.data.image_files import LOADERS, ImageFiles, default_workers, has_dali
 from alfk.data.items import DatasetItems, worker_deaths
 from alfk.support.errors import UserError
@@ -31,20 +31,20 @@ class Split:
 
     Args:
         images: (N, C, H, W) uint8, or float already scaled to [0, 1]; features (N, D) float of any range; or N image
-            files. With mean 0 and std 1 float images may have any range: they are taken as they are.
+            files. With mean 0 and std 1 float images may have any range: they are not normalised.
         labels: (N,) integers or names of `classes`, or None if they are unknown (a pool to be labelled).
         mean, std: per channel or column, or one for all; of images on the [0, 1] scale.
         rows: (n,) int64, indices of this split's images, in order, with labels (n,); all images if None.
         source: identifier of the files that the images are from, recorded in a run's manifest; None if the data set has
             one version only.
         classes: names of the classes 0, 1, ...; None if they have none.
-        unknown_labels: whether single labels may be unknown; they are -1 (see `inputs.as_labels`).
+        unknown_labels: whether single labels may be unknown; they are -1 (see `arrays.as_labels`).
     Attributes:
         in_files: whether images are read batch by batch, from files or a data set, and not stored in memory.
         computed: whether mean or std were computed from the split's own images.
         left_out: files of other types, and folders inside classes, that lie beside the images and are not in the split.
     Raises:
-        UserError: what does not fit, in one line. Float images are read once for that; uint8 images are not.
+        UserError: an argument does not fit. Float images are read once to check it; uint8 images are not.
     """
 
     def __init__(
@@ -60,7 +60,7 @@ class Split:
         unknown_labels: bool = False,
     ):
         if isinstance(images, np.ndarray | list | tuple):
-            images = inputs.as_tensor(images)
+            images = arrays.as_tensor(images)
         if images.ndim not in (2, 4):
             shape = f", got the shape {tuple(images.shape)}: add a dimension, or use Split.of(images, labels)"
             raise UserError(f"images must be (N, C, H, W), or features (N, D){shape}")
@@ -68,21 +68,21 @@ class Split:
         channels = getattr(images, "shape", (0, 3))[1]  # image files are decoded as RGB
         self.store, self.source, self.unknown_labels = images, source, unknown_labels
         self.computed, self.left_out = False, 0
-        self.mean, self.std = (inputs.per_channel(v, k, channels) for k, v in (("mean", mean), ("std", std)))
+        self.mean, self.std = (arrays.per_channel(v, k, channels) for k, v in (("mean", mean), ("std", std)))
         as_they_are = not any(self.mean) and set(self.std) == {1.0}
         self._any_range = images.ndim == 2 or as_they_are
         if images.ndim == 4:
-            inputs.check_scale(self.mean, self.std)
+            arrays.check_scale(self.mean, self.std)
         if not self.in_files:
-            inputs.check_type(images)
+            arrays.check_type(images)
             if images.is_floating_point():
-                inputs.check_values(images, self._any_range)
+                arrays.check_values(images, self._any_range)
         # Row indices of files are used on the CPU; copying them from a GPU would synchronise with its queue.
         self._row_device = torch.device("cpu") if self.in_files else images.device
         self.rows = None
         if rows is not None:
-            self.rows = inputs.positions(rows, len(images), "rows", repeats=True).to(self._row_device)
-        self.labels, self.classes = None, inputs.class_names(classes)
+            self.rows = arrays.positions(rows, len(images), "rows", repeats=True).to(self._row_device)
+        self.labels, self.classes = None, arrays.class_names(classes)
         if labels is not None:
             self.labels, self.classes = self._labels(labels, len(self))
         self._set_scale()
@@ -117,21 +117,18 @@ class Split:
             unknown_labels: see `Split`.
             workers: processes that read the items of a data set.
         Raises:
-            UserError: anything that would be misread, in one line with the way to fix it.
+            UserError: an argument would be misread; the line says how to fix it.
         """
         classes = _classes(classes, like)
         if isinstance(x, torch.utils.data.Dataset):
-            classes = getattr(x, "classes", None) if classes is None else classes  # as of torchvision's data sets
+            classes = getattr(x, "classes", None) if classes is None else classes  # torchvision's data sets have it
             store = DatasetItems(x, workers)
             y = store.labels() if y is None else y
             if store.dtype != torch.uint8 and like is None:
                 mean, std = 0.0 if mean is None else mean, 1.0 if std is None else std
         else:
-            store = inputs.as_images(x)
-        given, (mean, std) = (mean, std), _normalisation(store, mean, std, like)
-        made = cls(store, y, mean, std, classes=classes, unknown_labels=unknown_labels)
-        made.computed = like is None and any(value is None for value in given)
-        return made
+            store = arrays.as_images(x)
+        return cls._made(store, y, mean, std, like, classes=classes, unknown_labels=unknown_labels)
 
     @classmethod
     def from_files(
@@ -158,7 +155,7 @@ class Split:
             loader: "dali" or "torchvision"; if None, DALI if it is installed.
             workers: threads or processes that decode, at least 1; if None, the CPUs of this process.
         Raises:
-            UserError: no files, a missing one, or what does not fit.
+            UserError: no files, a missing one, or an argument that does not fit.
         """
         same = like is not None and isinstance(like.store, ImageFiles)
         size = size or (like.store.size if same else 224)
@@ -174,10 +171,23 @@ class Split:
         root = os.path.commonpath([os.path.dirname(path) for path in absolute])
         below = np.array([os.fsencode(path[len(root) :].lstrip("/")) for path in absolute])
         store = ImageFiles(Path(root), below, size, loader, default_workers() if workers is None else max(1, workers))
-        given, (mean, std) = (mean, std), _normalisation(store, mean, std, like)
         classes = _classes(classes, like)
-        made = cls(store, labels, mean, std, classes=classes, unknown_labels=unknown_labels)
-        made.computed = like is None and any(value is None for value in given)
+        return cls._made(store, labels, mean, std, like, classes=classes, unknown_labels=unknown_labels)
+
+    @classmethod
+    def _made(
+        cls,
+        store: Tensor | ImageFiles | DatasetItems,
+        labels: object,
+        mean: Numbers | None,
+        std: Numbers | None,
+        like: "Split | None",
+        **options: object,
+    ) -> "Split":
+        """A split whose mean and std are given, or those of `like`, or computed."""
+        computed = like is None and (mean is None or std is None)
+        made = cls(store, labels, *_normalisation(store, mean, std, like), **options)
+        made.computed = computed
         return made
 
     def __len__(self) -> int:
@@ -225,7 +235,7 @@ class Split:
         Raises:
             UserError: positions or labels that do not fit.
         """
-        rows = inputs.positions(rows, len(self), "rows", repeats=True)
+        rows = arrays.positions(rows, len(self), "rows", repeats=True)
         if labels is not None:
             if len(rows) == 1 and (isinstance(labels, str | float | int) or getattr(labels, "ndim", None) == 0):
                 labels = [labels.item() if hasattr(labels, "item") else labels]  # numpy's y[tensor([5])] is a number
@@ -278,7 +288,7 @@ class Split:
     def _checked(self, rows: Sequence[Tensor], fetched: Iterable[Tensor]) -> Iterator[Tensor]:
         """Float images of a data set, which could not be checked before."""
         for part, stored in zip(rows, fetched, strict=True):
-            inputs.check_values(stored, self._any_range, part)
+            arrays.check_values(stored, self._any_range, part)
             yield stored
 
     def _normalised(self, stored: Tensor) -> Tensor:
@@ -296,7 +306,7 @@ class Split:
 
     def _labels(self, labels: object, count: int) -> tuple[Tensor, tuple[str, ...] | None]:
         """Labels (count,) int64 on the images' device, and names of classes."""
-        found, classes = inputs.as_labels(labels, self.classes, self.unknown_labels)
+        found, classes = arrays.as_labels(labels, self.classes, self.unknown_labels)
         if len(found) != count:
             raise UserError(f"{count} images but {len(found)} labels: give one for each image")
         return found.to(self.device), classes
@@ -329,13 +339,9 @@ def _check_scale(store: Tensor | ImageFiles | DatasetItems, like: Split) -> None
 def _classes(given: Sequence[str] | None, like: Split | None) -> Sequence[str] | None:
     """The names given, or those of `like`. Raises UserError if both are there and differ."""
     known = None if like is None else like.classes
-    if given is not None and known is not None and inputs.class_names(given) != known:
+    if given is not None and known is not None and arrays.class_names(given) != known:
         raise UserError(f"classes differ from those of like, {', '.join(known[:10])}: leave one of them out")
     return known if given is None else given
-
-
-def _default(given: object, like: Split | None, name: str) -> object:
-    return given if given is not None or like is None else getattr(like, name)
 
 
 def _dtype(store: Tensor | ImageFiles | DatasetItems) -> torch.dtype:
@@ -346,17 +352,17 @@ def _normalisation(
     store: Tensor | ImageFiles | DatasetItems, mean: Numbers | None, std: Numbers | None, like: Split | None
 ) -> tuple[Numbers, Numbers]:
     """Mean and std as given, or those of `like`, or computed."""
-    if like is not None and (mean is None or std is None):
-        _check_scale(store, like)
-    mean, std = _default(mean, like, "mean"), _default(std, like, "std")
     if mean is not None and std is not None:
         return mean, std
+    if like is not None:
+        _check_scale(store, like)
+        return (like.mean if mean is None else mean), (like.std if std is None else std)
     if isinstance(store, Tensor):
         batches = [store]
         if store.is_floating_point():
-            inputs.check_values(store, any_range=store.ndim == 2)
+            arrays.check_values(store, any_range=store.ndim == 2)
     else:
         rows = torch.linspace(0, len(store) - 1, min(SAMPLE, len(store)), dtype=torch.float64).round().long()
         batches = store.fetch(rows.split(AT_ONCE))
-    found = inputs.mean_and_std(batches)
+    found = arrays.mean_and_std(batches)
     return (found[0] if mean is None else mean), (found[1] if std is None else std)
