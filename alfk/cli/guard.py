@@ -1,4 +1,4 @@
-"""How scripts end: what a user can fix takes one line and exit status 2, whatever raises it."""
+"""How scripts end: an error that the user can fix takes one line and exit status 2, whatever raises it."""
 
 import contextlib
 import os
@@ -14,25 +14,26 @@ import torch
 from alfk.support import distributed
 from alfk.support.errors import UserError
 
-NOT_READ = 128 + signal.SIGPIPE  # the exit status when nobody reads the output any longer, as a shell sees it
+NOT_READ = 128 + signal.SIGPIPE  # the exit status when nobody reads the output, as shells report it
 
 
 class OutputClosed(BrokenPipeError):
-    """Nobody reads standard output or error any longer."""
+    """The reader of standard output or error has closed it, as `| head` does."""
 
 
 class Output:
-    """Standard output or error that cannot stop a computation, unless nobody reads it any longer.
+    """Standard output or error that stops a computation only if its reader has closed it.
 
-    Characters that the terminal does not have are replaced. After an error of the operating system, e.g. a full disk,
-    everything that follows is dropped.
+    Characters that the terminal does not have are replaced. After an error of the operating system, such as a full
+    disk, all further output is dropped.
 
     Attributes:
         problem: that error; None if there was none.
     """
 
     def __init__(self, stream: TextIO | None):
-        self.stream = open(os.devnull, "w") if stream is None else stream  # noqa: SIM115  # None: closed before the start
+        """Wraps a stream; None, as after a shell's `>&-`, discards everything."""
+        self.stream = open(os.devnull, "w") if stream is None else stream  # noqa: SIM115
         self.problem: OSError | None = None
         if hasattr(self.stream, "reconfigure"):
             self.stream.reconfigure(errors="replace")
@@ -60,27 +61,27 @@ class Output:
                 raise OutputClosed(*problem.args) from None
 
     def _drop(self) -> None:
-        """Let what is buffered go nowhere, else the interpreter reports the error again when it ends."""
-        with contextlib.suppress(OSError):  # a stream that is no file
+        """Redirect what is buffered to /dev/null, else the interpreter reports the error again at its end."""
+        with contextlib.suppress(OSError):  # a stream that is not a file
             number, nowhere = self.stream.fileno(), os.open(os.devnull, os.O_WRONLY)
             os.dup2(nowhere, number)
             os.close(nowhere)
 
 
 def guard(name: str, body: Callable[[], int]) -> int:
-    """Call `body` and return the exit status, after one line on standard error if it could not end.
+    """Call `body` and return the exit status, after one line on standard error if it failed.
 
-    The status is that of `body`; 2 after an error that the user can fix, also a standard output that could not be
-    written, once all is done; 128 and its number after a signal; NOT_READ, without a line, if nobody reads the output.
+    The status is that of `body`; 2 after an error that the user can fix, or if all was done but standard output could
+    not be written; 128 plus its number after a signal; NOT_READ, without a line, if nobody reads the output.
 
     Args:
-        name: the script's.
+        name: the script's, for the line.
     """
     with contextlib.redirect_stdout(Output(sys.stdout)) as out, contextlib.redirect_stderr(Output(sys.stderr)):
         try:
             status = _status(name, body)
             out.flush()
-            if isinstance(out.problem, BrokenPipeError):  # the parser's help goes on without a word
+            if isinstance(out.problem, BrokenPipeError):  # argparse ignores it while it prints --help
                 return NOT_READ
             if out.problem is not None:
                 distributed.print_error(f"{name}: cannot write to the standard output: {reason_of(out.problem)}")
@@ -109,8 +110,8 @@ def _status(name: str, body: Callable[[], int]) -> int:
 
 
 def line_of(problem: BaseException) -> str | None:
-    """One line about an error that the user can fix: a UserError, one of the operating system (a full disk, a file
-    without permission, too many open files), or of memory. None for any other, which is a bug.
+    """One line about an error that the user can fix: a UserError, an error of the operating system (a full disk,
+    missing permission, too many open files), or too little memory. None for all others, which are bugs.
     """
     if isinstance(problem, UserError):
         text = str(problem)
@@ -119,27 +120,29 @@ def line_of(problem: BaseException) -> str | None:
         text = f"{' -> '.join(named)}: {reason_of(problem)}" if named else reason_of(problem)
     elif is_out_of_memory(problem):
         found = (str(problem).splitlines() or [type(problem).__name__])[0].rpartition("Allocator: ")[2]
-        text = f"the memory does not suffice ({found}): smaller batches, or fewer --jobs, need less"
+        text = f"there is not enough memory ({found}): use smaller batches or fewer --jobs"
     else:
         return None
     return " ".join(text.splitlines())
 
 
 def reason_of(problem: OSError) -> str:
-    """The reason of an error of the operating system, without the file."""
+    """The reason of an error of the operating system, without the file's name."""
     return problem.strerror or os.strerror(problem.errno or 0)
 
 
 def is_out_of_memory(problem: BaseException) -> bool:
-    """Whether an error is of memory: Python's, NumPy's, or torch's, which has no type of its own on a CPU."""
+    """Whether memory was exhausted in Python, NumPy or torch, whose error has no type of its own on a CPU."""
     return isinstance(problem, MemoryError | torch.OutOfMemoryError) or "can't allocate memory" in str(problem)
 
 
 def check_writable(folder: Path, flag: str) -> None:
-    """Make the folder. Raises UserError if that is not possible, or no file can be written into it.
+    """Make the folder.
 
     Args:
-        flag: the one that names another folder.
+        flag: the flag that names it.
+    Raises:
+        UserError: the folder cannot be made, or files cannot be written into it.
     """
     try:
         folder.mkdir(parents=True, exist_ok=True)

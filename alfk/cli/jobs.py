@@ -3,10 +3,12 @@
 import dataclasses
 import multiprocessing
 import os
+import signal
 import threading
 import traceback
 from collections.abc import Callable, Sequence
 from multiprocessing.connection import Connection, wait
+from multiprocessing.context import SpawnProcess
 from typing import Any
 
 import torch
@@ -15,7 +17,9 @@ from alfk.cli.guard import OutputClosed, line_of
 from alfk.cli.progress import Progress
 from alfk.experiment.workspace import Report
 
-RunTask = Callable[[int, Report], None]  # (run, report) -> everything that is computed in that run
+RunTask = Callable[[int, Report], None]  # computes the run of that number and reports on it
+
+END = "end"  # the last event that a process reports, with the run's failure or None
 
 
 @dataclasses.dataclass(frozen=True)
@@ -25,7 +29,7 @@ class Failure:
     run: int
     cause: str  # one line
     user: bool  # whether the user can fix it
-    details: str = ""  # a traceback
+    details: str = ""  # the traceback, if the user cannot
 
 
 def run_sequentially(runs: Sequence[int], task: RunTask, progress: Progress) -> list[Failure]:
@@ -43,28 +47,21 @@ def run_in_parallel(runs: Sequence[int], task: RunTask, progress: Progress, jobs
     Args:
         task: must be picklable.
     """
-    context = multiprocessing.get_context("spawn")
-    waiting, running, failures = runs, {}, []
+    waiting, running, failures = list(runs), {}, []
     threads = max(1, (os.cpu_count() or 1) // jobs)
     try:
         while waiting or running:
             while waiting and len(running) < jobs:
-                receiver, sender = context.Pipe(duplex=False)
-                run, waiting = waiting[0], waiting[1:]
-                process = context.Process(target=_child_main, args=(run, task, sender, threads), daemon=True)
-                process.start()
-                sender.close()
-                running[receiver] = (run, process)
+                run = waiting.pop(0)
+                receiver, process = _start(run, task, threads)
+                running[receiver] = run, process
             for receiver in wait(list(running)):
                 run, process = running[receiver]
                 try:
                     event, info = receiver.recv()
                 except EOFError:
-                    process.join()
-                    killed = "; if the memory did not suffice, fewer --jobs need less" if process.exitcode == -9 else ""
-                    event, cause = "end", f"its process died (exit status {process.exitcode}){killed}"
-                    info = {"failure": Failure(run, cause, user=False)}
-                if event != "end":
+                    event, info = END, {"failure": _death(run, process)}
+                if event != END:
                     progress(event, **info)
                     continue
                 process.join()
@@ -78,6 +75,23 @@ def run_in_parallel(runs: Sequence[int], task: RunTask, progress: Progress, jobs
     return failures
 
 
+def _start(run: int, task: RunTask, threads: int) -> tuple[Connection, SpawnProcess]:
+    """Start a process for a run; returns the connection on which its events arrive, and the process."""
+    context = multiprocessing.get_context("spawn")
+    receiver, sender = context.Pipe(duplex=False)
+    process = context.Process(target=_child_main, args=(run, task, sender, threads), daemon=True)
+    process.start()
+    sender.close()  # only the child's copy is open now, so that the receiver notices when the child has ended
+    return receiver, process
+
+
+def _death(run: int, process: SpawnProcess) -> Failure:
+    """The failure of a run whose process ended without reporting one."""
+    process.join()
+    killed = "; if memory ran out, use fewer --jobs" if process.exitcode == -signal.SIGKILL else ""
+    return Failure(run, f"its process died (exit status {process.exitcode}){killed}", user=False)
+
+
 def _child_main(run: int, task: RunTask, sender: Connection, threads: int) -> None:
     torch.set_num_threads(threads)
     threading.Thread(target=_exit_with_parent, daemon=True).start()
@@ -86,7 +100,7 @@ def _child_main(run: int, task: RunTask, sender: Connection, threads: int) -> No
         sender.send((event, info))
 
     try:
-        sender.send(("end", {"failure": _attempt(run, task, report)}))
+        report(END, failure=_attempt(run, task, report))
     except (KeyboardInterrupt, BrokenPipeError):  # the parent prints the message, or has died
         os._exit(130)
 
@@ -98,6 +112,7 @@ def _exit_with_parent() -> None:
 
 
 def _attempt(run: int, task: RunTask, report: Report) -> Failure | None:
+    """Compute a run; returns its failure, if there is one. Raises OutputClosed."""
     try:
         task(run, report)
     except OutputClosed:

@@ -30,32 +30,7 @@ class Parser(argparse.ArgumentParser):
         self.exit(2)
 
 
-# The scripts' parsers
-
-
-def run_parser(experiments: Experiments, about: str) -> Parser:
-    """The flags of run.py."""
-    parser = common_parser(experiments, about)
-    add_init(parser)
-    add_variants(parser)
-    add_loop(parser)
-    return parser
-
-
-def unsup_parser(experiments: Experiments, about: str) -> Parser:
-    """The flags of unsup.py."""
-    parser = common_parser(experiments, about)
-    add_run(parser, experiments)
-    return parser
-
-
-def stage_parser(experiments: Experiments, about: str) -> Parser:
-    """The flags of gen_descr.py and main_descr.py, which work on one AL iteration."""
-    parser = unsup_parser(experiments, about)
-    add_init(parser)
-    add_variants(parser)
-    add_iteration(parser)
-    return parser
+# Parsers
 
 
 def data_parser(experiments: Experiments, about: str) -> Parser:
@@ -84,7 +59,7 @@ def data_parser(experiments: Experiments, about: str) -> Parser:
 def protocol_parser(experiments: Experiments, about: str) -> Parser:
     """The flags of every method, including VAAL.
 
-    Flags of `common_parser` and `add_loop` that `experiment_of` and `ExperimentRun` read have defaults here.
+    Flags of the other parsers that `experiment_of` and `ExperimentRun` read have defaults here.
     """
     parser = data_parser(experiments, about)
     parser.set_defaults(where_run_is="")  # in messages: where run.py is; "" in the same folder, None for run.py itself
@@ -112,52 +87,31 @@ def common_parser(experiments: Experiments, about: str) -> Parser:
     return parser
 
 
-# Groups of flags
+def unsup_parser(experiments: Experiments, about: str) -> Parser:
+    """The flags of unsup.py."""
+    parser = common_parser(experiments, about)
+    add_run(parser, experiments)
+    return parser
 
 
-def add_init(parser: Parser) -> None:
-    """The flags for the initial model, --unsupervised 0|1 (-unsup) and --conv-only, and --copies."""
-    add = parser.add_argument
-    text = "start from the random (0) or the rotation-pretrained (1, default) initial model"
-    add("-unsup", "--unsupervised", type=int, choices=(0, 1), default=1, help=text)
-    text = "keep only the convolutions of the rotation-pretrained model: all linear layers are new, not just the last"
-    add("--conv-only", action="store_true", help=text)
-    text = "perturbed copies of Rzg_trace and Rzg_mi: angles as in the paper's release (default), or in degrees"
-    add("--copies", choices=tuple(STRATEGIES), default=DEFAULT_COPIES, help=text)
-
-
-def add_variants(parser: Parser) -> None:
-    """The flags for first query and validation set: --first-batch, --validation-size and --add-validation."""
-    add = parser.add_argument
-    text = "draw the first query at random also for methods that choose it (the others draw it in any case)"
-    add("--first-batch", choices=("random",), help=text)
-    text = "use V of the validation images, with the same shares of classes (all); initial models use all"
-    add("--validation-size", type=positive, metavar="V", help=text)
-    add("--add-validation", action="store_true", help="train on the labelled images and the validation images")
-
-
-def add_run(parser: Parser, experiments: Experiments) -> None:
-    """The flags of a script that works on one run: its number, imbalance ratio and ensemble size."""
-    add = parser.add_argument
-    defaults = ", ".join(f"{e.default_ir:g} for {e.name}" for e in experiments.values())
-    add("-r", "--run", type=count, default=0, metavar="R", help="number of the run (0)")
-    add("-ir", type=imbalance_ratio, metavar="IR", help=f"imbalance ratio ({defaults})")
-    add("-ens", "--ensemble", type=positive, default=1, metavar="E", help="number of models in the ensemble (1)")
-
-
-def add_iteration(parser: Parser) -> None:
-    """The flags for one AL iteration of one method."""
+def stage_parser(experiments: Experiments, about: str) -> Parser:
+    """The flags of gen_descr.py and main_descr.py, which work on one AL iteration of one method."""
+    parser = unsup_parser(experiments, about)
+    add_variants(parser)
     add = parser.add_argument
     add("-sub", metavar="KEY", help=f"method: {', '.join(METHODS)}, or the release's name for one")
     add("-aug", metavar="NAME", help="the release's family of methods; not needed with a key of -sub")
     add("-dl", "--descr-length", type=positive, metavar="L", help="descriptor length (the data set's)")
     add("-b", type=count, default=0, metavar="B", help="AL iteration, from 0 (0)")
     add("-ts", "--train-size", type=count, metavar="N", help="number of images labelled so far; checked if it is given")
+    return parser
 
 
-def add_loop(parser: Parser) -> None:
-    """The flags of run.py that no other script has."""
+def run_parser(experiments: Experiments, about: str) -> Parser:
+    """The flags of run.py."""
+    parser = common_parser(experiments, about)
     parser.set_defaults(where_run_is=None)
+    add_variants(parser)
     mode = parser.add_mutually_exclusive_group()
     mode.add_argument("--initial", action="store_true", help="make the initial models and stop")
     text = "train on the whole distorted pool, the line in the figures; one run unless --run-stop is given"
@@ -172,6 +126,35 @@ def add_loop(parser: Parser) -> None:
     text = "ensemble sizes of the uncertainty methods (those of cfg, 1); -ens 1 4 adds E=4"
     add("-ens", "--ensemble", type=positive, nargs="+", metavar="E", help=text)
     add("--keep-descr", action="store_true", help="keep the descriptor files of finished iterations")
+    return parser
+
+
+# Groups of flags
+
+
+def add_variants(parser: Parser) -> None:
+    """The flags for variants of a trial: its initial model, perturbed copies, first query and validation set."""
+    add = parser.add_argument
+    text = "start from the random (0) or the rotation-pretrained (1, default) initial model"
+    add("-unsup", "--unsupervised", type=int, choices=(0, 1), default=1, help=text)
+    text = "keep only the convolutions of the rotation-pretrained model: all linear layers are new, not just the last"
+    add("--conv-only", action="store_true", help=text)
+    text = "perturbed copies of Rzg_trace and Rzg_mi: angles as in the paper's release (default), or in degrees"
+    add("--copies", choices=tuple(STRATEGIES), default=DEFAULT_COPIES, help=text)
+    text = "draw the first query at random also for methods that choose it (the others draw it in any case)"
+    add("--first-batch", choices=("random",), help=text)
+    text = "use V of the validation images, with the same shares of classes (all); initial models use all"
+    add("--validation-size", type=positive, metavar="V", help=text)
+    add("--add-validation", action="store_true", help="train on the labelled images and the validation images")
+
+
+def add_run(parser: Parser, experiments: Experiments) -> None:
+    """The flags of a script that works on one run: its number, imbalance ratio and ensemble size."""
+    add = parser.add_argument
+    defaults = ", ".join(f"{e.default_ir:g} for {e.name}" for e in experiments.values())
+    add("-r", "--run", type=count, default=0, metavar="R", help="number of the run (0)")
+    add("-ir", type=imbalance_ratio, metavar="IR", help=f"imbalance ratio ({defaults})")
+    add("-ens", "--ensemble", type=positive, default=1, metavar="E", help="number of models in the ensemble (1)")
 
 
 def add_runs(parser: Parser, default_irs: str) -> None:

@@ -14,25 +14,19 @@ from alfk.experiment.trial import Trial
 from alfk.support import distributed
 
 COLUMNS = "run  method            ir  init            b  labelled      %   test %  epoch  val.err   s"
-SILENCE = 60  # seconds without a line, in a log, after which one says what is being done
+SILENCE = 60  # seconds without a line in a log, after which one says what is being done
 
 
 class Progress:
     """One progress display for all runs: a bar on a terminal, and a line for each initial model and AL iteration.
 
-    In a log, where there is no bar, a line a minute says what is being done.
-
-    It is a Report: to be called with an event and its information.
+    In a log, which has no bar, a line says what is being done after a minute of silence. It is a `Report`: it is called
+    with an event, for which there is a method below, and its information.
     """
 
     def __init__(self, total: int):
-        self.bar = tqdm(
-            total=total,
-            disable=None if distributed.is_main_process() else True,
-            unit="iteration",
-            dynamic_ncols=True,
-            smoothing=0.05,
-        )
+        disable = None if distributed.is_main_process() else True  # None: unless it is written on a terminal
+        self.bar = tqdm(total=total, disable=disable, unit="iteration", dynamic_ncols=True, smoothing=0.05)
         self.doing: dict[int, str] = {}
         self.header_shown = False
         self.warnings: set[str] = set()
@@ -63,10 +57,9 @@ class Progress:
         self._show(run, f"{doing} step {step}/{of}")
 
     def _on_initial(self, run: int, ir: float, init: str, member: int, skipped: bool = False, **facts: Any) -> None:
-        score = ""
+        outcome = "exists already" if skipped else f"made in {facts['seconds']:.1f} s"
         if "rotation_accuracy" in facts:
-            score = f", rotation accuracy {facts['rotation_accuracy']:.1f} %, epoch {facts['epoch']}"
-        outcome = "exists already" if skipped else f"made in {facts['seconds']:.1f} s{score}"
+            outcome += f", rotation accuracy {facts['rotation_accuracy']:.1f} %, epoch {facts['epoch']}"
         which = f" of member {member}" if member else ""
         self.print_line(f"run {run}  ir={ir:g}  {init} initial model{which} {outcome}")
         self._advance(run)
@@ -104,7 +97,9 @@ class Progress:
 
 
 def line(record: Record) -> str:
-    """One finished iteration as a line under COLUMNS. Its epochs: those kept, one a member; 0 if none was better."""
+    """A finished iteration as a line under COLUMNS. Its epoch is the one kept, for each member of an ensemble; 0 means
+    the starting model.
+    """
     trial = Trial.of(record)
     epochs = "/".join(map(str, record["epochs"]))
     errors = "" if record["misclassified"] is None else record["misclassified"]
@@ -115,77 +110,70 @@ def line(record: Record) -> str:
     )
 
 
-def table(records: Iterable[Record], trials: Iterable[Trial]) -> str:
-    """Accuracy of every trial (columns) after every AL iteration (rows): mean +- standard deviation over runs.
+def table(records: Sequence[Record], trials: Iterable[Trial]) -> str:
+    """Accuracy of every trial (columns) after every AL iteration (rows): mean ± standard deviation over runs.
 
-    The standard deviation has the number of runs as divisor, as the paper's error bars; for a single run it is left
-    out. A cell with fewer runs than the maximum of its column ends with their number. There is one table for each
-    (ir, nr, init).
+    The standard deviation has the number of runs as divisor, like the paper's error bars; a single run has none. A cell
+    with fewer runs than others of its column ends with their number. There is one table for each (ir, nr, init).
     """
-    records = list(records)
     groups: dict[tuple[float, float, str], list[Trial]] = {}
     for trial in trials:
         groups.setdefault((trial.ir, trial.nr, trial.init), []).append(trial)
     parts = []
     for (ir, nr, init), members in groups.items():
-        columns = [_column([r for r in records if trial.describes(r)]) for trial in members]
-        present = [(trial, column) for trial, column in zip(members, columns, strict=True) if column]
-        if not present:
+        columns = {trial: column for trial in members if (column := _accuracies(records, trial))}
+        if not columns:
             continue
-        names = [f"{trial.short()}\n{_runs(column)}" for trial, column in present]
-        rows = []
-        for size, share in sorted({(r["labelled"], r["labelled_share"]) for r in records if _in(r, members)}):
-            cells = [_cell(column.get(size), max(map(len, column.values()))) for _, column in present]
-            rows.append([size, f"{share:.2f}", *cells])
+        runs = {trial: max(map(len, column.values())) for trial, column in columns.items()}
+        names = [f"{trial.short()}\n{count} run{'s' if count > 1 else ''}" for trial, count in runs.items()]
+        rows = [
+            [size, f"{share:.2f}", *(_cell(column.get(size, []), runs[trial]) for trial, column in columns.items())]
+            for size, share in sorted({(r["labelled"], r["labelled_share"]) for r in records if Trial.of(r) in members})
+        ]
         noise = f", nr={nr:g}" if nr else ""
         title = f"Test accuracy in %, imbalance ratio {ir:g}{noise}, {init} initial model, mean ± std over runs"
-        body = tabulate(rows, headers=["labelled", "% of pool", *names], disable_numparse=True, stralign="right")
-        parts.append(f"{title}\n\n{body}")
+        parts.append(_titled(title, ["labelled", "% of pool", *names], rows))
     return "\n\n".join(parts)
+
+
+def _accuracies(records: Iterable[Record], trial: Trial) -> dict[int, list[float]]:
+    """Number of labelled images -> the trial's test accuracies, one for each run."""
+    column: dict[int, list[float]] = {}
+    for record in filter(trial.describes, records):
+        column.setdefault(record["labelled"], []).append(record["accuracy"])
+    return column
+
+
+def _cell(values: Sequence[float], runs: int) -> str:
+    """Mean and standard deviation, and the number of values unless there are as many as runs."""
+    if not values:
+        return ""
+    spread = f" ± {statistics.pstdev(values):.2f}" if len(values) > 1 else ""
+    return f"{statistics.fmean(values):.2f}{spread}" + ("" if len(values) == runs else f" ({len(values)})")
 
 
 def cost_table(records: Sequence[Record], trials: Iterable[Trial]) -> str:
     """Mean cost of an acquisition over all iterations after the first, and the accuracy of its pseudo-labels.
 
-    Passes are millions of images through the network; seconds are those of measurement and choice.
+    Costs are millions of images that passed through the network, and seconds of measurement and choice.
     """
     rows = []
     for trial in trials:
         later = [r for r in records if trial.describes(r) and r["b"] > 0]
         if not later:
             continue
-        seconds = statistics.fmean(r["seconds"]["describe"] + r["seconds"]["acquire"] for r in later)
         passes = [f"{statistics.fmean(r['passes'][way] for r in later) / 1e6:.3f}" for way in ("forward", "backward")]
-        correct = [r["pseudo_label_accuracy"] for r in later if r["pseudo_label_accuracy"] is not None]
-        by_class = [r["pseudo_label_accuracy_per_class"] for r in later if r["pseudo_label_accuracy"] is not None]
-        worst = [min(value for value in values if value is not None) for values in by_class]
-        quality = [f"{statistics.fmean(values):.1f}" if values else "" for values in (correct, worst)]
-        rows.append([trial.short(), f"{trial.ir:g}", trial.init, *passes, f"{seconds:.2f}", *quality])
-    headers = ["method", "ir", "init", "forward\n10^6", "backward\n10^6", "seconds", "correct\n%", "worst\nclass %"]
-    title = "One acquisition after the first (mean), and the pool's pseudo-labels"
-    return f"{title}\n\n{tabulate(rows, headers=headers, disable_numparse=True, stralign='right')}" if rows else ""
-
-
-def _in(record: Record, trials: Iterable[Trial]) -> bool:
-    return any(trial.describes(record) for trial in trials)
-
-
-def _column(records: Iterable[Record]) -> dict[int, list[float]]:
-    column: dict[int, list[float]] = {}
-    for record in records:
-        column.setdefault(record["labelled"], []).append(record["accuracy"])
-    return column
-
-
-def _runs(column: dict[int, list[float]]) -> str:
-    count = max(map(len, column.values()))
-    return f"{count} run{'s' if count > 1 else ''}"
-
-
-def _cell(values: list[float] | None, full: int) -> str:
-    if not values:
+        seconds = statistics.fmean(r["seconds"]["describe"] + r["seconds"]["acquire"] for r in later)
+        estimated = [r for r in later if r["pseudo_label_accuracy"] is not None]
+        overall = [r["pseudo_label_accuracy"] for r in estimated]
+        worst = [min(v for v in r["pseudo_label_accuracy_per_class"] if v is not None) for r in estimated]
+        correct = [f"{statistics.fmean(values):.1f}" if values else "" for values in (overall, worst)]
+        rows.append([trial.short(), f"{trial.ir:g}", trial.init, *passes, f"{seconds:.2f}", *correct])
+    if not rows:
         return ""
-    text = f"{statistics.fmean(values):.2f}"
-    if len(values) > 1:
-        text += f" ± {statistics.pstdev(values):.2f}"
-    return text if len(values) == full else f"{text} ({len(values)})"
+    headers = ["method", "ir", "init", "forward\n10^6", "backward\n10^6", "seconds", "correct\n%", "worst\nclass %"]
+    return _titled("One acquisition after the first (mean), and the pool's pseudo-labels", headers, rows)
+
+
+def _titled(title: str, headers: Sequence[str], rows: Sequence[Sequence[object]]) -> str:
+    return f"{title}\n\n{tabulate(rows, headers=headers, disable_numparse=True, stralign='right')}"

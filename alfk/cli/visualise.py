@@ -2,12 +2,14 @@
 
 import argparse
 import dataclasses
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
+from pathlib import Path
 
 from alfk.cli import options as flags
 from alfk.cli import scripts
 from alfk.cli.guard import check_writable
 from alfk.cli.opening import data, root
+from alfk.cli.options import Experiments
 from alfk.cli.trials import trial_of
 from alfk.experiment.config import Experiment
 from alfk.experiment.folder import RunFolder
@@ -23,7 +25,7 @@ from alfk.plotting.tsne import panel
 from alfk.support.errors import UserError
 
 
-def visualise(experiments: Mapping[str, Experiment], about: str, taps: Sequence[int]) -> int:
+def visualise(experiments: Experiments, about: str, taps: Sequence[int]) -> int:
     """visualize_tsne.py: the figure of one run, one column per method.
 
     Args:
@@ -31,14 +33,13 @@ def visualise(experiments: Mapping[str, Experiment], about: str, taps: Sequence[
     """
     parser = flags.data_parser(experiments, about)
     flags.add_run(parser, experiments)
-    flags.add_init(parser)
-    parser.set_defaults(first_batch=None, validation_size=None, add_validation=False)
+    flags.add_variants(parser)
     add = parser.add_argument
     text = "AL iteration whose starting models are shown; they were trained on b query_size labels (3)"
     add("-b", type=flags.positive, default=3, metavar="B", help=text)
     text = "methods, with their L (varR_E1 Rzg_pz_L80 Rzg_true_L80)"
     add("--methods", nargs="+", default=["varR_E1", "Rzg_pz_L80", "Rzg_true_L80"], metavar="KEY", help=text)
-    add("--out", type=flags.Path, default=flags.ROOT / "local_data" / "figures", help="folder (local_data/figures)")
+    add("--out", type=Path, default=flags.ROOT / "local_data" / "figures", help="folder (local_data/figures)")
 
     def body(options: argparse.Namespace) -> int:
         experiment = experiments[options.dataset]
@@ -49,19 +50,12 @@ def visualise(experiments: Mapping[str, Experiment], about: str, taps: Sequence[
         trials = [_trial(name, ir, experiment, options) for name in options.methods]
         for trial in trials:
             if not Journal(work, trial).checkpoint(options.b - 1).exists():
-                length = f" -dl {trial.length}" if trial.length else ""
-                start = f"--unsupervised {options.unsupervised}{' --conv-only' if options.conv_only else ''}"
-                start += f" --select {trial.select}" if trial.select != "test" else ""
-                start += f" -nr {number_name(trial.nr)}" if trial.nr else ""
-                start += f" --copies {trial.copies}" if trial.copies else ""
                 raise UserError(
                     f"run {options.run} has no model of {trial.short()} before b={options.b}: "
-                    f"run.py {start} -ir {number_name(ir)} --run-start {options.run} "
-                    f"--run-stop {options.run + 1} --methods {trial.method}{length} makes it"
+                    f"{_command(trial, options.run)} makes it"
                 )
         panels = [panel(Round(work, trial, options.b), taps) for trial in trials]
-        labels = work.experiment.query_size * options.b
-        init = trials[0].init
+        labels, init = work.experiment.query_size * options.b, trials[0].init
         title = f"{experiment.name} test images, {number_name(ir)}x class imbalance, {labels} labels, run {options.run}"
         title += init_suffix(init) + select_suffix(options.select)
         ending = ("" if init == "rotation" else f"_{init}") + selection_suffix(options.select)
@@ -93,3 +87,20 @@ def _trial(name: str, ir: float, experiment: Experiment, options: argparse.Names
     if get_method(method).needs_descriptors:
         length = length or experiment.default_length
     return trial_of(experiment, ir, method, length, ensemble, options)
+
+
+def _command(trial: Trial, run: int) -> str:
+    """The command of run.py that makes the models of a trial."""
+    parts = [
+        f"run.py --unsupervised {int(trial.unsupervised)}",
+        "--conv-only" if trial.init == "rotation_conv" else "",
+        f"--select {trial.select}" if trial.select != "test" else "",
+        f"-nr {number_name(trial.nr)}" if trial.nr else "",
+        f"--copies {trial.copies}" if trial.copies else "",
+        f"--first-batch {trial.first_batch}" if trial.first_batch else "",
+        f"--validation-size {trial.validation_size}" if trial.validation_size else "",
+        "--add-validation" if trial.adds_validation else "",
+        f"-ir {number_name(trial.ir)} --run-start {run} --run-stop {run + 1} --methods {trial.method}",
+        f"-dl {trial.length}" if trial.length else "",
+    ]
+    return " ".join(filter(None, parts))
