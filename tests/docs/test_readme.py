@@ -1,0 +1,274 @@
+"""The figures in README and docs follow from the committed lines of results/."""
+
+import csv
+import functools
+import re
+from dataclasses import replace
+
+import numpy as np
+import pytest
+from scipy import stats
+
+from alfk.experiment.records import Record
+from alfk.experiment.trial import Trial
+from alfk.plotting import results, sizes, tables
+from alfk.plotting.curves import Curve, accuracy_of_classes, gains, labels_saved, read_release
+from alfk.plotting.distortions import distortions_table
+from mnist.config import MNIST
+from tests.helpers import ROOT
+
+README, REPORT, RIVALS = ROOT / "README.md", ROOT / "docs" / "reproduction.md", ROOT / "docs" / "rivals.md"
+
+
+def page_text(page) -> str:
+    """The page in one line."""
+    return " ".join(page.read_text().split())
+
+
+def block(page, name: str) -> str:
+    """What stands between <!-- name --> and <!-- end -->."""
+    return re.search(rf"<!-- {name} -->\n\n(.*?)\n\n<!-- end -->", page.read_text(), re.S).group(1)
+
+
+@functools.cache
+def lines() -> results.Results:
+    return results.read_runs(ROOT / "results" / "MNIST", 0, None, pytest.fail)
+
+
+@functools.cache
+def by_trial() -> dict[Trial, list[Record]]:
+    found: dict[Trial, list[Record]] = {}
+    for record in lines().records:
+        found.setdefault(Trial.of(record), []).append(record)
+    return found
+
+
+def trial(name: str, ir: float = 100.0, **other: object) -> Trial:
+    """The trial of a name as in tables, e.g. "Rzg_pz L80"."""
+    method, length, members = re.fullmatch(r"(\w+)(?: L(\d+))?(?: E(\d+))?", name).groups()
+    other.setdefault("copies", "released" if method in ("Rzg_trace", "Rzg_mi") else None)
+    return Trial(ir, method, int(length or 0), int(members or 1), **other)
+
+
+def curve(of: Trial) -> Curve:
+    return Curve.of(by_trial()[of])
+
+
+@functools.cache
+def figures() -> dict[str, results.FigureData]:
+    found = results.figures("MNIST", lines().records, ROOT / "reference", True, MNIST.panels, MNIST.runs)
+    return {figure.name: figure for figure in found}
+
+
+def paired(a: Trial, b: Trial, b_index: int, runs: int | None = None) -> np.ndarray:
+    """(R,) accuracy of a minus that of b after the query `b_index`, over the (first) runs of both."""
+    one, two = ({r["run"]: r["accuracy"] for r in by_trial()[t] if r["b"] == b_index} for t in (a, b))
+    return np.array([one[run] - two[run] for run in sorted(one.keys() & two.keys())[:runs]])
+
+
+def standard_error(values: np.ndarray) -> float:
+    return float(values.std(ddof=1) / np.sqrt(len(values)))
+
+
+def with_interval(values: np.ndarray) -> str:
+    """Mean and 95 % interval of at least six paired differences; mean and standard error of fewer."""
+    mean, error = values.mean(), standard_error(values)
+    half = stats.t.ppf(0.975, len(values) - 1) * error
+    return f"{mean:+.1f} [{mean - half:.1f}, {mean + half:.1f}]" if len(values) >= 6 else f"{mean:+.1f} ± {error:.1f}"
+
+
+def markdown(rows: list[list[str]]) -> str:
+    head, *body = [f"| {' | '.join(row)} |" for row in rows]
+    return "\n".join([head, f"|{' --- |' * len(rows[0])}", *body])
+
+
+# Tables
+
+
+@pytest.mark.parametrize(
+    ("page", "name"),
+    [(REPORT, name) for name in ("MNIST_ir100", "MNIST_ir100_ablation", "MNIST_ir1")]
+    + [(RIVALS, name) for name in ("MNIST_ir100_rivals", "MNIST_ir100_rivals_informed")],
+)
+def test_tables_of_curves(page, name):
+    figure = figures()[name]
+    assert block(page, name) == f"{tables.digest(figure)}\n\n{tables.agreement(figure)}".rstrip()
+
+
+def test_other_tables_of_rivals():
+    assert block(RIVALS, "MNIST_distortions") == distortions_table(lines().records)
+    found = {figure.name: figure for figure in sizes.size_figures("MNIST", lines().records, lines().validation, False)}
+    name = "MNIST_ir100_validation_size"
+    assert block(RIVALS, name) == sizes.sizes_table(found[name])
+
+
+def test_six_rows_of_the_readme():
+    """The cells of reproduction.md's table at three shares."""
+    shares, paper = (0.5, 0.75, 2.5), figures()["MNIST_ir100"].paper
+    rows = [["method", "our runs", *(head for share in shares for head in (f"{share} %: paper", "ours"))]]
+    for name in ("random", "varR", "Rz L20", "Rzg_pz L20", "Rzg_pz L80", "Rzg_true L20"):
+        ours, theirs = curve(trial(name)), paper(trial(name))
+        row = [name, str(ours.runs[0])]
+        for share in shares:
+            i, j = ours.at(share), theirs.at(share)
+            error = np.hypot(*(np.sqrt(c.variance_of_mean(k)) for c, k in ((ours, i), (theirs, j))))
+            far = " *" if abs(ours.mean[i] - theirs.mean[j]) > 2 * error else ""
+            row.append(tables.plus_minus(theirs.mean[j], theirs.std[j], 1))
+            row.append(tables.plus_minus(ours.mean[i], ours.std[i], 1) + far)
+        rows.append(row)
+    assert block(README, "six rows") == markdown(rows)
+
+
+def test_paired_differences_of_the_report():
+    rows = [["difference", "ir", "runs", "0.5 %", "0.75 %", "1.25 %", "2.5 %"]]
+    pairs = [(100, "Rzg_pz L80", name) for name in ("random", "varR", "varR E4", "Rzg_pz L20")]
+    pairs += [(100, "Rzg_pz L20", name) for name in ("Rz L20", "Rzg_pred L20", "Rzg_trace L20", "Rzg_mi L20")]
+    pairs += [(100, "Rzg_true L20", "Rzg_pz L20")]
+    pairs += [(1, "Rzg_pz L80", name) for name in ("random", "varR", "Rz L20", "Rzg_pred L20", "Rzg_true L20")]
+    for ir, a, b in pairs:
+        values = [paired(trial(a, ir), trial(b, ir), at) for at in (1, 2, 4, 9)]
+        rows.append([f"{a} - {b}", str(ir), str(len(values[0])), *map(with_interval, values)])
+    assert block(REPORT, "paired differences") == markdown(rows)
+
+
+# Sentences
+
+FIRST = {"first_batch": "random"}
+QUOTED = [  # (page, sentence with a place for each difference ± standard error, one method, the other, b of the places)
+    (RIVALS, "5 runs: {}, {}, {} and {} points at 125, 250, 375 and 625", "flqmi_z", "Rzg_pz L80", (0, 1, 2, 4)),
+    (RIVALS, "ahead of `varR` by {}, {} and {} points at 375, 625 and 1,250", "Rzg_pz L80", "varR", (2, 4, 9)),
+    (RIVALS, "its lead is {} at 375 and {} at 625", ("Rzg_pz L80", FIRST), "varR", (2, 4)),
+    (RIVALS, "ahead of Rzg_pz by {}, {} and {} at", ("flqmi_z", FIRST), ("Rzg_pz L80", FIRST), (1, 2, 4)),
+    (RIVALS, "by {}, {} and {} points at 375, 625 and 1,250 labels; it found", "galaxy", "galaxy_v", (2, 4, 9)),
+    (RIVALS, "at 375 labels by {} with 10,000", ("flqmi_z", {"runs": 3}), "Rzg_pz L80", (2,)),
+    *(
+        (
+            RIVALS,
+            text,
+            ("flqmi_z" if ahead else "Rzg_pz L80", {"validation_size": size}),
+            ("Rzg_pz L80" if ahead else "flqmi_z", {"validation_size": size}),
+            (2,),
+        )
+        for size, ahead, text in (
+            (3000, True, "by {} with 3,000"),
+            (1000, False, "behind by {}"),
+            (300, False, "behind by 0.7 ± 0.8, {} and"),
+            (100, False, "and {} with 1,000, 300 and 100"),
+        )
+    ),
+    (
+        RIVALS,
+        "{} and {} points less",
+        ("entropy_det", {"validation_size": 100, "adds_validation": True}),
+        ("Rzg_pz L80", {"validation_size": 100}),
+        (2, 9),
+    ),
+    (RIVALS, "3 runs: {} points behind at 375", ("Rzg_pz L80", {"ir": 1.0}), ("margin", {"ir": 1.0}), (2,)),
+    (RIVALS, "labels, {} ahead at 1,250", ("margin", {"ir": 1.0}), ("Rzg_pz L80", {"ir": 1.0}), (9,)),
+    (RIVALS, "was {} at ir=10 (3", ("Rzg_pz L80", {"ir": 10.0}), ("margin", {"ir": 10.0}), (2,)),
+    (RIVALS, "(3 runs), {} at ir=100 (5)", "Rzg_pz L80", "margin", (2,)),
+    (RIVALS, "and {} at ir=1000", ("Rzg_pz L80", {"ir": 1000.0}), ("margin", {"ir": 1000.0}), (2,)),
+    (RIVALS, "it was {} points (5 runs)", "Rzg_pz L80", "margin", (9,)),
+    (RIVALS, "(5 runs), {} and", ("Rzg_pz L80", {"nr": 0.1}), ("margin", {"nr": 0.1}), (9,)),
+    (RIVALS, "and {} (3 runs) with 0, 10", ("Rzg_pz L80", {"nr": 0.3}), ("margin", {"nr": 0.3}), (9,)),
+    (RIVALS, "10 and 30 % by {} and", ("flqmi_z", {"nr": 0.1}), ("Rzg_pz L80", {"nr": 0.1}), (2,)),
+    (RIVALS, "and {} points at 375 labels", ("flqmi_z", {"nr": 0.3}), ("Rzg_pz L80", {"nr": 0.3}), (2,)),
+]
+
+
+@pytest.mark.parametrize(("page", "sentence", "one", "other", "places"), QUOTED, ids=lambda value: None)
+def test_differences_in_the_text(page, sentence, one, other, places):
+    (name, options), (beside, others) = ((each, {}) if isinstance(each, str) else each for each in (one, other))
+    options = dict(options)
+    runs = options.pop("runs", None)
+    values = [paired(trial(name, **options), trial(beside, **others), b, runs) for b in places]
+    text = sentence.format(*(f"{v.mean():.1f} ± {standard_error(v):.1f}" for v in values))
+    assert text in page_text(page)
+
+
+def test_claims_of_the_report():
+    """The table of the paper's claims."""
+    text, ours = page_text(REPORT), trial("Rzg_pz L80")
+
+    def of(values: np.ndarray) -> str:
+        half = stats.t.ppf(0.975, len(values) - 1) * standard_error(values)
+        return f"({len(values)}; {values.mean() - half:.1f} to {values.mean() + half:.1f})"
+
+    def accuracies(name: str) -> np.ndarray:
+        return np.array([r["accuracy"] for r in by_trial()[trial(name)] if r["b"] == 2])
+
+    for name in ("Rzg_pz L80", "random"):
+        assert f"{accuracies(name).mean():.1f} % {of(accuracies(name))}" in text
+    single, ensemble = accuracies("varR"), accuracies("varR E4")
+    assert f"{ensemble.mean():.1f} % ({len(ensemble)}), {single.mean():.1f} % ({len(single)})" in text
+    share, most = max(gains(curve(ours), curve(trial("random"))), key=lambda pair: pair[1])
+    lead = paired(ours, trial("random"), 3)
+    assert share == 1
+    assert f"{most:.1f} points at 1 % {of(lead)}" in text
+    saved = [labels_saved(curve(ours), curve(trial(name)), 88.0).percent for name in ("varR E4", "varR")]
+    assert "{:.0f} % against `varR` E=4 (3), {:.0f} % against E=1 (5)".format(*saved) in text
+    hardest = {
+        name: [accuracy_of_classes([r], MNIST.hardest) for r in by_trial()[trial(name)] if r["b"] == 2]
+        for name in ("varR", "Rzg_pz L80", "Rzg_true L80")
+    }
+    means = [f"{np.mean(values):.0f} % ({len(values)}" for values in hardest.values()]
+    values = np.array(hardest["Rzg_pz L80"])
+    half = stats.t.ppf(0.975, 9) * standard_error(values)
+    interval = f"; {values.mean() - half:.0f} to {values.mean() + half:.0f}"
+    assert f"{means[0]}), {means[1]}{interval}), {means[2]})" in text
+    assert f"{lead_text('random', 2)}" in page_text(README)
+    for length in (20, 80):
+        gained = [paired(trial(f"Rzg_pz L{length}"), trial(f"Rzg_pz L{length}", init="random"), b) for b in (1, 2, 3)]
+        quoted = ", ".join(f"{v.mean():+.1f} ± {standard_error(v):.1f}" for v in gained)
+        assert f"{quoted} (L{length})" in text
+
+
+def lead_text(name: str, b: int) -> str:
+    """The README's sentence on the lead of the paper's method."""
+    values = paired(trial("Rzg_pz L80"), trial(name), b)
+    half = stats.t.ppf(0.975, len(values) - 1) * standard_error(values)
+    interval = f"(95 % interval {values.mean() - half:.1f} to {values.mean() + half:.1f})"
+    return f"{values.mean():.1f} points above random choice at 375 labels {interval}"
+
+
+def test_rotation_models_of_the_report():
+    text = page_text(REPORT)
+    with open(ROOT / "results" / "MNIST" / "rotation_models.csv", newline="") as file:
+        rows = [row for row in csv.DictReader(file) if row["select"] == "test" and row["member"] == "0"]
+    found = {ir: np.array([float(r["rotation_accuracy"]) for r in rows if r["ir"] == ir]) for ir in ("1", "100")}
+    biased, balanced = found["100"], found["1"]
+    assert f"{biased.min():.1f} to {biased.max():.1f} % (mean {biased.mean():.1f}) in our ten runs" in text
+    assert f"at ir=1 {balanced.min():.1f} to {balanced.max():.1f} %" in text
+    study = {"seeded": [], "module": []}
+    for line in (ROOT / "results" / "rotation_study.txt").read_text().splitlines():
+        kind, _, *epochs = line.split()
+        study[kind].append(max(map(float, epochs)))
+    seeded, module = (f"{np.mean(best):.1f} ± {np.std(best):.1f} %" for best in study.values())
+    assert f"20 trainings ended at {seeded}, with those of torch's layers at {module}" in text
+    assert f"t-test p = {stats.ttest_ind(*study.values()).pvalue:.2f}" in text
+
+
+@pytest.mark.parametrize("length", [20, 80])
+def test_sentences_on_the_release(length):
+    text, ours = page_text(REPORT), curve(trial(f"Rzg_pz L{length}"))
+    release = read_release(ROOT / "reference" / "release_mnist_ir100.csv")[f"Rzg_pz_L{length}", "rotation"]
+    first = [", ".join(f"{value:.1f}" for value in each.mean[:4]) for each in (ours, release)]
+    fifth = [f"{each.mean[4]:.1f}" for each in (ours, release)]
+    assert f"{first[0]} and {fifth[0]} % (10 runs) beside {first[1]} and {fifth[1]} % (3 runs)" in text
+    later = release.mean[5:] - ours.mean[5:]
+    quoted = f"it is {later.min():.1f} to {later.max():.1f}" if length == 80 else f"it is {later[-1]:.1f}"
+    assert f"{quoted} points lower" in text
+
+
+def test_sentences_on_choosing_the_epoch_by_the_validation_images():
+    text, lower, above = page_text(REPORT), [], []
+    for name in ("random", "varR", "Rzg_pz L80"):
+        of_val = replace(trial(name), select="val")
+        runs = np.mean([paired(trial(name), of_val, b) for b in range(10)], axis=0)
+        lower.append(f"{runs.mean():.1f} ± {standard_error(runs):.1f}")
+        above.append(f"{np.mean([r['accuracy'] - r['accuracy_last'] for r in by_trial()[trial(name)]]):.1f}")
+    assert "{} (random, 3 runs), {} (varR, 3) and {} (Rzg_pz L80, 5) points below".format(*lower) in text
+    assert above[1] == above[2]
+    assert (
+        f"above the last by {above[1]} points on average for varR and Rzg_pz L80 and by {above[0]} for random" in text
+    )
