@@ -36,12 +36,14 @@ from alfk.rivals.coreset import coreset
 from alfk.rivals.flqmi import Factors, Kernel, flqmi, lazy_greedy
 from alfk.rivals.gradients import gradients, squared_norms
 
+from tests.helpers import ROOT
+
 SEEDS = st.integers(0, 10**6)
 
 
 @pytest.fixture(scope="module")
 def recorded():
-    with np.load(Path(__file__).parent / "parity" / "rivals_cover.npz", allow_pickle=False) as file:
+    with np.load(ROOT / "tests" / "parity" / "rivals_cover.npz", allow_pickle=False) as file:
         arrays = {name: torch.from_numpy(file[name]) for name in file.files}
     return {name: x.long() if x.dtype == torch.int16 else x for name, x in arrays.items()}
 

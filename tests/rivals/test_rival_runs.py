@@ -17,7 +17,7 @@ from alfk.experiment.pretrain import make_initial_models
 from alfk.experiment.round import Round
 from alfk.experiment.trial import Trial
 from alfk.own.queries import query
-from alfk.rivals.methods import RIVALS
+from alfk.rivals import RIVALS
 from alfk.support.files import open_array
 from mnist.config import DIGITS
 from tests.helpers import SMALL, Killed, call, outcome, records, refused, workspace

@@ -40,12 +40,13 @@ from alfk.networks.passes import count_passes
 from alfk.rivals import epig as epig_module
 from alfk.rivals import scores
 from alfk.rivals import typiclust as typiclust_module
-from alfk.rivals.epig import epig, shared_masks
+from alfk.rivals.epig import epig
+from alfk.rivals.shared_masks import shared_masks
 from alfk.rivals.galaxy import galaxy
 from alfk.rivals.typiclust import k_means, typiclust
 from mnist.custom_models.lenet import LeNet
 from svhn.custom_models.resnet10 import ResNet10
-from tests.helpers import refuses
+from tests.helpers import ROOT, refuses
 
 SEEDS = st.integers(0, 10**6)
 SCORES = {"margin": scores.margin, "entropy": scores.entropy, "leastconf": scores.least_confidence}
@@ -53,7 +54,7 @@ SCORES = {"margin": scores.margin, "entropy": scores.entropy, "leastconf": score
 
 @pytest.fixture(scope="module")
 def recorded():
-    with np.load(Path(__file__).parent / "parity" / "rivals_other.npz", allow_pickle=False) as file:
+    with np.load(ROOT / "tests" / "parity" / "rivals_other.npz", allow_pickle=False) as file:
         arrays = {name: torch.from_numpy(file[name]) for name in file.files}
     return {name: x.long() if x.dtype == torch.int16 else x for name, x in arrays.items()}
 
