@@ -43,11 +43,24 @@ def by_trial() -> dict[Trial, list[Record]]:
     return found
 
 
-def trial(name: str, ir: float = 100.0, **other: object) -> Trial:
-    """The trial of a name as in tables, e.g. "Rzg_pz L80"."""
+def trial(text: str) -> Trial:
+    """The trial of a name and flags, e.g. "Rzg_pz L80", "margin, ir 1", "entropy_det, V 100, + validation"."""
+    name, *flags = text.split(", ")
     method, length, members = re.fullmatch(r"(\w+)(?: L(\d+))?(?: E(\d+))?", name).groups()
-    other.setdefault("copies", "released" if method in ("Rzg_trace", "Rzg_mi") else None)
-    return Trial(ir, method, int(length or 0), int(members or 1), **other)
+    copies = "released" if method in ("Rzg_trace", "Rzg_mi") else None
+    found = Trial(100.0, method, int(length or 0), int(members or 1), copies=copies)
+    for kind, value in (flag.split(" ") for flag in flags):
+        change = {
+            "ir": lambda text: {"ir": float(text)},
+            "nr": lambda text: {"nr": float(text)},
+            "V": lambda text: {"validation_size": int(text)},
+            "+": lambda text: {"adds_validation": True},
+            "first": lambda text: {"first_batch": text},
+            "init": lambda text: {"init": text},
+            "select": lambda text: {"select": text},
+        }[kind]
+        found = replace(found, **change(value))
+    return found
 
 
 def curve(of: Trial) -> Curve:
@@ -60,21 +73,32 @@ def figures() -> dict[str, results.FigureData]:
     return {figure.name: figure for figure in found}
 
 
-def paired(a: Trial, b: Trial, b_index: int, runs: int | None = None) -> np.ndarray:
-    """(R,) accuracy of a minus that of b after the query `b_index`, over the (first) runs of both."""
-    one, two = ({r["run"]: r["accuracy"] for r in by_trial()[t] if r["b"] == b_index} for t in (a, b))
-    return np.array([one[run] - two[run] for run in sorted(one.keys() & two.keys())[:runs]])
+def paired(one: str, other: str, b: int, runs: int | None = None) -> np.ndarray:
+    """(R,) accuracy of one trial minus that of another after query b, over the (first) runs that both have."""
+    of, less = ({r["run"]: r["accuracy"] for r in by_trial()[trial(name)] if r["b"] == b} for name in (one, other))
+    return np.array([of[run] - less[run] for run in sorted(of.keys() & less.keys())[:runs]])
 
 
 def standard_error(values: np.ndarray) -> float:
     return float(values.std(ddof=1) / np.sqrt(len(values)))
 
 
+def interval(values: np.ndarray) -> tuple[float, float]:
+    """95 %, by Student's t."""
+    half = stats.t.ppf(0.975, len(values) - 1) * standard_error(values)
+    return values.mean() - half, values.mean() + half
+
+
+def with_error(values: np.ndarray, form: str = ".1f") -> str:
+    return f"{values.mean():{form}} ± {standard_error(values):.1f}"
+
+
 def with_interval(values: np.ndarray) -> str:
-    """Mean and 95 % interval of at least six paired differences; mean and standard error of fewer."""
-    mean, error = values.mean(), standard_error(values)
-    half = stats.t.ppf(0.975, len(values) - 1) * error
-    return f"{mean:+.1f} [{mean - half:.1f}, {mean + half:.1f}]" if len(values) >= 6 else f"{mean:+.1f} ± {error:.1f}"
+    """Mean and interval of at least six paired differences; mean and standard error of fewer."""
+    if len(values) < 6:
+        return with_error(values, "+.1f")
+    low, high = interval(values)
+    return f"{values.mean():+.1f} [{low:.1f}, {high:.1f}]"
 
 
 def markdown(rows: list[list[str]]) -> str:
@@ -126,109 +150,75 @@ def test_paired_differences_of_the_report():
     pairs += [(100, "Rzg_true L20", "Rzg_pz L20")]
     pairs += [(1, "Rzg_pz L80", name) for name in ("random", "varR", "Rz L20", "Rzg_pred L20", "Rzg_true L20")]
     for ir, a, b in pairs:
-        values = [paired(trial(a, ir), trial(b, ir), at) for at in (1, 2, 4, 9)]
+        values = [paired(f"{a}, ir {ir}", f"{b}, ir {ir}", at) for at in (1, 2, 4, 9)]
         rows.append([f"{a} - {b}", str(ir), str(len(values[0])), *map(with_interval, values)])
     assert block(REPORT, "paired differences") == markdown(rows)
 
 
 # Sentences
 
-FIRST = {"first_batch": "random"}
-QUOTED = [  # (page, sentence with a place for each difference ± standard error, one method, the other, b of the places)
-    (RIVALS, "5 runs: {}, {}, {} and {} points at 125, 250, 375 and 625", "flqmi_z", "Rzg_pz L80", (0, 1, 2, 4)),
-    (RIVALS, "ahead of `varR` by {}, {} and {} points at 375, 625 and 1,250", "Rzg_pz L80", "varR", (2, 4, 9)),
-    (RIVALS, "its lead is {} at 375 and {} at 625", ("Rzg_pz L80", FIRST), "varR", (2, 4)),
-    (RIVALS, "ahead of Rzg_pz by {}, {} and {} at", ("flqmi_z", FIRST), ("Rzg_pz L80", FIRST), (1, 2, 4)),
-    (RIVALS, "by {}, {} and {} points at 375, 625 and 1,250 labels; it found", "galaxy", "galaxy_v", (2, 4, 9)),
-    (RIVALS, "at 375 labels by {} with 10,000", ("flqmi_z", {"runs": 3}), "Rzg_pz L80", (2,)),
-    *(
-        (
-            RIVALS,
-            text,
-            ("flqmi_z" if ahead else "Rzg_pz L80", {"validation_size": size}),
-            ("Rzg_pz L80" if ahead else "flqmi_z", {"validation_size": size}),
-            (2,),
-        )
-        for size, ahead, text in (
-            (3000, True, "by {} with 3,000"),
-            (1000, False, "behind by {}"),
-            (300, False, "behind by 0.7 ± 0.8, {} and"),
-            (100, False, "and {} with 1,000, 300 and 100"),
-        )
-    ),
-    (
-        RIVALS,
-        "{} and {} points less",
-        ("entropy_det", {"validation_size": 100, "adds_validation": True}),
-        ("Rzg_pz L80", {"validation_size": 100}),
-        (2, 9),
-    ),
-    (RIVALS, "3 runs: {} points behind at 375", ("Rzg_pz L80", {"ir": 1.0}), ("margin", {"ir": 1.0}), (2,)),
-    (RIVALS, "labels, {} ahead at 1,250", ("margin", {"ir": 1.0}), ("Rzg_pz L80", {"ir": 1.0}), (9,)),
-    (RIVALS, "was {} at ir=10 (3", ("Rzg_pz L80", {"ir": 10.0}), ("margin", {"ir": 10.0}), (2,)),
-    (RIVALS, "(3 runs), {} at ir=100 (5)", "Rzg_pz L80", "margin", (2,)),
-    (RIVALS, "and {} at ir=1000", ("Rzg_pz L80", {"ir": 1000.0}), ("margin", {"ir": 1000.0}), (2,)),
-    (RIVALS, "it was {} points (5 runs)", "Rzg_pz L80", "margin", (9,)),
-    (RIVALS, "(5 runs), {} and", ("Rzg_pz L80", {"nr": 0.1}), ("margin", {"nr": 0.1}), (9,)),
-    (RIVALS, "and {} (3 runs) with 0, 10", ("Rzg_pz L80", {"nr": 0.3}), ("margin", {"nr": 0.3}), (9,)),
-    (RIVALS, "10 and 30 % by {} and", ("flqmi_z", {"nr": 0.1}), ("Rzg_pz L80", {"nr": 0.1}), (2,)),
-    (RIVALS, "and {} points at 375 labels", ("flqmi_z", {"nr": 0.3}), ("Rzg_pz L80", {"nr": 0.3}), (2,)),
+QUOTED = [  # (sentence with places for differences ± standard error, one trial, the other, b of the places[, runs])
+    ("5 runs: {}, {}, {} and {} points at 125, 250, 375 and 625", "flqmi_z", "Rzg_pz L80", (0, 1, 2, 4)),
+    ("ahead of `varR` by {}, {} and {} points at 375, 625 and 1,250", "Rzg_pz L80", "varR", (2, 4, 9)),
+    ("its lead is {} at 375 and {} at 625", "Rzg_pz L80, first random", "varR", (2, 4)),
+    ("Rzg_pz by {}, {} and {} at 250,", "flqmi_z, first random", "Rzg_pz L80, first random", (1, 2, 4)),
+    ("by {}, {} and {} points at 375, 625 and 1,250 labels; it", "galaxy", "galaxy_v", (2, 4, 9)),
+    ("at 375 labels by {} with 10,000", "flqmi_z", "Rzg_pz L80", (2,), 3),
+    ("by {} with 3,000, and", "flqmi_z, V 3000", "Rzg_pz L80, V 3000", (2,)),
+    ("and behind by {},", "Rzg_pz L80, V 1000", "flqmi_z, V 1000", (2,)),
+    (", {} and", "Rzg_pz L80, V 300", "flqmi_z, V 300", (2,)),
+    ("and {} with 1,000, 300 and 100", "Rzg_pz L80, V 100", "flqmi_z, V 100", (2,)),
+    ("{} and {} points less", "entropy_det, V 100, + validation", "Rzg_pz L80, V 100", (2, 9)),
+    ("3 runs: {} points behind at 375", "Rzg_pz L80, ir 1", "margin, ir 1", (2,)),
+    ("labels, {} ahead at 1,250", "margin, ir 1", "Rzg_pz L80, ir 1", (9,)),
+    ("was {} at ir=10 (3", "Rzg_pz L80, ir 10", "margin, ir 10", (2,)),
+    ("(3 runs), {} at ir=100 (5)", "Rzg_pz L80", "margin", (2,)),
+    ("and {} at ir=1000", "Rzg_pz L80, ir 1000", "margin, ir 1000", (2,)),
+    ("it was {} points (5 runs)", "Rzg_pz L80", "margin", (9,)),
+    ("(5 runs), {} and", "Rzg_pz L80, nr 0.1", "margin, nr 0.1", (9,)),
+    ("and {} (3 runs) with 0, 10", "Rzg_pz L80, nr 0.3", "margin, nr 0.3", (9,)),
+    ("10 and 30 % by {} and", "flqmi_z, nr 0.1", "Rzg_pz L80, nr 0.1", (2,)),
+    ("and {} points at 375 labels", "flqmi_z, nr 0.3", "Rzg_pz L80, nr 0.3", (2,)),
 ]
 
 
-@pytest.mark.parametrize(("page", "sentence", "one", "other", "places"), QUOTED, ids=lambda value: None)
-def test_differences_in_the_text(page, sentence, one, other, places):
-    (name, options), (beside, others) = ((each, {}) if isinstance(each, str) else each for each in (one, other))
-    options = dict(options)
-    runs = options.pop("runs", None)
-    values = [paired(trial(name, **options), trial(beside, **others), b, runs) for b in places]
-    text = sentence.format(*(f"{v.mean():.1f} ± {standard_error(v):.1f}" for v in values))
-    assert text in page_text(page)
+@pytest.mark.parametrize("quoted", QUOTED, ids=lambda quoted: quoted[0])
+def test_differences_in_the_text_on_rivals(quoted):
+    sentence, one, other, places, *runs = quoted
+    text = sentence.format(*(with_error(paired(one, other, b, *runs)) for b in places))
+    assert text in page_text(RIVALS)
 
 
 def test_claims_of_the_report():
-    """The table of the paper's claims."""
-    text, ours = page_text(REPORT), trial("Rzg_pz L80")
+    """The table of the paper's claims, and the README's sentence on the lead over random choice."""
+    text = page_text(REPORT)
 
-    def of(values: np.ndarray) -> str:
-        half = stats.t.ppf(0.975, len(values) - 1) * standard_error(values)
-        return f"({len(values)}; {values.mean() - half:.1f} to {values.mean() + half:.1f})"
-
-    def accuracies(name: str) -> np.ndarray:
+    def at_375(name: str) -> np.ndarray:
         return np.array([r["accuracy"] for r in by_trial()[trial(name)] if r["b"] == 2])
 
+    def hardest(name: str) -> np.ndarray:
+        of = [[r] for r in by_trial()[trial(name)] if r["b"] == 2]
+        return np.array([accuracy_of_classes(record, MNIST.hardest) for record in of])
+
     for name in ("Rzg_pz L80", "random"):
-        assert f"{accuracies(name).mean():.1f} % {of(accuracies(name))}" in text
-    single, ensemble = accuracies("varR"), accuracies("varR E4")
-    assert f"{ensemble.mean():.1f} % ({len(ensemble)}), {single.mean():.1f} % ({len(single)})" in text
-    share, most = max(gains(curve(ours), curve(trial("random"))), key=lambda pair: pair[1])
-    lead = paired(ours, trial("random"), 3)
+        low, high = interval(at_375(name))
+        assert f"{at_375(name).mean():.1f} % (10; {low:.1f} to {high:.1f})" in text
+    assert f"{at_375('varR E4').mean():.1f} % (3), {at_375('varR').mean():.1f} % (5)" in text
+    share, most = max(gains(curve(trial("Rzg_pz L80")), curve(trial("random"))), key=lambda pair: pair[1])
+    low, high = interval(paired("Rzg_pz L80", "random", 3))
     assert share == 1
-    assert f"{most:.1f} points at 1 % {of(lead)}" in text
-    saved = [labels_saved(curve(ours), curve(trial(name)), 88.0).percent for name in ("varR E4", "varR")]
-    assert "{:.0f} % against `varR` E=4 (3), {:.0f} % against E=1 (5)".format(*saved) in text
-    hardest = {
-        name: [accuracy_of_classes([r], MNIST.hardest) for r in by_trial()[trial(name)] if r["b"] == 2]
-        for name in ("varR", "Rzg_pz L80", "Rzg_true L80")
-    }
-    means = [f"{np.mean(values):.0f} % ({len(values)}" for values in hardest.values()]
-    values = np.array(hardest["Rzg_pz L80"])
-    half = stats.t.ppf(0.975, 9) * standard_error(values)
-    interval = f"; {values.mean() - half:.0f} to {values.mean() + half:.0f}"
-    assert f"{means[0]}), {means[1]}{interval}), {means[2]})" in text
-    assert f"{lead_text('random', 2)}" in page_text(README)
-    for length in (20, 80):
-        gained = [paired(trial(f"Rzg_pz L{length}"), trial(f"Rzg_pz L{length}", init="random"), b) for b in (1, 2, 3)]
-        quoted = ", ".join(f"{v.mean():+.1f} ± {standard_error(v):.1f}" for v in gained)
-        assert f"{quoted} (L{length})" in text
-
-
-def lead_text(name: str, b: int) -> str:
-    """The README's sentence on the lead of the paper's method."""
-    values = paired(trial("Rzg_pz L80"), trial(name), b)
-    half = stats.t.ppf(0.975, len(values) - 1) * standard_error(values)
-    interval = f"(95 % interval {values.mean() - half:.1f} to {values.mean() + half:.1f})"
-    return f"{values.mean():.1f} points above random choice at 375 labels {interval}"
+    assert f"{most:.1f} points at 1 % (10; {low:.1f} to {high:.1f})" in text
+    saved = [labels_saved(curve(trial("Rzg_pz L80")), curve(trial(name)), 88.0) for name in ("varR E4", "varR")]
+    assert "{:.0f} % against `varR` E=4 (3), {:.0f} % against E=1 (5)".format(*(each.percent for each in saved)) in text
+    low, high = interval(hardest("Rzg_pz L80"))
+    means = [f"{hardest(name).mean():.0f} %" for name in ("varR", "Rzg_pz L80", "Rzg_true L80")]
+    assert "{} (5), {} (10; {:.0f} to {:.0f}), {} (5)".format(*means[:2], low, high, means[2]) in text
+    for name in ("Rzg_pz L20", "Rzg_pz L80"):
+        gained = [with_error(paired(name, f"{name}, init random", b), "+.1f") for b in (1, 2, 3)]
+        assert f"{', '.join(gained)} ({name.split()[1]})" in text
+    lead = paired("Rzg_pz L80", "random", 2)
+    words = "{:.1f} points above random choice at 375 labels (95 % interval {:.1f} to {:.1f})"
+    assert words.format(lead.mean(), *interval(lead)) in page_text(README)
 
 
 def test_rotation_models_of_the_report():
@@ -263,12 +253,8 @@ def test_sentences_on_the_release(length):
 def test_sentences_on_choosing_the_epoch_by_the_validation_images():
     text, lower, above = page_text(REPORT), [], []
     for name in ("random", "varR", "Rzg_pz L80"):
-        of_val = replace(trial(name), select="val")
-        runs = np.mean([paired(trial(name), of_val, b) for b in range(10)], axis=0)
-        lower.append(f"{runs.mean():.1f} ± {standard_error(runs):.1f}")
+        lower.append(with_error(np.mean([paired(name, f"{name}, select val", b) for b in range(10)], axis=0)))
         above.append(f"{np.mean([r['accuracy'] - r['accuracy_last'] for r in by_trial()[trial(name)]]):.1f}")
     assert "{} (random, 3 runs), {} (varR, 3) and {} (Rzg_pz L80, 5) points below".format(*lower) in text
     assert above[1] == above[2]
-    assert (
-        f"above the last by {above[1]} points on average for varR and Rzg_pz L80 and by {above[0]} for random" in text
-    )
+    assert f"above the last by {above[1]} points on average for varR and Rzg_pz L80 and by {above[0]} for" in text
