@@ -14,9 +14,7 @@ on scikit-learn's digits and a network 64-32-10 that was trained on 40 of them, 
     *_chosen*, flqmi_<queries>_<kernel>_<algorithm>    60 positions in the pool in the order of choice
 """
 
-import itertools
 from collections import Counter
-from pathlib import Path
 from unittest import mock
 
 import numpy as np
@@ -35,7 +33,6 @@ from alfk.rivals.badge import OuterProducts, badge
 from alfk.rivals.coreset import coreset
 from alfk.rivals.flqmi import Factors, Kernel, flqmi, lazy_greedy
 from alfk.rivals.gradients import gradients, squared_norms
-
 from tests.helpers import ROOT
 
 SEEDS = st.integers(0, 10**6)
@@ -110,13 +107,13 @@ def test_badge_of_the_authors(recorded, available, factors, seed):
     assert torch.allclose(distances, recorded[f"badge_distance_seed{seed}"], rtol=1e-4, atol=0)
 
 
-@pytest.mark.parametrize("algorithm", ["NaiveGreedy", "LazyGreedy"])
 @pytest.mark.parametrize("kernel", ["gradients", "features"])
 @pytest.mark.parametrize("queries", ["wrong", "rare"])
-def test_flqmi_of_the_authors(recorded, available, factors, queries, kernel, algorithm):
+def test_flqmi_of_the_authors(recorded, available, factors, queries, kernel):
     pool, validation = factors[kernel]
     indices, _ = flqmi(pool, validation[recorded[f"query_{queries}"]], available, 60)
-    assert indices.tolist() == recorded[f"flqmi_{queries}_{kernel}_{algorithm}"].tolist()
+    for algorithm in ("NaiveGreedy", "LazyGreedy"):
+        assert indices.tolist() == recorded[f"flqmi_{queries}_{kernel}_{algorithm}"].tolist()
 
 
 @pytest.mark.parametrize(("eta", "exact"), [("1", 60), ("0.1", 60), ("0", 27)])
@@ -137,7 +134,7 @@ def test_similarities_of_the_authors(recorded, factors):
 # Gradients by the logits
 
 
-@settings(deadline=None, max_examples=50)
+@settings(deadline=None, max_examples=25)
 @given(st.integers(1, 30), st.integers(2, 8), st.integers(1, 40), SEEDS)
 def test_gradients_are_those_of_the_cross_entropy(rows, classes, tile, seed):
     logits = 5 * normal(seed, rows, classes).double()
@@ -170,13 +167,7 @@ def plain_coreset(x, available, n):
     return chosen
 
 
-def test_core_set_by_hand():
-    indices, radii = coreset(torch.tensor([[0.0], [1.0], [4.0], [9.0]]), torch.arange(4) > 0, 3)
-    assert indices.tolist() == [3, 2, 1]
-    assert radii.tolist() == [9, 4, 1]
-
-
-@settings(deadline=None, max_examples=60)
+@settings(deadline=None, max_examples=30)
 @given(st.data(), st.integers(2, 40), st.integers(1, 4), SEEDS)
 def test_core_set_is_greedy_and_takes_the_lowest_of_equal_images(data, rows, width, seed):
     x, available = whole(seed, 3, rows, width), some(seed, rows)
@@ -193,7 +184,7 @@ def test_core_set_is_greedy_and_takes_the_lowest_of_equal_images(data, rows, wid
     assert (radii.diff() <= 1e-6).all()
 
 
-@settings(deadline=None, max_examples=50)
+@settings(deadline=None, max_examples=25)
 @given(st.integers(3, 40), st.integers(-20, 20), st.floats(-1000, 1000, width=16), SEEDS)
 def test_core_set_does_not_depend_on_scale_and_origin(rows, exponent, origin, seed):
     x, available = normal(seed, rows, 4), torch.arange(rows) > 0
@@ -205,19 +196,6 @@ def test_core_set_does_not_depend_on_scale_and_origin(rows, exponent, origin, se
     nearby, _ = coreset(moved.float(), available, rows // 2)
     still, _ = coreset((moved - origin).float(), available, rows // 2)
     assert nearby.tolist() == still.tolist()
-
-
-@settings(deadline=None, max_examples=25)
-@given(st.data(), st.integers(3, 8), SEEDS)
-def test_core_set_is_at_most_twice_the_best(data, rows, seed):
-    x, available = normal(seed, rows, 2), torch.arange(rows) > 0
-    n = data.draw(st.integers(1, rows - 2))
-
-    def radius(chosen):
-        return float(torch.cdist(x, x[[0, *chosen]]).amin(1).max())
-
-    best = min(map(radius, itertools.combinations(range(1, rows), n)))
-    assert radius(coreset(x, available, n)[0].tolist()) <= 2 * best + 1e-6
 
 
 def test_core_set_starts_at_random_without_labelled_images():
@@ -245,17 +223,7 @@ def test_k_centre_takes_the_lowest_of_more_equal_rows_than_its_shortlist_holds()
 # BADGE
 
 
-def test_badge_by_hand():
-    z, p = torch.tensor([[1.0], [2.0], [2.0]]), torch.tensor([[0.5, 0.5], [0.5, 0.5], [0.9, 0.1]])
-    a, everything = gradients(p.log()), torch.ones(3, dtype=torch.bool)
-    squares = torch.full((3,), torch.inf, dtype=torch.float64)
-    OuterProducts(a, z).lower(squares, torch.tensor([1]))
-    assert squares.tolist() == pytest.approx([0.5, 0, 1.28])
-    assert badge(a, z, everything, 2, None, 1, [0.2]).indices.tolist() == [1, 0]
-    assert badge(a, z, everything, 2, None, 1, [0.3]).indices.tolist() == [1, 2]
-
-
-@settings(deadline=None, max_examples=50)
+@settings(deadline=None, max_examples=25)
 @given(st.data(), st.integers(2, 30), SEEDS)
 def test_badge_in_sequential_form_is_seeding_of_k_means(data, rows, seed):
     a, z, available = normal(seed, rows, 3), normal(seed + 1, rows, 4), some(seed, rows)
@@ -271,7 +239,7 @@ def test_badge_in_sequential_form_is_seeding_of_k_means(data, rows, seed):
     assert (found.indices.tolist(), found.at_random) == (expected, 0)
 
 
-@settings(deadline=None, max_examples=60)
+@settings(deadline=None, max_examples=30)
 @given(st.data(), st.integers(1, 30), SEEDS)
 def test_badge_draws_no_gradient_twice(data, rows, seed):
     """Equal rows, rows of zeros, and (t a, z / t), which has the same gradient as (a, z)."""
@@ -301,11 +269,11 @@ def law(squares, first, n):
     return found
 
 
-@pytest.mark.parametrize(("refresh", "patience"), [(1024, 16), (2, 0), (1024, 1)])
+@pytest.mark.parametrize(("refresh", "patience"), [(1024, 16), (2, 0)])
 def test_draws_by_old_distances_have_the_law_of_k_means(refresh, patience):
     a, z = torch.tensor([[3.0], [4.0], [1.0], [-0.5], [-1.0]]), torch.tensor([[1.0], [1.0], [1.5], [-1.0], [2.0]])
     g, everything, source = (a * z).double().numpy(), torch.ones(5, dtype=torch.bool), seeded(11)
-    expected, runs = law((g - g.T) ** 2, 1, 3), 1000
+    expected, runs = law((g - g.T) ** 2, 1, 3), 600
     with mock.patch.object(badge_module, "PATIENCE", patience):
         found = Counter(tuple(badge(a, z, everything, 3, source, refresh).indices.tolist()) for _ in range(runs))
     assert set(found) <= set(expected)
@@ -327,7 +295,7 @@ def test_badge_fills_up_at_random_where_all_gradients_are_chosen():
         assert torch.equal(found.indices, again.indices)
 
 
-@pytest.mark.parametrize("gap", [40, 48, 60, 85])
+@pytest.mark.parametrize("gap", [48, 85])
 def test_badge_draws_no_image_twice_where_the_network_is_sure(gap):
     """Gradients of exp(-gap), whose squares float32 cannot hold; some images beside them are uncertain."""
     logits = normal(1, 60, 4)
@@ -371,7 +339,7 @@ def test_flqmi_by_hand(recorded):
     assert gains.tolist() == pytest.approx(recorded["flqmi_hand_gains"].tolist(), abs=1e-6)
 
 
-@settings(deadline=None, max_examples=60)
+@settings(deadline=None, max_examples=30)
 @given(st.data(), st.integers(1, 40), st.integers(1, 12), st.sampled_from([0.0, 0.25, 1.0, 3.0]), SEEDS)
 def test_lazy_greedy_is_naive_greedy(data, rows, queries, eta, seed):
     """Similarities are multiples of 1/8, so that many gains are equal: the lowest is taken."""
@@ -395,7 +363,7 @@ def explicit(factors):
     return F.normalize((a.double()[:, :, None] * with_one[:, None]).flatten(1))
 
 
-@settings(deadline=None, max_examples=60)
+@settings(deadline=None, max_examples=30)
 @given(st.data(), st.integers(1, 30), st.integers(1, 20), st.booleans(), SEEDS)
 def test_flqmi_follows_the_definition(data, rows, queries, of_gradients, seed):
     pool, query = (
@@ -423,25 +391,6 @@ def test_flqmi_follows_the_definition(data, rows, queries, of_gradients, seed):
         assert gain >= float(all_gains[left].max()) - 1e-5
         left[place] = False
         best = best.maximum(s[place])
-
-
-@settings(deadline=None, max_examples=30)
-@given(st.integers(2, 25), st.integers(1, 8), st.integers(2, 4), SEEDS)
-def test_repeated_queries_scale_the_first_sum_alone(rows, queries, times, seed):
-    s = torch.randint(9, (rows, queries), generator=seeded(seed)) / 8
-    n = rows // 2
-    bounds = torch.full((rows,), times * queries + 2.0, dtype=torch.float64)
-    repeated, gains = lazy_greedy(s.repeat(1, times).__getitem__, bounds, times * queries, n, 1.0)
-    once, of_once = lazy_greedy(s.__getitem__, bounds, queries, n, 1 / times)
-    assert repeated.tolist() == once.tolist()
-    assert torch.allclose(gains, times * of_once)
-
-
-def test_equal_images_are_taken_from_the_lowest_position():
-    pool = Factors(torch.tensor([[1.0, 0.0], [0.0, 1.0]]).repeat(5, 1))
-    chosen, _ = flqmi(pool, Factors(torch.tensor([[0.0, 2.0], [1.0, 0.0]])), torch.arange(10) > 1, 4)
-    assert chosen[:2].tolist() == [2, 3]
-    assert coreset(pool.features, torch.arange(10) != 4, 1)[0].tolist() == [1]
 
 
 def test_more_queries_than_the_cap_are_drawn():

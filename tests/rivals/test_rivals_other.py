@@ -21,7 +21,6 @@ scikit-learn's digits and a network 64-32-10 that was trained on 40 of them, mad
 
 import collections
 import math
-from pathlib import Path
 from unittest import mock
 
 import numpy as np
@@ -41,8 +40,8 @@ from alfk.rivals import epig as epig_module
 from alfk.rivals import scores
 from alfk.rivals import typiclust as typiclust_module
 from alfk.rivals.epig import epig
-from alfk.rivals.shared_masks import shared_masks
 from alfk.rivals.galaxy import galaxy
+from alfk.rivals.shared_masks import shared_masks
 from alfk.rivals.typiclust import k_means, typiclust
 from mnist.custom_models.lenet import LeNet
 from svhn.custom_models.resnet10 import ResNet10
@@ -88,13 +87,7 @@ def test_scores_choose_what_the_authors_chose(recorded, name):
         assert torch.equal(pool[order[:60]], recorded[f"{name}_chosen"])
 
 
-def test_scores_of_three_images():
-    logits = torch.tensor([[0.5, 0.4, 0.1], [0.6, 0.2, 0.2], [0.34, 0.33, 0.33]], dtype=torch.float64).log()
-    order = {name: score(logits).argsort(descending=True).tolist() for name, score in SCORES.items()}
-    assert order == {"margin": [2, 0, 1], "entropy": [2, 1, 0], "leastconf": [2, 0, 1]}
-
-
-@settings(deadline=None, max_examples=50)
+@settings(deadline=None, max_examples=25)
 @given(st.integers(1, 20), st.integers(2, 12), SEEDS, st.floats(-1000, 1000), st.integers(1, 50))
 def test_scores_are_what_numpy_computes_for_any_shift_and_block(images, classes, seed, shift, block):
     logits = 5 * normal(seed, images, classes)
@@ -146,12 +139,6 @@ def test_epig_is_what_the_authors_computed(recorded):
         assert error(epig(p.log(), q.log()), recorded[form]) < 1e-12
 
 
-def test_masks_that_are_not_shared_hide_what_two_images_have_in_common(recorded):
-    p, q = recorded["epig_probs_pool"].log(), recorded["epig_probs_target"].log()
-    permuted = torch.stack([x[torch.randperm(16, generator=seeded(i))] for i, x in enumerate(q)])
-    assert epig(p, q).mean() > 1.7 * epig(p, permuted).mean()
-
-
 def test_epig_of_two_samples():
     certain = torch.tensor([[[0.0, -1e4], [-1e4, 0.0]]], requires_grad=True)
     assert epig(certain, certain).tolist() == [pytest.approx(math.log(2), abs=1e-15)]
@@ -159,7 +146,7 @@ def test_epig_of_two_samples():
     assert epig(constant, certain).tolist() == epig(certain, constant).tolist() == [0]
 
 
-@settings(deadline=None, max_examples=40)
+@settings(deadline=None, max_examples=25)
 @given(st.integers(1, 7), st.integers(1, 5), st.integers(1, 6), st.integers(2, 5), st.floats(0, 4), SEEDS)
 def test_epig_is_between_0_and_the_information_there_is(images, targets, samples, classes, scale, seed):
     pool, target = scale * normal(seed, images, samples, classes), scale * normal(seed + 1, targets, samples, classes)
@@ -176,13 +163,13 @@ def test_epig_is_between_0_and_the_information_there_is(images, targets, samples
         assert error(found, epig(pool, target)) < 1e-12
 
 
-def test_epig_refuses_many_classes_and_tiles_without_room():
-    def of(classes, targets, budget=None):
-        return lambda: epig(torch.zeros(1, 2, classes), torch.zeros(targets, 2, classes), budget)
+def test_epig_refuses_tiles_without_room():
+    def of(budget):
+        return epig(torch.zeros(1, 2, 10), torch.zeros(1000, 2, 10), budget)
 
-    refuses(of(1000, 1), "EPIG needs 1 x 1,000 x 1,000 joint probabilities")
-    refuses(of(10, 1000, budget=799_999), "EPIG needs 1,000 x 10 x 10 joint probabilities")
-    assert of(10, 1000, budget=800_000)() == 0
+    with pytest.raises(ValueError, match="1,000 x 10 x 10 joint probabilities exceed 799,999 bytes"):
+        of(799_999)
+    assert of(800_000) == 0
     assert epig([], torch.zeros(1, 2, 2)).shape == (0,)
 
 
@@ -410,13 +397,13 @@ def test_of_equal_runs_galaxy_asks_the_middle_of_a_random_one():
     p = torch.tensor([0.5, 0.6, 0.7, 0.8, 0.9], dtype=torch.float64)
     for order in (torch.arange(5), torch.tensor([0, 3, 2, 1, 4])):
         part = torch.stack([p[order], 1 - p[order]], 1)
-        found = [ask_one(part, {0: 1, 2: 0, 4: 1}, seed) for seed in range(100)]
+        found = [ask_one(part, {0: 1, 2: 0, 4: 1}, seed) for seed in range(40)]
         assert set(found) == {1, 3}
-        assert 25 < found.count(1) < 75
+        assert 10 < found.count(1) < 30
     assert ask_one(torch.full((5, 2), 0.5), {0: 1, 4: 0}) == 2  # equal confidences: the path is the pool
 
 
-@settings(deadline=None, max_examples=60)
+@settings(deadline=None, max_examples=30)
 @given(st.data(), st.integers(2, 24), st.integers(2, 4), st.integers(0, 6), SEEDS, st.booleans())
 def test_galaxy_follows_the_definition(data, images, classes, validation, seed, coarse):
     """Also with further images that are known, as if they were labelled images at the end of the pool."""
@@ -444,14 +431,13 @@ def test_galaxy_follows_the_definition(data, images, classes, validation, seed, 
 
 def test_galaxy_without_a_label_draws_until_classes_are_told_apart():
     p, y = normal(0, 30, 2).softmax(1), torch.arange(30) % 2
-    nothing = torch.empty(0, dtype=torch.int64)
-    firsts = set()
-    for seed in range(200):
+    nothing, firsts = torch.empty(0, dtype=torch.int64), set()
+    for seed in range(30):
         asked, at_random = galaxy(p, torch.ones(30, dtype=torch.bool), nothing, 30, lambda i: int(y[i]), seeded(seed))
         assert at_random[:2].all()
         assert sorted(asked.tolist()) == list(range(30))
         firsts.add(int(asked[0]))
-    assert firsts == set(range(30))
+    assert len(firsts) > 10
 
 
 @pytest.mark.parametrize(("n", "labels"), [(0, 2), (4, 2), (1, 3)])
@@ -485,15 +471,7 @@ def most_typical(x):
     return typiclust_module._Cluster(x, everything.nonzero().flatten()).take()
 
 
-def test_the_most_typical_of_six_images():
-    x = torch.tensor([[0.0], [1], [2], [3], [10], [11]])
-    mean = torch.tensor([14 / 3, 2, 2, 14 / 3, (1 + 49 + 64) / 3, (1 + 64 + 81) / 3])
-    assert torch.allclose(plain_typicality(x), 1 / (mean + 1e-5))
-    for rows, wanted in ((x, 1), (x.flip(0), 3), (x[:1], 0), (x[3:], 1), (x[1:], 1)):
-        assert most_typical(rows / 11) == wanted
-
-
-@settings(deadline=None, max_examples=60)
+@settings(deadline=None, max_examples=30)
 @given(st.integers(1, 70), st.integers(1, 5), st.integers(1, 3000), SEEDS, st.booleans())
 def test_the_most_typical_image_is_the_same_in_any_tile(rows, width, tile, seed, whole):
     """With whole numbers many are equally typical, of which it is the first."""
@@ -523,7 +501,7 @@ def plain_typiclust(x, available, n, clusters):
     return chosen
 
 
-@settings(deadline=None, max_examples=40)
+@settings(deadline=None, max_examples=25)
 @given(st.data(), st.integers(1, 80), st.integers(1, 8), SEEDS)
 def test_typiclust_follows_the_definition(data, images, clusters, seed):
     x = torch.nn.functional.normalize(normal(seed, images, 4))
