@@ -296,12 +296,14 @@ def mean_and_std(batches: Iterable[Tensor]) -> tuple[tuple[float, ...], tuple[fl
     parts = (part for batch in batches for part in batch.split(max(1, CHUNK // batch[0].numel())))
     count, shift, total, squares = 0, None, 0, 0
     for part in parts:
-        values = part.double().transpose(0, 1).flatten(1) / (255 if part.dtype == torch.uint8 else 1)  # (C, values)
+        values = part.double() / (255 if part.dtype == torch.uint8 else 1)
+        axes = (0, *range(2, part.ndim))  # all but the channels
         # Sums of squares of values far from 0 would cancel: sum what is left after the mean of the first part.
-        shift = values.mean(1, keepdim=True) if shift is None else shift
+        shift = values.mean(axes, keepdim=True) if shift is None else shift
         values = values - shift
-        count, total, squares = count + values.shape[1], total + values.sum(1), squares + values.square().sum(1)
-    mean = shift[:, 0] + total / count
+        total, squares = total + values.sum(axes), squares + values.square().sum(axes)
+        count += values.numel() // values.shape[1]
+    mean = shift.flatten() + total / count
     std = (squares / count - (total / count) ** 2).clamp(min=0).sqrt()
     constant = std <= (mean.abs() * 1e-9).clamp(min=torch.finfo(torch.float32).tiny)  # above 0 by rounding
     return tuple(mean.tolist()), tuple(std.masked_fill(constant, 1).tolist())
