@@ -331,10 +331,10 @@ def coloured_digits(size: int, seed: int = 0) -> tuple[np.ndarray, np.ndarray]:
 
 
 def write_digit_mats(folder: Path) -> Path:
-    """The three .mat files of SVHN, with a few hundred images, digit 0 labelled 10."""
+    """The three .mat files of SVHN with 240 images; the label of digit 0 is 10."""
     images, labels = coloured_digits(32)
     start = 0
-    for part, count in (("train", 500), ("test", 150), ("extra", 100)):
+    for part, count in (("train", 160), ("test", 40), ("extra", 40)):
         rows = slice(start, start + count)
         digits = np.where(labels[rows] == 0, 10, labels[rows]).astype(np.uint8)[:, None]
         scipy.io.savemat(folder / f"{part}_32x32.mat", {"X": images[rows].transpose(1, 2, 3, 0), "y": digits})

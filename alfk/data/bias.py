@@ -1,4 +1,7 @@
-"""How a run divides and distorts its training data (paper, Section 5): validation split, class imbalance, noise."""
+"""How a run divides and distorts its training images (paper, Section 5): validation set, class imbalance, label noise.
+
+Ratios are checked where they enter, by the flags (alfk/cli/options.py).
+"""
 
 from collections.abc import Sequence
 
@@ -7,12 +10,12 @@ from torch import Tensor
 
 
 def split_validation(labels: Tensor, per_class: Sequence[int], generator: torch.Generator) -> tuple[Tensor, Tensor]:
-    """Draw `per_class[c]` validation images of each class c; the rest is the undistorted pool.
+    """Draw `per_class[c]` validation images of each class c; all other images are the undistorted pool.
 
     Args:
         labels: (N,) int64.
     Returns:
-        validation and pool indices, int64, ascending and disjoint, together 0..N-1.
+        positions of validation and pool images, int64, ascending, disjoint, together 0..N-1.
     Raises:
         ValueError: a class has too few images.
     """
@@ -26,10 +29,10 @@ def split_validation(labels: Tensor, per_class: Sequence[int], generator: torch.
 
 
 def proportional_counts(counts: Tensor, size: int) -> list[int]:
-    """`size` images shared among classes in proportion to their `counts` (C,); `size` is at most the sum of these.
+    """Shares of the classes in `size` images, in proportion to their `counts` (C,); `size` is at most their sum.
 
-    By the divisor method of Sainte-Lague: image k = 0, 1, ... of a class has its turn at (2 k + 1) / count, at equal
-    turns the lower class first. Unlike with largest remainders, no class has fewer images at a larger size.
+    The divisor method of Sainte-Lague: image k = 0, 1, ... of a class has its turn at (2 k + 1) / count; at equal turns
+    the lower class comes first. Unlike with largest remainders, no share shrinks when `size` grows.
     """
     turns = torch.cat([(2 * torch.arange(count, dtype=torch.float64) + 1) / count for count in counts.tolist()])
     classes = torch.repeat_interleave(torch.arange(len(counts)), counts)
@@ -37,19 +40,15 @@ def proportional_counts(counts: Tensor, size: int) -> list[int]:
 
 
 def thin_minority(labels: Tensor, minority: Sequence[int], ratio: float, generator: torch.Generator) -> Tensor:
-    """Class imbalance of MNIST and SVHN: keep the L images of the majority classes and int(L / ratio) images drawn from
-    all minority classes together (all of them if there are fewer, and at ratio 1).
+    """Class imbalance with given minority classes: keep all L images of the other classes, and int(L / ratio) images
+    drawn from the minority classes together (all of them if they are fewer, or if the ratio is 1).
 
     Args:
         labels: (N,) int64 of the undistorted pool.
         ratio: imbalance ratio ir, at least 1.
     Returns:
         (P,) int64, the positions that are kept, ascending.
-    Raises:
-        ValueError: a ratio below 1.
     """
-    if ratio < 1:
-        raise ValueError(f"an imbalance ratio is at least 1, got {ratio}")
     if ratio == 1:
         return torch.arange(len(labels))
     thin = torch.isin(labels, torch.tensor(list(minority)))
@@ -59,19 +58,15 @@ def thin_minority(labels: Tensor, minority: Sequence[int], ratio: float, generat
 
 
 def thin_half_of_classes(labels: Tensor, classes: int, ratio: float, generator: torch.Generator) -> Tensor:
-    """Class imbalance of ImageNet: half of the classes, drawn at random, each lose round(A (ratio - 1) / ratio) of
-    their A images, drawn at random.
+    """Class imbalance with random minority classes: half of the classes each lose round(A (ratio - 1) / ratio) of their
+    A images.
 
     Args:
         labels: (N,) int64 of the undistorted pool.
         ratio: imbalance ratio ir, at least 1.
     Returns:
         (P,) int64, the positions that are kept, ascending.
-    Raises:
-        ValueError: a ratio below 1.
     """
-    if ratio < 1:
-        raise ValueError(f"an imbalance ratio is at least 1, got {ratio}")
     kept = torch.ones(len(labels), dtype=torch.bool)
     by_class = labels.argsort(stable=True).split(torch.bincount(labels, minlength=classes).tolist())
     for c in torch.randperm(classes, generator=generator)[: classes // 2].tolist():
@@ -82,18 +77,14 @@ def thin_half_of_classes(labels: Tensor, classes: int, ratio: float, generator: 
 
 
 def add_label_noise(labels: Tensor, ratio: float, classes: int, generator: torch.Generator) -> Tensor:
-    """Uniform random labels for int(P * ratio) random images; a drawn label may equal the true one.
+    """Label noise: int(P * ratio) random images get uniformly random labels, which may equal the true ones.
 
     Args:
         labels: (P,) int64.
         ratio: noise ratio nr in [0, 1).
     Returns:
         (P,) int64, a new tensor.
-    Raises:
-        ValueError: the ratio is not in [0, 1).
     """
-    if not 0 <= ratio < 1:
-        raise ValueError(f"a noise ratio is in [0, 1), got {ratio}")
     noisy = labels.clone()
     rows = torch.randperm(len(labels), generator=generator)[: int(len(labels) * ratio)]
     noisy[rows] = torch.randint(classes, (len(rows),), generator=generator)
@@ -101,6 +92,6 @@ def add_label_noise(labels: Tensor, ratio: float, classes: int, generator: torch
 
 
 def minority_of(labels: Tensor, classes: int) -> list[int]:
-    """The classes with fewer than half as many images as a class has on average; `labels` (N,) int64."""
+    """Classes with less than half of the mean number of images per class; `labels` (N,) int64."""
     count = torch.bincount(labels, minlength=classes)
     return (2 * classes * count < len(labels)).nonzero().flatten().tolist()

@@ -16,14 +16,14 @@ from alfk.data.decoding import Request, evaluation_side, open_image, opened
 from alfk.support.errors import UserError
 
 PREFETCH = 2  # batches decoded while another one is in use
-COMMON = (b"\xff\xd8", b"\x89PNG", b"RIFF", b"BM")  # JPEG, PNG, WebP, BMP: their pixels are Pillow's in every mode
-MODES = ("L", "RGB", "RGBA", "P", "CMYK", "I;16")  # in which those of other formats, as TIFF, are too
+COMMON = (b"\xff\xd8", b"\x89PNG", b"RIFF", b"BM")  # JPEG, PNG, WebP, BMP: DALI's pixels equal Pillow's in all modes
+MODES = ("L", "RGB", "RGBA", "P", "CMYK", "I;16")  # of other formats, e.g. TIFF, only in these modes
 FIX = "save it as JPEG or PNG, or use --loader torchvision"
 RGB = {"output_type": types.RGB, "adjust_orientation": False}
 
 
 class DaliDecoder:
-    """A `Decoder` that reuses its pipelines."""
+    """A `Decoder` with DALI. Its pipelines, by batch size and augmentation, are slow to build and so used again."""
 
     def __init__(self, size: int, workers: int, device: torch.device):
         self.size, self.workers, self.device = size, workers, device
@@ -47,7 +47,7 @@ class DaliDecoder:
                     _require_pillows_pixels(path)
             yield self._tensor(pixels)
         pipeline.reset()
-        idle.append((pipeline, source))  # not reached, and so not reused, if iteration was abandoned or failed
+        idle.append((pipeline, source))  # not reached after a failure, or if the caller stops early
 
     def _build(self, largest: int, augmented: bool, prefetch: int = PREFETCH) -> "tuple[Pipeline, _Source]":
         source = _Source(augmented)
@@ -66,7 +66,7 @@ class DaliDecoder:
         return pipeline, source
 
     def _error_message(self, pending: Sequence[list[str]], problem: str) -> str:
-        """The error message for a failed pipeline. DALI names no file, so it decodes each pending one alone."""
+        """The error message for a failed pipeline. DALI names no file, so each pending one is decoded alone."""
         pipeline, source = self._build(1, augmented=False, prefetch=1)
         paths = list(itertools.chain.from_iterable(pending))
         source.requests = iter([([path], None) for path in paths])
@@ -79,7 +79,7 @@ class DaliDecoder:
         return f"NVIDIA DALI failed: {' '.join(reason.split())}; try --loader torchvision"
 
     def _tensor(self, pixels: object) -> Tensor:
-        """A copy that outlives the pipeline's next run."""
+        """A copy that stays valid after the pipeline's next run."""
         batch = pixels.as_tensor()
         if self.copy_stream is None:
             return feed_ndarray(batch, torch.empty(batch.shape(), dtype=torch.uint8))
@@ -92,7 +92,7 @@ class DaliDecoder:
 
 
 class _Source:
-    """External source of a pipeline; keeps the paths of the requests whose batches are still pending."""
+    """The input of a pipeline: paths and crops. It keeps the paths of requests whose batches are pending."""
 
     def __init__(self, augmented: bool):
         self.augmented, self.requests, self.pending = augmented, iter(()), []
@@ -101,7 +101,7 @@ class _Source:
         paths, crops = next(self.requests)
         self.pending.append(paths)
         for path in paths:
-            if not os.path.isfile(path):  # DALI would wait on a FIFO
+            if not os.path.isfile(path):  # DALI would wait at a FIFO
                 open_image(path)  # raises UserError
         names = [np.frombuffer(os.fsencode(path), np.uint8) for path in paths]
         return (names, list(crops)) if self.augmented else (names,)
@@ -109,8 +109,8 @@ class _Source:
 
 @pipeline_def
 def _decoding(source: _Source, size: int, augmented: bool, device: str) -> DataNode:
-    """(B, size, size, 3) uint8 on the device, by the same operations as `image_decoding` with Pillow, and the first
-    bytes of the files (B, 4) uint8 on the CPU.
+    """Pixels (B, size, size, 3) uint8 on the device, by the operations of `decoding.scaled`, and the first bytes of the
+    files (B, 4) uint8 on the CPU.
     """
     if not augmented:
         (path,) = fn.external_source(source=source, num_outputs=1, batch=True, dtype=[types.UINT8], ndim=[1])
@@ -144,7 +144,7 @@ def _head(encoded: DataNode) -> DataNode:
 
 
 def _require_pillows_pixels(path: str) -> None:
-    """Raises UserError if the pixels of a file in a rare format are not those that Pillow decodes."""
+    """Raises UserError if DALI decodes a file of a rare format to other pixels than Pillow."""
     with opened(path) as image:
         found, mode = image.format, image.mode
     if mode not in MODES:

@@ -1,6 +1,6 @@
-"""Decoding, cropping and scaling of image files: the code that both loaders share, and the Pillow loader.
+"""Decoding, cropping and scaling of image files: what both loaders share, and the Pillow loader.
 
-Random crops are drawn once, by `draw_crops`, so that every loader gives a network the same images.
+Random crops are drawn by `draw_crops` alone, so that every loader gives a network the same images.
 """
 
 import contextlib
@@ -8,12 +8,12 @@ import functools
 import itertools
 import math
 import os
-import stat
 import threading
 from collections import deque
 from collections.abc import Iterable, Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
-from typing import IO, Protocol
+from pathlib import Path
+from typing import Protocol
 
 import numpy as np
 import torch
@@ -21,25 +21,33 @@ from PIL import Image
 from torch import Tensor
 
 from alfk.support.errors import UserError
+from alfk.support.files import open_file
 
 AREA = (0.1, 1.0)  # of a random crop, share of the image (docs/method.md, section 2)
 ASPECT = (0.8, 1.25)  # of a random crop, width over height
 AHEAD = 2  # requests decoded while another one is in use
-PART = 16  # images that a thread decodes at a time: a task for each image would cost a quarter of the rate at 64 pixels
+PART = 16  # images per task of a thread: single images would cost a quarter of the rate at 64 pixels
+FIX = "replace or remove it"
 
-Request = tuple[list[str], np.ndarray | None]  # paths, and the random crop of each (see `draw_crops`), or none
+Request = tuple[list[str], np.ndarray | None]  # paths (B,); random crops (B, 5), see `draw_crops`, or None
 
 
 class Decoder(Protocol):
-    """Maps requests to (B, size, size, 3) uint8 tensors on its device, in order, with prefetching."""
+    """Decodes requests to (B, size, size, 3) uint8 tensors on its device, in order, with prefetching."""
 
     def __call__(self, requests: Iterable[Request], largest: int, augmented: bool) -> Iterator[Tensor]:
-        """`largest`: images in the largest request; `augmented`: whether requests have crops."""
+        """Decode the requests.
+
+        Args:
+            largest: number of images in the largest request.
+            augmented: whether requests have crops.
+        """
 
 
 def draw_crops(count: int, generator: torch.Generator) -> Tensor:
-    """(count, 5) float32: area (share of the image's), width over height (log-uniform), vertical and horizontal place
-    (0 to 1, as a share of the remaining room), and a uniform number: the image is mirrored if it is below 1/2.
+    """Random crops (count, 5) float32. The columns are the area as a share of the image, width over height
+    (log-uniform), the vertical and the horizontal position as shares of the remaining room, and a uniform number, below
+    1/2 if the crop is mirrored.
     """
     crops = torch.rand(count, 5, generator=generator)
     low, high = torch.tensor(ASPECT).log()
@@ -49,22 +57,22 @@ def draw_crops(count: int, generator: torch.Generator) -> Tensor:
 
 
 def evaluation_side(size: int) -> int:
-    """Length of the shorter side before the central crop: 256 for a crop of 224."""
+    """The image's shorter side in pixels before the central crop: 256 for a crop of 224."""
     return round(size * 256 / 224)
 
 
 class PillowDecoder:
-    """A `Decoder` whose images are decoded and scaled by Pillow, in threads: Pillow releases the GIL.
+    """A `Decoder` that decodes and scales with Pillow, in threads (Pillow releases the GIL).
 
     Args:
-        workers: threads, shared by all decoders of a process that have equally many.
-        memory: bytes of decoded files that are kept for later random crops.
+        workers: number of threads; decoders with the same number share them.
+        memory: bytes of decoded files to keep for later random crops.
     """
 
     def __init__(self, size: int, workers: int, device: torch.device, memory: int):
         self.size, self.workers, self.device, self.memory = size, workers, device, memory
-        self.files: dict[str, Image.Image] = {}  # by path
-        self.lock = threading.Lock()  # of files and memory
+        self.files: dict[str, Image.Image] = {}  # decoded, by path
+        self.lock = threading.Lock()  # for files and memory
 
     def __call__(self, requests: Iterable[Request], largest: int, augmented: bool) -> Iterator[Tensor]:
         requests, pending = iter(requests), deque()
@@ -77,7 +85,7 @@ class PillowDecoder:
                     part.result()
                 del pending[0]
                 yield pixels.to(self.device, non_blocking=True)
-        finally:  # abandoned or failed
+        finally:  # left early, or failed
             for part in itertools.chain.from_iterable(parts for _, parts in pending):
                 part.cancel()
 
@@ -85,18 +93,19 @@ class PillowDecoder:
         """(B, size, size, 3) uint8, not yet filled, and the tasks that fill it."""
         paths, crops = request
         crops = [None] * len(paths) if crops is None else crops
-        pixels = torch.empty(len(paths), self.size, self.size, 3, dtype=torch.uint8, pin_memory=self._on_gpu)
+        pinned = self.device.type == "cuda"
+        pixels = torch.empty(len(paths), self.size, self.size, 3, dtype=torch.uint8, pin_memory=pinned)
         array, submit = pixels.numpy(), _threads(os.getpid(), self.workers).submit
         parts = [slice(start, start + PART) for start in range(0, len(paths), PART)]
         return pixels, [submit(self._decode, array[part], paths[part], crops[part]) for part in parts]
 
     def _decode(self, out: np.ndarray, paths: Sequence[str], crops: Sequence[np.ndarray | None]) -> None:
-        """Writes (B, size, size, 3) pixels into `out`."""
+        """Write the pixels of some images into `out` (B, size, size, 3)."""
         for row, path, crop in zip(out, paths, crops, strict=True):
             image = self.files.get(path)
             if image is None:
                 image = open_image(path)
-                if crop is not None:  # for evaluation `ImageFiles` keeps what it is after scaling
+                if crop is not None:  # of evaluation images `ImageFiles` keeps the scaled ones
                     self._keep(path, image)
             row[:] = scaled(image, self.size, crop)
 
@@ -107,14 +116,10 @@ class PillowDecoder:
                 self.files[path] = image
                 self.memory -= size
 
-    @property
-    def _on_gpu(self) -> bool:
-        return self.device.type == "cuda"
-
 
 @functools.cache
 def _threads(process: int, count: int) -> ThreadPoolExecutor:
-    """The decoding threads of a process, by its id: a forked process inherits an executor, but not its threads."""
+    """The decoding threads of a process, by its id: a forked process inherits the executor without its threads."""
     return ThreadPoolExecutor(count, "decode")
 
 
@@ -146,7 +151,7 @@ def open_image(path: str) -> Image.Image:
     """The image in RGB, in the stored orientation (the EXIF orientation tag is ignored); 16 bits are scaled to 8.
 
     Raises:
-        UserError: it cannot be read or decoded, or its values have no fixed range.
+        UserError: the file cannot be read or decoded, or its values have no fixed range.
     """
     with opened(path) as image:
         if image.mode.startswith("I;16") or (image.mode == "I" and image.format == "PNG"):
@@ -159,21 +164,10 @@ def open_image(path: str) -> Image.Image:
 
 @contextlib.contextmanager
 def opened(path: str) -> Iterator[Image.Image]:
-    """The file as Pillow opens it, not yet decoded. Raises UserError for Pillow's errors, also inside the block."""
-    try:
-        with open(path, "rb", opener=_without_waiting) as file, Image.open(_regular(file)) as image:
-            yield image
-    except (OSError, SyntaxError, ValueError, Image.DecompressionBombError) as problem:  # Pillow's, for damaged files
-        raise UserError(f"{path} cannot be decoded: {problem}; replace or remove it") from None
-
-
-def _without_waiting(path: str, flags: int) -> int:
-    """Opens a file; a FIFO without waiting for one that writes into it."""
-    return os.open(path, flags | os.O_NONBLOCK)
-
-
-def _regular(file: IO[bytes]) -> IO[bytes]:
-    """The file. Raises OSError if it is a FIFO or a device."""
-    if not stat.S_ISREG(os.fstat(file.fileno()).st_mode):
-        raise OSError("it is not a regular file")
-    return file
+    """The file as Pillow opens it, not yet decoded. Pillow's errors, also those inside the block, become UserErrors."""
+    with open_file(Path(path), FIX) as file:
+        try:
+            with Image.open(file) as image:
+                yield image
+        except (OSError, SyntaxError, ValueError, Image.DecompressionBombError) as problem:
+            raise UserError(f"{path} cannot be decoded: {problem}; {FIX}") from None

@@ -1,7 +1,7 @@
-"""Images in files: decoded, cropped and scaled batch by batch, for splits larger than memory.
+"""Images in files, decoded, cropped and scaled batch by batch: for splits larger than memory.
 
-`ImageFiles` replaces the tensor inside a `Split`. It decodes with NVIDIA DALI (`alfk.data.dali`) or with Pillow
-(`alfk.data.decoding`), in threads; random crops are the same with both. What fits into `MEMORY` is decoded once.
+`ImageFiles` takes the place of the tensor inside a `Split`. Two loaders decode: "dali" (`alfk.data.dali`) and
+"torchvision" (`alfk.data.decoding`, with Pillow). Random crops are the same with both.
 """
 
 import functools
@@ -22,20 +22,19 @@ MEMORY = 2**30  # bytes: 1 GiB, which is 7,133 images of 224 x 224 pixels or 87,
 
 
 class ImageFiles:
-    """(N, 3, size, size) images in files, the storage of a `Split`.
+    """(N, 3, size, size) RGB images in files, the storage of a `Split`.
 
     For evaluation the shorter side is scaled to size * 256 / 224 and the central crop taken. Augmentation takes a
-    random crop of 10 to 100 % of the area, scales it to size x size and mirrors it with probability 1/2. Greyscale and
-    CMYK are converted to RGB.
+    random crop of 10 to 100 % of the area, scales it to size x size and mirrors it with probability 1/2.
 
-    If all images, scaled for evaluation, fit into `memory`, those that were evaluated stay on the device, and with
-    Pillow up to as many bytes of files that were decoded for a random crop stay in the process. Results are the same;
-    a file that is overwritten meanwhile is not read again.
+    If all N evaluation images fit into `memory`, each is decoded once and kept on the device, and Pillow's loader keeps
+    up to as many bytes of files that it decoded for random crops. Results are the same, but a file that changes in the
+    meantime is not read again.
 
     Args:
         root: folder that the paths are relative to.
         paths: (N,) bytes.
-        size: pixels, 224 in the paper.
+        size: side in pixels, 224 in the paper.
         loader: "dali" or "torchvision".
         workers: threads that decode.
         memory: bytes of evaluation images to keep, and of decoded files; 0 to keep none.
@@ -61,12 +60,12 @@ class ImageFiles:
         return len(self.paths)
 
     def __reduce__(self) -> tuple:
-        """Pickled without threads and without decoded images."""
+        """Pickle without threads and decoded images."""
         return ImageFiles, (self.root, self.paths, self.size, self.loader, self.workers, self.device, self.memory)
 
     @property
     def keeps(self) -> bool:
-        """Whether evaluation images are kept, so that each is decoded once."""
+        """Whether evaluation images are decoded once and kept."""
         return len(self) * self.size**2 * 3 <= self.memory
 
     def to(self, device: torch.device) -> "ImageFiles":
@@ -76,12 +75,13 @@ class ImageFiles:
         return ImageFiles(self.root, self.paths, self.size, self.loader, self.workers, device, self.memory)
 
     def fetch(self, chunks: Sequence[Tensor], seed: int | None = None) -> Iterator[Tensor]:
-        """(B, 3, size, size) uint8, channels last in memory, for each chunk of rows (B,), which are on the CPU.
+        """(B, 3, size, size) uint8, channels last in memory, for each chunk of rows (B,).
 
         Args:
-            seed: of random crops; the crop of a row depends on the seed alone, not on the loader or the batch.
+            chunks: int64 tensors on the CPU.
+            seed: of the random crops, or None for evaluation. An image's crop depends on its row and the seed alone.
         Raises:
-            UserError: a file cannot be decoded; the message names it.
+            UserError: a file cannot be read or decoded; the message names it.
         """
         chunks = [rows.numpy() for rows in chunks]
         decoded = self._kept(chunks) if seed is None and self.keeps else self._decoded(chunks, seed)
@@ -101,7 +101,7 @@ class ImageFiles:
         yield from self.decode(map(request, chunks), max(map(len, chunks)), crops is not None)
 
     def _kept(self, chunks: Sequence[np.ndarray]) -> Iterator[Tensor]:
-        """The same for evaluation: images that are not in memory yet are decoded and kept."""
+        """The same for evaluation, from memory; images that are not there yet are decoded and kept."""
         images, present = self._evaluation_images
         missing = [rows[~present[rows]] for rows in chunks]
         decoded = self._decoded([rows for rows in missing if len(rows)], None)
@@ -110,21 +110,21 @@ class ImageFiles:
                 images[torch.from_numpy(new).to(self.device)] = next(decoded)
                 present[new] = True
             yield images[torch.from_numpy(rows).to(self.device)]
-        next(decoded, None)  # ends it, after which DALI's pipeline can be used again
+        next(decoded, None)  # ends the generator, which releases DALI's pipeline
 
     @functools.cached_property
     def _evaluation_images(self) -> tuple[Tensor, np.ndarray]:
-        """(N, size, size, 3) uint8 on the device and (N,) bool, which of them are decoded.
+        """(N, size, size, 3) uint8 on the device, and (N,) bool, which of them are decoded.
 
-        The memory of images on the CPU is occupied as they are filled in.
+        On the CPU the memory is occupied only as images are filled in.
         """
-        with torch.inference_mode(False):  # made inside it, they could not be filled in outside it
+        with torch.inference_mode(False):  # an inference tensor could not be filled in outside inference mode
             images = torch.empty(len(self), self.size, self.size, 3, dtype=torch.uint8, device=self.device)
         return images, np.zeros(len(self), bool)
 
 
 def default_workers() -> int:
-    """Default number of decoding workers: the CPUs of this process over the number of processes on its host."""
+    """The CPUs of this process, divided by the number of processes that torchrun started on this host."""
     return max(1, len(os.sched_getaffinity(0)) // int(os.environ.get("LOCAL_WORLD_SIZE", "1")))
 
 
@@ -137,7 +137,7 @@ def _decoder(loader: str, size: int, workers: int, device: torch.device, memory:
     if loader == "torchvision":
         return PillowDecoder(size, workers, device, memory)
     if not has_dali():
-        raise UserError("NVIDIA DALI is missing: pip install -r imagenet/requirements.txt, or --loader torchvision")
-    from alfk.data.dali import DaliDecoder  # slow to import, and not installed everywhere
+        raise UserError("NVIDIA DALI is not installed: install nvidia-dali-cuda130, or use the loader torchvision")
+    from alfk.data.dali import DaliDecoder  # slow to import, and an optional dependency
 
     return DaliDecoder(size, workers, device)

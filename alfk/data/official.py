@@ -1,4 +1,4 @@
-"""The official files of a data set: missing ones are downloaded, other ones refused or warned of."""
+"""The official files of a data set: downloads, and what happens to files that are not official."""
 
 import contextlib
 import http.client
@@ -13,9 +13,9 @@ from alfk.support.errors import UserError
 
 
 def download(path: Path, urls: Sequence[str], md5: str) -> bool:
-    """Download a file from the first of the addresses that has it; returns whether one has.
+    """Download a file from the first URL that serves it with the right MD5. Returns whether one did.
 
-    It is written under a temporary name, and renamed if its MD5 is right.
+    The download has a temporary name until it is complete.
     """
     from torchvision.datasets.utils import download_url  # slow to import, and seldom needed
 
@@ -32,12 +32,12 @@ def download(path: Path, urls: Sequence[str], md5: str) -> bool:
 
 
 def warn_or_refuse(problem: str, strict: bool, fix: str) -> None:
-    """What is said of files that are not the official ones: a warning on stderr, once for all processes.
+    """Refuse files that are not the official ones, or warn of them on stderr, once for all processes.
 
     Args:
-        fix: what to do, if they are refused.
+        fix: what the user can do if they are refused.
     Raises:
-        UserError: if `strict`.
+        UserError: `strict` is true.
     """
     if strict:
         raise UserError(f"{problem}; {fix}")

@@ -11,7 +11,7 @@ def resnet10(classes: int) -> TappedResNet:
 
 
 def resnet18(classes: int) -> TappedResNet:
-    """3x224x224 images -> (logits, taps); taps of 64, 128, 256 and, pooled, 512 channels."""
+    """3x224x224 images -> (logits, taps); the taps have 64, 128, 256 and, pooled, 512 channels."""
     return TappedResNet(BasicBlock, [2, 2, 2, 2], classes)
 
 
@@ -23,3 +23,6 @@ def resnet34(classes: int) -> TappedResNet:
 def resnet50(classes: int) -> TappedResNet:
     """Taps of four times as many channels: 256, 512, 1,024 and, pooled, 2,048."""
     return TappedResNet(Bottleneck, [3, 4, 6, 3], classes)
+
+
+ARCHITECTURES = {"resnet10": resnet10, "resnet18": resnet18, "resnet34": resnet34, "resnet50": resnet50}

@@ -1,4 +1,4 @@
-"""MNIST from its four original files, downloaded if they are missing."""
+"""MNIST from its four original files, which are downloaded if they are missing."""
 
 import gzip
 import hashlib
@@ -31,54 +31,27 @@ FILES = tuple(SHA256)
 
 
 def load_mnist(folder: Path, strict: bool = True) -> tuple[Split, Split]:
-    """The 60,000 training and 10,000 test images.
+    """The 60,000 training and 10,000 test images, 28 x 28 pixels.
 
     Args:
         folder: local_data/MNIST. The files, gzipped or not, are read from its subfolder raw, or downloaded into it.
-        strict: refuse files that are not the official ones; else only warn, and name their content in `Split.source`.
+        strict: refuse files that are not the official ones; else warn, and name their content in `Split.source`.
     Raises:
-        UserError: a file is missing and cannot be downloaded, is damaged, or does not fit; its name is stated.
+        UserError: a file is missing and cannot be downloaded, is damaged, or does not fit; the message names it.
     """
     paths = [_find(folder / "raw", name) for name in FILES]
     arrays, digests = zip(*(_read(path, AGAIN if strict else "replace it") for path in paths), strict=True)
     foreign = [path for path, name, digest in zip(paths, FILES, digests, strict=True) if digest != SHA256[name]]
-    if not strict:  # official ones fit
-        for i in (0, 2):
-            _check(paths[i : i + 2], *arrays[i : i + 2])
     source = None
     if foreign:
+        if not strict:
+            _check(paths[:2], *arrays[:2])
+            _check(paths[2:], *arrays[2:])
         problem = f"{', '.join(map(str, foreign))}: not the official content (SHA-256), figures are not those of MNIST"
-        fix = f"{AGAIN}, or take other files of the same form by --allow-subset"
-        warn_or_refuse(problem, strict, fix)
+        warn_or_refuse(problem, strict, f"{AGAIN}, or take other files of the same form by --allow-subset")
         source = f"{UNOFFICIAL} {hashlib.sha256(' '.join(digests).encode()).hexdigest()}"
     train, test = (Split(arrays[i].unsqueeze(1), arrays[i + 1], MEAN, STD, source=source) for i in (0, 2))
     return train, test
-
-
-def _check(paths: list[Path], images: Tensor, labels: Tensor) -> None:
-    """Raises UserError unless these are N images of 28 x 28 pixels and their labels."""
-    if images.ndim != 3 or not len(images) or images.shape[1:] != (28, 28) or labels.shape != images.shape[:1]:
-        shapes = f"{tuple(images.shape)} and {tuple(labels.shape)}, not (N, 28, 28) and (N,)"
-        raise UserError(f"{paths[0]} and {paths[1]} do not belong together: their shapes are {shapes}; replace them")
-    highest = int(labels.max())
-    if highest >= CLASSES:
-        raise UserError(f"{paths[1]} has the label {highest}, but labels are 0 to {CLASSES - 1}: replace both files")
-
-
-def _read(path: Path, fix: str) -> tuple[Tensor, str]:
-    """The array in a file, gzipped or not whatever its name says, and the SHA-256 of its content.
-
-    Args:
-        fix: what to do about a damaged file, for the message.
-    Raises:
-        UserError: it cannot be read, or is damaged.
-    """
-    content = read_file(path)
-    try:
-        content = gzip.decompress(content) if content.startswith(GZIP) else content
-        return parse_idx(content), hashlib.sha256(content).hexdigest()
-    except (OSError, EOFError, zlib.error, struct.error, ValueError):
-        raise UserError(f"{path} is truncated or not an IDX file of bytes: {fix}") from None
 
 
 def parse_idx(content: bytes) -> Tensor:
@@ -105,7 +78,33 @@ def _find(raw: Path, name: str) -> Path:
 
 
 def _downloaded(path: Path) -> bool:
-    from torchvision.datasets import MNIST as TorchvisionMNIST  # slow to import, and needed here only
+    from torchvision.datasets import MNIST as TorchvisionMNIST  # slow to import, and seldom needed
 
-    places = [f"{mirror}{path.name}" for mirror in TorchvisionMNIST.mirrors]
-    return download(path, places, dict(TorchvisionMNIST.resources)[path.name])
+    urls = [f"{mirror}{path.name}" for mirror in TorchvisionMNIST.mirrors]
+    return download(path, urls, dict(TorchvisionMNIST.resources)[path.name])
+
+
+def _read(path: Path, fix: str) -> tuple[Tensor, str]:
+    """The array in a file, gzipped or not whatever its name, and the SHA-256 of its content.
+
+    Args:
+        fix: how to fix a damaged file, for the message.
+    Raises:
+        UserError: the file cannot be read, or is damaged.
+    """
+    content = read_file(path)
+    try:
+        content = gzip.decompress(content) if content.startswith(GZIP) else content
+        return parse_idx(content), hashlib.sha256(content).hexdigest()
+    except (OSError, EOFError, zlib.error, struct.error, ValueError):
+        raise UserError(f"{path} is truncated or not an IDX file of bytes: {fix}") from None
+
+
+def _check(paths: list[Path], images: Tensor, labels: Tensor) -> None:
+    """Raises UserError unless these are N images of 28 x 28 pixels and their labels."""
+    if images.ndim != 3 or not len(images) or images.shape[1:] != (28, 28) or labels.shape != images.shape[:1]:
+        shapes = f"{tuple(images.shape)} and {tuple(labels.shape)}, not (N, 28, 28) and (N,)"
+        raise UserError(f"{paths[0]} and {paths[1]} do not belong together: their shapes are {shapes}; replace them")
+    highest = int(labels.max())
+    if highest >= CLASSES:
+        raise UserError(f"{paths[1]} has the label {highest}, but labels are 0 to {CLASSES - 1}: replace both files")

@@ -10,11 +10,10 @@ from alfk.networks.dropout import MCDropout
 
 
 class LeNet(nn.Module):
-    """1 x size x size images -> (logits (B, classes), taps).
+    """Images (B, 1, size, size) -> (logits (B, classes), taps).
 
-    The taps, one scale each: x1 (B, 10, 12, 12) and x2 (B, 20, 4, 4), the convolutions after pooling and ReLU;
-    x4 (B, 50), the first linear layer after ReLU; the logits. These are the shapes at 28 pixels; at 32 (VAAL) the
-    first linear layer has 500 inputs instead of 320.
+    The taps are x1 (B, 10, 12, 12) and x2 (B, 20, 4, 4), the convolutions after pooling and ReLU; x4 (B, 50), the first
+    linear layer after ReLU; and the logits. (Shapes at 28 pixels; at VAAL's 32 pixels x2 is (B, 20, 5, 5).)
 
     MC-dropout follows x1 and x2 with probability 0.25 and x4 with probability 0.5; the taps are taken before it.
     """
@@ -49,7 +48,7 @@ class LeNet(nn.Module):
 
 
 def max_pool(images: Tensor) -> Tensor:
-    """2x2 max pooling, in evaluation on a CPU by maxima of strided views: 2 to 4 times faster and bitwise equal."""
+    """2x2 max pooling for evaluation. On a CPU maxima of strided views are 2 to 4 times faster, and bitwise equal."""
     if images.is_cuda:
         return F.max_pool2d(images, 2)
     return MaxPoolByViews.apply(images) if torch.is_grad_enabled() else maxima_of_views(images)
@@ -63,7 +62,7 @@ def maxima_of_views(images: Tensor) -> Tensor:
 
 
 class MaxPoolByViews(torch.autograd.Function):
-    """2x2 max pooling that computes the indices of the maxima only in the backward pass."""
+    """2x2 max pooling whose backward pass computes the indices of the maxima, which the forward pass saves."""
 
     @staticmethod
     def forward(ctx: Any, images: Tensor) -> Tensor:

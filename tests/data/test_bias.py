@@ -2,15 +2,17 @@
 
 import pytest
 import torch
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from alfk.data.bias import add_label_noise, proportional_counts, split_validation, thin_half_of_classes, thin_minority
 from alfk.support.seeding import generator
 
 labels_of = st.lists(st.integers(0, 9), min_size=1, max_size=300).map(torch.tensor)
+often = settings(max_examples=40)
 
 
+@often
 @given(st.lists(st.integers(0, 30), min_size=4, max_size=4), st.data(), st.integers(0, 10**6))
 def test_split_takes_exactly_what_is_asked(sizes, data, seed):
     labels = torch.arange(4).repeat_interleave(torch.tensor(sizes))
@@ -25,6 +27,7 @@ def test_split_refuses_what_is_not_there():
         split_validation(torch.tensor([0, 1, 1]), (1, 3), generator(0))
 
 
+@often
 @given(st.lists(st.integers(0, 60), min_size=1, max_size=8).filter(any), st.data())
 def test_shares_are_in_proportion_and_only_grow(counts, data):
     total = sum(counts)
@@ -48,50 +51,41 @@ def test_shares_of_equal_classes_and_of_classes_that_would_lose_an_image():
     assert [proportional_counts(counts, size) for size in (10, 11, 12)] == [[5, 4, 1], [5, 5, 1], [5, 5, 2]]
 
 
-@given(labels_of, st.floats(1, 200), st.integers(0, 10**6))
-def test_thinning_keeps_the_majority_and_the_stated_share(labels, ratio, seed):
-    minority = (5, 6, 7, 8, 9)
-    kept = thin_minority(labels, minority, ratio, generator(seed))
-    many, few = int((labels < 5).sum()), int((labels >= 5).sum())
-    assert len(kept.unique()) == len(kept)
-    assert int((labels[kept] < 5).sum()) == many
-    assert int((labels[kept] >= 5).sum()) == (few if ratio == 1 else min(few, int(many / ratio)))
-    assert kept.tolist() == sorted(kept.tolist())
-
-
+@often
 @given(
-    st.lists(st.integers(20, 40), min_size=10, max_size=10),
-    st.floats(2.5, 200),
-    st.integers(0, 9),
+    st.lists(st.integers(0, 40), min_size=10, max_size=10),
+    st.floats(1, 200),
+    st.sets(st.integers(0, 9), min_size=5, max_size=5),
     st.integers(0, 10**6),
 )
-def test_the_minority_is_really_thinned(sizes, ratio, shift, seed):
-    """Of five minority classes with 100 images and more, at most 200 / 2.5 stay; which ones, the seed decides."""
+def test_thinning_keeps_the_majority_and_the_stated_share(sizes, ratio, minority, seed):
     labels = torch.arange(10).repeat_interleave(torch.tensor(sizes))
-    minority = [(c + shift) % 10 for c in range(5)]
-    kept = thin_minority(labels, minority, ratio, generator(seed))
-    rare = torch.isin(labels, torch.tensor(minority))
-    assert int((~rare[kept]).sum()) == int((~rare).sum())
-    few = int(rare[kept].sum())
-    assert few == int(int((~rare).sum()) / ratio) < int(rare.sum())
-    other = thin_minority(labels, minority, ratio, generator(seed + 1))
-    assert few < 10 or kept.tolist() != other.tolist()
+    kept = thin_minority(labels, sorted(minority), ratio, generator(seed))
+    rare = torch.isin(labels, torch.tensor(sorted(minority)))
+    many, few = int((~rare).sum()), int(rare.sum())
+    assert int((~rare[kept]).sum()) == many
+    wanted = few if ratio == 1 else min(few, int(many / ratio))
+    assert int(rare[kept].sum()) == wanted
+    assert kept.tolist() == sorted(set(kept.tolist()))
+    other = thin_minority(labels, sorted(minority), ratio, generator(seed + 1))
+    assert not 10 <= wanted <= few - 10 or kept.tolist() != other.tolist()  # the seed decides which ones stay
 
 
-@given(
-    st.lists(st.integers(4, 40), min_size=2, max_size=9),
-    st.floats(1.5, 200),
-    st.integers(0, 10**6),
-)
-def test_half_of_the_classes_are_really_thinned(sizes, ratio, seed):
+@often
+@given(st.lists(st.integers(4, 40), min_size=2, max_size=9), st.floats(1, 200), st.integers(0, 10**6))
+def test_half_of_the_classes_are_thinned(sizes, ratio, seed):
     labels = torch.arange(len(sizes)).repeat_interleave(torch.tensor(sizes))
+    labels = labels[torch.randperm(len(labels), generator=generator(0))]
     kept = thin_half_of_classes(labels, len(sizes), ratio, generator(seed))
     left = torch.bincount(labels[kept], minlength=len(sizes)).tolist()
-    thinned = [c for c, count in enumerate(sizes) if left[c] < count]
-    assert len(thinned) == len(sizes) // 2
-    assert all(left[c] == sizes[c] - round(sizes[c] * (ratio - 1) / ratio) for c in thinned)
+    thinned = [size - round(size * (ratio - 1) / ratio) for size in sizes]
+    changed = [c for c, count in enumerate(sizes) if left[c] < count]
+    assert len(changed) == len(sizes) // 2 or any(map(int.__eq__, thinned, sizes))
+    assert all(left[c] == thinned[c] for c in changed)
+    assert kept.tolist() == sorted(set(kept.tolist()))
 
 
+@often
 @given(labels_of, st.floats(0, 1, exclude_max=True), st.integers(0, 10**6))
 def test_noise_touches_at_most_the_stated_number(labels, ratio, seed):
     before = labels.clone()
@@ -107,17 +101,6 @@ def test_noise_is_uniform_over_the_classes():
     counts = torch.bincount(noisy, minlength=10)
     assert 44_000 < 100_000 - int(counts[0]) < 46_000  # nine tenths of the half that is redrawn
     assert (counts[1:] - 5000).abs().max() < 400
-
-
-@pytest.mark.parametrize("ratio", [-0.1, 1.0])
-def test_impossible_noise(ratio):
-    with pytest.raises(ValueError, match="noise ratio"):
-        add_label_noise(torch.zeros(3, dtype=torch.int64), ratio, 10, generator(0))
-
-
-def test_impossible_imbalance():
-    with pytest.raises(ValueError, match="imbalance ratio"):
-        thin_minority(torch.zeros(3, dtype=torch.int64), (1,), 0.5, generator(0))
 
 
 def test_generators_depend_on_every_part_of_their_purpose():
