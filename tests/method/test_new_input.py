@@ -76,13 +76,13 @@ def test_it_is_written_read_and_deleted_in_a_run(method, tmp_path):
         return STAGES.choose(current)
 
     active_learning(work, [trial], STAGES._replace(choose=choose))
-    pool, validation = work.pool(20, 0.0), work.validation()
+    last = Round(work, trial, 1)
+    pool, validation = last.pool, last.validation
     wanted = torch.cat([images.flatten(1).mean(1) for images, _ in pool.batches(1000)])
     for measurement in read:
         assert torch.equal(measurement.brightness, wanted)
         assert measurement.bright_validation["position"].tolist() == list(range(len(validation)))
-    found = Round(work, trial, 1).acquired().labelled
-    assert set(found.tolist()) == set(wanted.argsort(descending=True, stable=True)[:30].tolist())
+    assert set(last.acquired().labelled.tolist()) == set(wanted.argsort(descending=True, stable=True)[:30].tolist())
     assert not list((tmp_path / "run0" / "descr").iterdir())
 
 
