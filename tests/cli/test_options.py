@@ -8,7 +8,7 @@ import torch
 
 from alfk.cli.options import device_of
 from alfk.cli.trials import baselines_of, init_of, method_key, trials_of
-from alfk.rivals.methods import RIVALS
+from alfk.rivals import RIVALS
 from alfk.support.errors import UserError
 from imagenet.config import IMAGENET
 from mnist.config import MNIST
