@@ -18,10 +18,10 @@ from alfk.experiment.choose import choose, label
 from alfk.experiment.config import Experiment
 from alfk.experiment.describe import databases, describe
 from alfk.experiment.folder import RunFolder
-from alfk.experiment.journal import opened
+from alfk.experiment.journal import Journal, opened
 from alfk.experiment.loop import active_learning, baselines
 from alfk.experiment.pretrain import make_initial_models
-from alfk.experiment.round import Round
+from alfk.experiment.round import begin
 from alfk.experiment.train import train
 from alfk.experiment.trial import Trial
 from alfk.experiment.workspace import Report, Workspace
@@ -75,10 +75,11 @@ def unsup(experiments: Experiments, about: str) -> int:
 def gen_descr(experiments: Experiments, about: str) -> int:
     """gen_descr.py: the descriptor databases of one AL iteration."""
 
-    def stage(current: Round) -> None:
+    def stage(journal: Journal, b: int) -> None:
+        current = begin(journal, b)
         describe(current)
         paths = [str(current.database(name)) for name in databases(current)]
-        print("\n".join(paths) or f"{current.trial.method} needs no descriptors at b={current.b}")
+        print("\n".join(paths) or f"{current.trial.method} needs no descriptors at b={b}")
 
     return _one_iteration(experiments, about, stage)
 
@@ -86,18 +87,19 @@ def gen_descr(experiments: Experiments, about: str) -> int:
 def main_descr(experiments: Experiments, about: str) -> int:
     """main_descr.py: matching, acquisition and retraining of one AL iteration."""
 
-    def stage(current: Round) -> None:
-        if current.finished() is None:
+    def stage(journal: Journal, b: int) -> None:
+        if journal.finished(b) is None:
+            current = begin(journal, b)
             acquired = current.acquired() or current.keep(choose(current))
             current.finish(train(current, label(current, acquired)))
-        current.journal.delete_temporary(current.b)
-        current.work.report("iteration", record=current.finished())
-        print(current.journal.checkpoint(current.b))
+        journal.delete_temporary(b)
+        journal.work.report("iteration", record=journal.finished(b))
+        print(journal.checkpoint(b))
 
     return _one_iteration(experiments, about, stage)
 
 
-def _one_iteration(experiments: Experiments, about: str, stage: Callable[[Round], None]) -> int:
+def _one_iteration(experiments: Experiments, about: str, stage: Callable[[Journal, int], None]) -> int:
     def body(options: Options) -> int:
         experiment = flags.experiment_of(experiments, options)
         if getattr(options, "annotate", None):
@@ -112,7 +114,7 @@ def _one_iteration(experiments: Experiments, about: str, stage: Callable[[Round]
         with Progress(total=1) as progress:
             work = open_workspace(experiment, options, options.run, progress, [trial], options.b + 1)
             with opened(work, trial) as journal:
-                stage(Round(work, trial, options.b, journal))
+                stage(journal, options.b)
         return 0
 
     return guarded(flags.stage_parser(experiments, about), body, distributable=True)

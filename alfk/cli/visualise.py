@@ -14,13 +14,12 @@ from alfk.cli.trials import trial_of
 from alfk.experiment.config import Experiment
 from alfk.experiment.folder import RunFolder
 from alfk.experiment.journal import Journal
-from alfk.experiment.round import Round
+from alfk.experiment.round import begin
 from alfk.experiment.trial import Trial, number_name, selection_suffix
 from alfk.experiment.workspace import Workspace
 from alfk.method.acquisition import get_method
-from alfk.plotting import plots
-from alfk.plotting.curves import parse_series
-from alfk.plotting.results import init_suffix, select_suffix
+from alfk.plotting import maps
+from alfk.plotting.names import init_suffix, parse_series, select_suffix
 from alfk.plotting.tsne import panel
 from alfk.support.errors import UserError
 
@@ -54,13 +53,13 @@ def visualise(experiments: Experiments, about: str, taps: Sequence[int]) -> int:
                     f"run {options.run} has no model of {trial.short()} before b={options.b}: "
                     f"{_command(trial, options.run)} makes it"
                 )
-        panels = [panel(Round(work, trial, options.b), taps) for trial in trials]
+        panels = [panel(begin(Journal(work, trial), options.b), taps) for trial in trials]
         labels, init = work.experiment.query_size * options.b, trials[0].init
         title = f"{experiment.name} test images, {number_name(ir)}x class imbalance, {labels} labels, run {options.run}"
         title += init_suffix(init) + select_suffix(options.select)
         ending = ("" if init == "rotation" else f"_{init}") + selection_suffix(options.select)
         path = options.out / f"{experiment.name}_tsne_ir{number_name(ir)}_b{options.b}_run{options.run}{ending}"
-        plots.plot_confusion_and_maps(path, title, panels, experiment.classes)
+        maps.plot_confusion_and_maps(path, title, panels, experiment.classes)
         print(f"{path}.png, .pdf")
         return 0
 

@@ -7,8 +7,7 @@ from alfk.experiment.choose import Labelled, choose, label
 from alfk.experiment.describe import databases, describe
 from alfk.experiment.journal import Acquired, Journal, Outcome, opened
 from alfk.experiment.memory import reset_peak
-from alfk.experiment.records import Record
-from alfk.experiment.round import Round
+from alfk.experiment.round import Round, begin
 from alfk.experiment.train import everything, train
 from alfk.experiment.training import at_chance
 from alfk.experiment.trial import Trial
@@ -56,24 +55,28 @@ def unfinished(journal: Journal, iterations: int, keep_descriptors: bool = False
     """The AL iterations that are not finished. Reports every iteration, and deletes what a finished one leaves over."""
     work, trial = journal.work, journal.trial
     for b in range(iterations):
-        current = Round(work, trial, b, journal)
-        skipped = current.finished() is not None
+        skipped = journal.finished(b) is not None
         if not skipped:
             reset_peak(work.device)
-            yield current
+            yield begin(journal, b)
         journal.delete_temporary(b)
         if trial.method in METHODS and not keep_descriptors:
-            for name in databases(current):
-                delete_array(current.database(name))
-        work.report("iteration", record=current.finished(), skipped=skipped)
+            delete_databases(Round(work, trial, b, journal))
+        work.report("iteration", record=journal.finished(b), skipped=skipped)
     if not skipped:
-        warn_at_chance(current, current.finished())
+        warn_at_chance(journal, b)
 
 
-def warn_at_chance(current: Round, record: Record) -> None:
-    """Report a warning if the test accuracy of an iteration, the last one for now, is that of guessing."""
-    work = current.work
-    if at_chance(record["accuracy"], work.experiment.classes, len(work.test)):
-        text = f"the test accuracy of {current.trial.short()} ended at chance, given {len(work.test)} test images: "
+def delete_databases(current: Round) -> None:
+    """Delete the databases that a finished iteration has chosen from."""
+    for name in databases(current):
+        delete_array(current.database(name))
+
+
+def warn_at_chance(journal: Journal, b: int) -> None:
+    """Report a warning if the test accuracy of a finished iteration, the last one for now, is that of guessing."""
+    work = journal.work
+    if at_chance(journal.finished(b)["accuracy"], work.experiment.classes, len(work.test)):
+        text = f"the test accuracy of {journal.trial.short()} ended at chance, given {len(work.test)} test images: "
         text += "try more epochs (-e), another --lr, "
         work.report("warning", text=f"{text}a smaller --batch-size, or more labels (-as)")

@@ -1,6 +1,7 @@
 """One AL iteration of a trial in a run, which the stages of the loop are given: its images, models and random draws."""
 
 import dataclasses
+from collections.abc import Mapping
 from functools import cached_property
 from pathlib import Path
 from typing import Any
@@ -12,7 +13,6 @@ from alfk.data.bias import minority_of
 from alfk.data.split import Split
 from alfk.experiment.config import Experiment
 from alfk.experiment.journal import Acquired, Journal, Outcome
-from alfk.experiment.records import Record
 from alfk.experiment.trial import Trial
 from alfk.experiment.workspace import Workspace, join_states
 from alfk.method.acquisition import get_method
@@ -28,12 +28,14 @@ class Round:
 
     Attributes:
         journal: knows what the trial has done, and records what this iteration does; a new one if not given.
+        start: the weights that the iteration starts from, of all members of the ensemble, and their hash; see `begin`.
     """
 
     work: Workspace
     trial: Trial
     b: int
     journal: Journal = None
+    start: tuple[Mapping[str, Tensor], str] | None = None
 
     def __post_init__(self) -> None:
         if self.journal is None:
@@ -76,18 +78,11 @@ class Round:
     def starting_models(self) -> tuple[list[nn.Module], str]:
         """The models that this iteration starts from, one per member of the ensemble, and a hash of their weights.
 
-        Iteration 0 starts from the initial models; a rotation model's last linear layer is replaced by a new one.
-
         Raises:
-            UserError: the previous iteration was not run, or its checkpoint is of another network.
+            UserError: the previous iteration's checkpoint is of another network.
         """
         models = nn.ModuleList(self.work.network(self.experiment.classes) for _ in range(self.trial.ensemble))
-        if self.b == 0:
-            members = range(self.trial.ensemble)
-            state = join_states([self.work.initial_state(self.trial, member) for member in members])
-            found = fingerprint(state)
-        else:
-            state, found = self.journal.weights(self.b - 1)
+        state, found = self.start
         if not fits(state, models):
             raise UserError(f"{self.journal.checkpoint(self.b - 1)} is of another network: {FIX}")
         models.load_state_dict(state)
@@ -120,9 +115,6 @@ class Round:
 
     # What is done, and what is recorded: see Journal
 
-    def finished(self) -> Record | None:
-        return self.journal.finished(self.b)
-
     def acquired(self) -> Acquired | None:
         return self.journal.acquired(self.b)
 
@@ -132,3 +124,19 @@ class Round:
 
     def finish(self, outcome: Outcome) -> None:
         self.journal.finish(self.b, outcome)
+
+
+def begin(journal: Journal, b: int) -> Round:
+    """Iteration b with the weights that it starts from: those of the previous iteration, or the initial models, of
+    which a rotation model gets a new last linear layer.
+
+    Raises:
+        UserError: the previous iteration was not run, or an initial model was not made.
+    """
+    work, trial = journal.work, journal.trial
+    if b:
+        start = journal.weights(b - 1)
+    else:
+        state = join_states([work.initial_state(trial, member) for member in range(trial.ensemble)])
+        start = state, fingerprint(state)
+    return Round(work, trial, b, journal, start)

@@ -133,16 +133,17 @@ def record_of(current: Round, labelled: Labelled, members: Sequence[Trained], se
         members: the members of the ensemble.
         seconds: of the training.
     """
-    work, classes, size = current.work, current.experiment.classes, current.journal.size(current.b)
+    work, classes = current.work, current.experiment.classes
     facts = labelled.acquired.facts if labelled.acquired else NOTHING_MEASURED
     pseudo_labels = facts["pseudo_labels"] or {}
     per_class = [accuracy_per_class(member.test.predictions, work.test.labels, classes) for member in members]
     seconds_of = {"describe": facts["seconds_describe"], "acquire": facts["seconds_acquire"], "retrain": seconds}
     count = len(labelled.data)
+    queried = len(labelled.acquired.labelled) if labelled.acquired else count
     return {
         **current.identity(),
         "labelled": count,
-        **({} if count == size else {"queried": size}),  # some were skipped, or labelled without a query
+        **({} if count == queried else {"queried": queried}),  # some were skipped, or labelled without a query
         "labelled_share": min(100.0, 100 * count / work.pool_size_of_shares(current.pool)),
         "accuracy": fmean(member.test.accuracy for member in members),
         **_mean_of(members, "accuracy_last"),

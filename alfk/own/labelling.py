@@ -65,7 +65,7 @@ def labels_of(current: Round, acquired: Acquired, annotations: Annotations) -> t
     missing = annotations.missing(acquired.labelled)
     if len(missing):
         if current.b:
-            warn_at_chance(current, current.journal.finished(current.b - 1))
+            warn_at_chance(current.journal, current.b - 1)
         raise LabelsMissing(current, acquired, missing)
     if not len(annotations.positions):
         raise UserError("every image so far was skipped: there is nothing to train on; label at least one")

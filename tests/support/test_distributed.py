@@ -23,14 +23,13 @@ from alfk.experiment.config import Recipe, StepDecay
 from alfk.experiment.folder import RunFolder
 from alfk.experiment.training import Evaluation, Evaluator, classify, fit, rotate
 from alfk.method import matching
-from alfk.method.acquisition import select
 from alfk.method.descriptors import Descriptors, describe
 from alfk.method.matching import match, top_matches
 from alfk.method.pseudo_labels import nearest_by_feature
 from alfk.method.uncertainty import MEASURES, uncertainty
 from alfk.networks.dropout import MCDropout
-from alfk.own.queries import query
-from alfk.rivals.methods import RIVALS
+from alfk.own.queries import query, select
+from alfk.rivals import RIVALS
 from alfk.support import distributed
 from alfk.support.errors import UserError
 from alfk.support.files import complete_array, create_array, open_array, save_array
@@ -108,7 +107,7 @@ def measured():
     found["predict"] = [Evaluator(images, 10)(net()).predictions for images in (pool, few)]
     rotations = Evaluator(pool, 10, rotate)
     whole = rotations(net())
-    stopped = rotations(net(), Evaluation(whole.errors // 2, whole.answers))
+    stopped = rotations(net(), Evaluation(whole.errors // 2, whole.count))
     found["rotation"] = [torch.tensor([whole.errors, stopped is None]), rotations.difficulty]
     return found
 
@@ -319,7 +318,7 @@ def killed(initial, tmp_path_factory):
     folder = tmp_path_factory.mktemp("killed") / "runs"
     shutil.copytree(initial, folder)
     process = started("--save-folder", folder)
-    wait_for(folder, "index_list*batch_1*random*.json", process)
+    wait_for(folder, "query_*batch_1*random*.pt", process)
     os.kill(max(children(process)), signal.SIGKILL)
     process.communicate(timeout=60)
     assert process.returncode
@@ -352,7 +351,7 @@ def test_killed_and_started_again(killed, two, tmp_path):
     folder = tmp_path / "runs"
     shutil.copytree(killed, folder)
     process = started("--save-folder", folder)
-    wait_for(folder, "index_list*batch_0*varR*.json", process)
+    wait_for(folder, "query_*batch_0*varR*.pt", process)
     working = children(process)
     assert len(working) == 2
     process.kill()

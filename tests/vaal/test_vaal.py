@@ -14,8 +14,8 @@ import torch
 from torch import nn
 
 from alfk.data.split import Split
+from alfk.experiment.journal import Journal
 from alfk.experiment.pretrain import make_initial_models
-from alfk.experiment.round import Round
 from alfk.experiment.train import Selector
 from alfk.experiment.trial import Trial
 from alfk.networks.weights import snapshot
@@ -401,27 +401,12 @@ def test_a_part_of_other_settings_is_not_gone_on_with(data, uninterrupted, tmp_p
 
 def test_iterations_choose_by_the_scores_of_the_one_before(uninterrupted):
     work, _ = uninterrupted
-    first, second = (np.load(Round(work, TRIAL, b).index_list) for b in (0, 1))
-    scores = np.load(Round(work, TRIAL, 0).scores)
+    journal = Journal(work, TRIAL)
+    first, second = (journal.acquired(b).labelled.numpy() for b in (0, 1))
+    scores = journal.left_before(1)["scores"].numpy()
     assert second[:15].tolist() == first.tolist()
     free = np.setdiff1d(np.arange(len(scores)), first)
     assert second[15:].tolist() == free[scores[free].argsort()[:15]].tolist()
-
-
-def test_scores_that_are_gone_are_restored_from_the_checkpoint(data, uninterrupted, tmp_path):
-    shutil.copytree(uninterrupted[1], tmp_path, dirs_exist_ok=True)
-    folder = tmp_path / "run0"
-    for path in [*folder.glob("*batch_2*"), *folder.glob("*/best*batch_2*"), *folder.glob("descr/*batch_1*")]:
-        path.unlink()
-    run_vaal(data, tmp_path)
-    assert outcome(tmp_path) == outcome(uninterrupted[1])
-
-
-def test_a_finished_iteration_without_its_results_line(data, uninterrupted, tmp_path):
-    shutil.copytree(uninterrupted[1], tmp_path, dirs_exist_ok=True)
-    (tmp_path / "run0" / "results.jsonl").unlink()
-    run_vaal(data, tmp_path)
-    assert outcome(tmp_path) == outcome(uninterrupted[1])
 
 
 # The scripts
@@ -479,9 +464,9 @@ def test_killed_and_started_again(finished, tmp_path):
 
 def test_the_figures_have_it(finished):
     datadir, _ = finished
-    told = draw(datadir)
-    assert "vaal" in told.stdout
-    assert "not there" not in told.stdout
+    done = draw(datadir)
+    assert "vaal" in done.stdout
+    assert "not there" not in done.stdout
     draw(datadir, "--show-selected", "--methods", "vaal", "--run-stop", 1)
     assert list((datadir / "figures").glob("*selected*vaal*.png"))
 
