@@ -2,8 +2,8 @@
 
     python3 results/collect.py local_data/MNIST [...]
 
-Lines that are here already are kept, and compared. One that was made again with another outcome is named; it and the
-later iterations of its trial are left out, and the exit status is 1. Times and memory may differ.
+Lines that are here already are kept, and compared. If an iteration was made again with another outcome, it is named and
+left out with all later iterations of its trial, and the exit status is 1. Times and memory may differ.
 """
 
 import argparse
@@ -28,10 +28,9 @@ from alfk.support.files import atomic, read_file, write_json  # noqa: E402
 
 def main() -> int:
     parser = Parser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument(
-        "folders", type=Path, nargs="+", metavar="FOLDER", help="folder of runN folders, named as the data set"
-    )
-    parser.add_argument("--into", type=Path, default=ROOT / "results", metavar="DIR", help="folder of copies (results)")
+    add = parser.add_argument
+    add("folders", type=Path, nargs="+", metavar="FOLDER", help="folder of runN folders, named as the data set")
+    add("--into", type=Path, default=ROOT / "results", metavar="DIR", help="folder of copies (results)")
     return guarded(parser, run)
 
 
@@ -50,26 +49,22 @@ def run(options: argparse.Namespace) -> int:
 
 
 def collect(source: RunFolder, target: RunFolder) -> bool:
-    """Copy what `target` lacks of a run; returns whether the lines that both have agree. Raises UserError."""
-    records, problems = source.read_results()
-    there, damaged = target.read_results()
-    if problems or damaged:
-        raise UserError((problems + damaged)[0])
-    known = {key_of(record): record for record in there}
-    new, same, differing = [], 0, set()
+    """Add the new lines of `source` to `target`; returns whether the lines that both have agree. Raises UserError."""
+    known, records = {key_of(record): record for record in _records(target)}, _records(source)
+    new, same, differing = set(), 0, set()
     for record in sorted(records, key=lambda record: record["b"]):
         trial, old = Trial.of(record), known.get(key_of(record))
         if trial in differing:
             continue
         if old is None:
-            new.append(record)
+            new.add(key_of(record))
         elif same_outcome(record, old):
             same += 1
         else:
             differing.add(trial)
             print(f"{source.path}: {trial.name}, b={record['b']} made again with another outcome; left out from there")
     if new:
-        _add(source, target, [record for record in records if record in new])
+        _add(source, target, [record for record in records if key_of(record) in new])
     print(f"{source.path}: {len(new)} new lines, {same} made again with the same outcome")
     return not differing
 
@@ -80,22 +75,29 @@ def same_outcome(a: Record, b: Record) -> bool:
     return exact and math.isclose(a["accuracy"], b["accuracy"], abs_tol=1e-9)
 
 
+def _records(folder: RunFolder) -> list[Record]:
+    records, problems = folder.read_results()
+    if problems:
+        raise UserError(problems[0])
+    return records
+
+
 def _add(source: RunFolder, target: RunFolder, new: Sequence[Record]) -> None:
+    """Add sessions and settings to the manifest, then lines to the results."""
     target.path.mkdir(parents=True, exist_ok=True)
-    made = _manifest(source)
-    manifest = _manifest(target) if (target.path / "manifest.json").exists() else {**made, "sessions": []}
+    made, path, lines = _manifest(source), target.path / "manifest.json", target.path / "results.jsonl"
+    manifest = _manifest(target) if path.exists() else {**made, "sessions": []}
     check_settings(target.path, manifest["settings"], made["settings"])
     manifest["settings"] = {**made["settings"], **manifest["settings"]}
     manifest["sessions"] += [session for session in made["sessions"] if session not in manifest["sessions"]]
-    write_json(target.path / "manifest.json", manifest)
-    lines = target.path / "results.jsonl"
+    write_json(path, manifest)
     content = read_file(lines) if lines.exists() else b""
     with atomic(lines) as file:
         file.write(content + "".join(map(line_of, new)).encode())
 
 
 def _manifest(folder: RunFolder) -> dict[str, Any]:
-    """Raises UserError for a lost or damaged one: what is read in its stead has no sessions, which say what was run."""
+    """Raises UserError for a lost or damaged manifest: its replacement lacks the sessions, which say what was run."""
     manifest, problems = folder.manifest()
     if problems:
         raise UserError(problems[0].partition(":")[0])

@@ -17,7 +17,8 @@ from alfk.experiment.trial import Trial, number_name
 from alfk.method.selection import Selection
 from alfk.own.queries import Query
 from alfk.plotting import plots, reasons
-from alfk.plotting.results import Results, name_of
+from alfk.plotting.names import name_of
+from alfk.plotting.results import Results
 from alfk.plotting.saving import save
 from alfk.support.checkpoints import load_checkpoint
 from alfk.support.errors import UserError

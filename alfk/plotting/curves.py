@@ -7,7 +7,6 @@ a curve.
 import csv
 import dataclasses
 import math
-import re
 from collections.abc import Iterable, Sequence
 from pathlib import Path
 from statistics import fmean, median
@@ -15,8 +14,6 @@ from statistics import fmean, median
 import numpy as np
 
 from alfk.experiment.records import Record
-from alfk.experiment.trial import Trial
-from alfk.method.uncertainty import MEASURES
 from alfk.support.errors import UserError
 
 EARLY = 2  # the AL iteration after which the paper states accuracies of minority classes: 375 labels
@@ -41,14 +38,13 @@ class Curve:
     @classmethod
     def of(cls, records: Iterable[Record]) -> "Curve":
         """The curve of one trial's records, one per run and iteration."""
-        values: dict[float, list[Record]] = {}
+        values: dict[float, dict[int, float]] = {}  # share -> run -> accuracy
         for record in records:
-            same = values.setdefault(round(record["labelled_share"], 6), [])
-            # After a query of which every image was skipped, a run has a share twice.
-            same[:] = [r for r in same if r.get("run") != record.get("run") or r.get("b") == record.get("b")]
-            same.append(record)
+            of_share = values.setdefault(round(record["labelled_share"], 6), {})
+            of_share.pop(record["run"], None)  # if every queried image was skipped, the share repeats: the last counts
+            of_share[record["run"]] = record["accuracy"]
         shares = sorted(values)
-        columns = [np.array([record["accuracy"] for record in values[share]]) for share in shares]
+        columns = [np.array(list(values[share].values())) for share in shares]
         return cls(
             np.array(shares),
             np.array([column.mean() for column in columns]),
@@ -70,60 +66,43 @@ class Curve:
         return float(self.std[point]) ** 2 / (runs - 1) if runs > 1 else math.nan
 
 
-def series(trial: Trial) -> str:
-    """A trial's name in the reference tables, e.g. `Rzg_pz_L80`, `varR_E4`, `random`, without init and --select."""
-    if trial.length:
-        return f"{trial.method}_L{trial.length}"
-    sampled = trial.method in MEASURES or trial.ensemble > 1
-    return f"{trial.method}_E{trial.ensemble}" if sampled else trial.method
-
-
-def parse_series(name: str) -> tuple[str, int, int]:
-    """ "Rzg_pz_L80" -> ("Rzg_pz", 80, 1), "varR_E4" -> ("varR", 0, 4), "random" -> ("random", 0, 1)."""
-    found = re.fullmatch(r"(.+)_([LE])([1-9][0-9]{0,8})", name)
-    if not found:
-        return name, 0, 1
-    method, letter, number = found.groups()
-    return (method, int(number), 1) if letter == "L" else (method, 0, int(number))
-
-
 Reference = dict[tuple[str, str], Curve]  # (series, initial model) -> a curve to compare with
 
 
 def read_reference(path: Path, runs: int) -> Reference:
-    """The paper's curves of one figure, points outside its axes left out.
+    """The paper's curves of one figure, without the points outside its axes.
 
     Args:
         runs: number of runs of the paper's means.
     Raises:
         UserError: the file is damaged.
     """
-    points: dict[tuple[str, str], list[tuple[float, float, float]]] = {}
-    try:
-        with open(path, newline="") as file:
-            for row in csv.DictReader(file):
-                if row["accuracy_mean"]:
-                    std = float(row["accuracy_std"] or math.nan)
-                    point = (float(row["labeled_percent"]), float(row["accuracy_mean"]), std)
-                    points.setdefault((row["series"], row["init"]), []).append(point)
-    except (KeyError, TypeError, ValueError):
-        raise UserError(f"{path} is damaged: it is not a table of the paper's curves") from None
-    return {
-        key: Curve(*np.array(sorted(rows)).T, np.full(len(rows), runs, dtype=np.int64)) for key, rows in points.items()
-    }
+    found = {}
+    for key, rows in _read_table(path, "labeled_percent", "accuracy_mean", "accuracy_std").items():
+        points = sorted(row for row in rows if not math.isnan(row[1]))
+        if points:
+            found[key] = Curve(*np.array(points).T, np.full(len(points), runs, dtype=np.int64))
+    return found
 
 
 def read_release(path: Path) -> Reference:
     """Curves of the paper's released scripts as run here, one row per run and iteration. Raises UserError."""
-    records: dict[tuple[str, str], list[Record]] = {}
+    columns = {"labelled_share": "labeled_percent", "accuracy": "accuracy", "run": "run"}
+    tables = _read_table(path, *columns.values())
+    return {key: Curve.of(dict(zip(columns, row, strict=True)) for row in rows) for key, rows in tables.items()}
+
+
+def _read_table(path: Path, *columns: str) -> dict[tuple[str, str], list[tuple[float, ...]]]:
+    """(series, initial model) -> rows of numbers, NaN for empty cells. Raises UserError."""
+    found: dict[tuple[str, str], list[tuple[float, ...]]] = {}
     try:
         with open(path, newline="") as file:
             for row in csv.DictReader(file):
-                point = {"labelled_share": float(row["labeled_percent"]), "accuracy": float(row["accuracy"])}
-                records.setdefault((row["series"], row["init"]), []).append(point)
+                numbers = tuple(math.nan if row[column] == "" else float(row[column]) for column in columns)
+                found.setdefault((row["series"], row["init"]), []).append(numbers)
     except (KeyError, TypeError, ValueError):
-        raise UserError(f"{path} is damaged: it is not a table of the release's runs") from None
-    return {key: Curve.of(rows) for key, rows in records.items()}
+        raise UserError(f"{path} is damaged: it is not a table of curves") from None
+    return found
 
 
 @dataclasses.dataclass(frozen=True)
@@ -223,8 +202,10 @@ def area(curve: Curve) -> float:
 
 def rare_groups(minority: Sequence[int], hardest: Sequence[int] = ()) -> dict[str, tuple[int, ...]]:
     """The groups of minority classes in tables of accuracy, by name, e.g. "{5,8,9}"."""
-    groups = {f"{{{','.join(map(str, hardest))}}}": tuple(hardest)} if set(hardest) < set(minority) and hardest else {}
-    return groups | {"minority": tuple(minority)}
+    groups = {"minority": tuple(minority)}
+    if hardest and set(hardest) < set(minority):
+        groups = {f"{{{','.join(map(str, hardest))}}}": tuple(hardest)} | groups
+    return groups
 
 
 def accuracy_of_classes(records: Iterable[Record], classes: Sequence[int]) -> float:

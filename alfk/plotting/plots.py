@@ -1,9 +1,9 @@
-"""Drawing: accuracy curves, contact sheets of selected images, confusion matrices and t-SNE maps, as PNG and PDF."""
+"""Drawing accuracy curves, and contact sheets of selected images, as PNG and PDF."""
 
 import dataclasses
 import logging
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 
 import matplotlib
@@ -15,50 +15,26 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.lines import Line2D
 from matplotlib.patches import Rectangle
-from matplotlib.ticker import AutoMinorLocator
+from matplotlib.ticker import AutoMinorLocator, MaxNLocator
 
+from alfk.experiment.records import BASELINE, VALIDATION_ALONE
 from alfk.experiment.trial import Trial
-from alfk.method.acquisition import METHODS
 from alfk.method.uncertainty import MEASURES
 from alfk.plotting.curves import Curve
+from alfk.plotting.figures import FigureData
+from alfk.plotting.names import STYLES, count_of_runs, name_of, notation, parse_series, place
 from alfk.plotting.saving import save
+from alfk.plotting.sizes import SizesData
+from alfk.plotting.text import shortened
 from alfk.support.errors import UserError
 
 logging.getLogger("fontTools").setLevel(logging.ERROR)  # it warns of dates in matplotlib's fonts
 
-# One colour and marker per method in all figures: Okabe and Ito's palette, safe for colour-blind readers. Markers and
-# dashes distinguish them in greyscale.
-STYLES = {
-    "random": ("#000000", "o"),
-    "vaal": ("#8C6BB1", "*"),
-    "varR": ("#0072B2", "X"),
-    "entropy": ("#08519C", "<"),
-    "BALD": ("#4292C6", ">"),
-    "std": ("#6BAED6", "d"),
-    "Rz": ("#56B4E9", "s"),
-    "Rzg_trace": ("#B8A800", "p"),
-    "Rzg_mi": ("#999999", "h"),
-    "Rzg_mi_diag": ("#666666", "H"),
-    "Rzg_pred": ("#E69F00", "v"),
-    "Rzg_pz": ("#D55E00", "D"),
-    "Rzg_pzg": ("#CC79A7", "^"),
-    "Rzg_true": ("#009E73", "P"),
-    "margin": ("#7B3294", "8"),
-    "leastconf": ("#B58ACB", (3, 1, 0)),
-    "entropy_det": ("#E7298A", (8, 1, 0)),
-    "badge": ("#1B7837", (4, 1, 0)),
-    "coreset": ("#8C510A", (4, 1, 45)),
-    "typiclust": ("#80B1D3", (6, 1, 0)),
-    "galaxy": ("#4D4D9F", (5, 1, 180)),
-    "galaxy_v": ("#A6A6DD", (3, 1, 180)),
-    "epig": ("#66A61E", "+"),
-    "flqmi": ("#1B9E77", "x"),
-    "flqmi_z": ("#C51B7D", "1"),
-    "flqmi_rare": ("#B15928", "2"),
-}
-THIN = ("+", "x", "1", "2")  # markers of little area, as stars have: drawn larger
+FONT = {"font.size": 9.5, "axes.titlesize": 10.5, "legend.fontsize": 9, "mathtext.fontset": "cm", "pdf.fonttype": 42}
 DASHES = {10: (1, 1), 20: (4, 2), 30: (5, 1, 1, 1), 90: (8, 2), 256: (4, 2), 448: (4, 2), 512: (5, 1, 1, 1)}  # by L
-NOTATION = {key: method.notation for key, method in METHODS.items()} | {"vaal": "VAAL"}
+DOTS = (1, 1.4)
+LONGEST = 12  # characters of a class name on an image
+THIN = ("+", "x", "1", "2")  # markers of little area, as stars have: drawn larger
 
 
 @dataclasses.dataclass(frozen=True)
@@ -69,114 +45,162 @@ class PlottedCurve:
     trial: Trial
     source: str = "ours"
 
+    @property
+    def identity(self) -> tuple:
+        """What a curve of ours and one of the paper have in common."""
+        return self.trial.method, self.trial.length, self.trial.ensemble, self.trial.init
 
-def notation(trial: Trial) -> str:
-    """A trial as the paper's figures label it, in TeX."""
-    parts = [NOTATION.get(trial.method, trial.method)]
-    parts += [f"$L_{{{trial.length}}}$"] if trial.length else []
-    parts += [f"$E={trial.ensemble}$"] if trial.method in MEASURES else []
-    parts += [r"$\theta_{rnd}$"] if trial.init == "random" else []
-    parts += [f"copies by {trial.other_copies}"] if trial.other_copies else []
-    parts += ["first batch random"] if trial.first_batch else []
-    parts += [f"$V={trial.validation_size:,}$".replace(",", "{,}")] if trial.validation_size else []
-    parts += ["validation set added"] if trial.adds_validation else []
-    return ", ".join(parts)
+    def label(self, beside_ours: bool) -> str:
+        """In the legend."""
+        if self.source == "paper":
+            return f"{notation(self.trial)} (paper)" if beside_ours else notation(self.trial)
+        return f"{notation(self.trial)} ({count_of_runs(int(self.curve.runs.max()))})"
 
 
-def plot_curves(path: Path, title: str, plotted: Sequence[PlottedCurve], lines: Sequence[tuple[float, str]]) -> None:
-    """Accuracy against labelled share: our means with bars of one standard deviation, the paper's curves faint, the
-    release's dotted.
-
-    Args:
-        lines: accuracies of trainings on the whole pool or on the validation set, and their labels in the legend.
+def plot_curves(path: Path, figure: FigureData, with_reference: bool) -> None:
+    """Accuracy against labelled share, as <path>.png and .pdf: our means with bars of one standard deviation, and, if
+    wanted, the paper's curves faint and the release's dotted. A legend stands at the right, in the order of the curves'
+    right ends.
     """
+    ours = [PlottedCurve(curve, trial) for trial, curve in figure.curves.items()]
+    others = _reference_curves(figure) if with_reference else []
+    known = {each.identity for each in ours}
     with plt.rc_context(FONT):
-        figure, axes = plt.subplots(figsize=(7.6, 4.3), layout="constrained")
-        ours = [each for each in plotted if each.source == "ours"]
-        known = {_identity(each) for each in ours}
-        entries = []
-        for each in plotted:
-            if each.source != "ours":
-                hidden = _identity(each) in known or each.source == "release"
-                entries.append((each.curve.mean[-1], _draw_faint(axes, each), hidden, each))
+        drawing, axes = plt.subplots(figsize=(8.2, 4.8), layout="constrained")
+        entries = []  # height of the right end, handle, label
+        for each in others:
+            handle = _draw_reference(axes, each, beside_ours=each.identity in known)
+            if each.source == "paper" and each.identity not in known:
+                entries.append((each.curve.mean[-1], handle, each.label(bool(ours))))
         for each in ours:
-            entries.append((each.curve.mean[-1], _draw_ours(axes, each), False, each))
-        for number, (accuracy, label) in enumerate(lines):
+            entries.append((each.curve.mean[-1], _draw_ours(axes, each), each.label(True)))
+        for number, (accuracy, label) in enumerate(figure.lines):
             dashes = (7, 2, *(1, 2) * (number + 1))
             rule = axes.axhline(accuracy, color="0.35", linewidth=1.1, linestyle=(0, dashes), zorder=1)
-            entries.append((accuracy, rule, False, label))
-        axes.set_title(title, loc="left")  # centred, a long one would begin outside the figure
-        axes.set(xlabel="labelled images, % of the undistorted pool", ylabel="test accuracy, %")
-        axes.grid(color="0.92")
-        axes.set_axisbelow(True)
-        axes.spines[["top", "right"]].set_visible(False)
-        axes.yaxis.set_minor_locator(AutoMinorLocator(2))
-        shares = sorted({float(share) for each in plotted for share in each.curve.shares})
-        if 1 < len(shares) <= 10:
-            axes.set_xticks(shares, [f"{share:.2f}".rstrip("0").rstrip(".") for share in shares])
-        handles, labels = [], []
-        for _, handle, hidden, each in sorted(entries, key=lambda e: -e[0]):  # in the order of the curves' right ends
-            if not hidden:
-                handles.append(handle)
-                labels.append(each if isinstance(each, str) else _legend_label(each, bool(ours)))
-        if known & {_identity(each) for each in plotted if each.source == "paper"}:
+            entries.append((accuracy, rule, label))
+        entries.sort(key=lambda entry: -entry[0])
+        handles, labels = [entry[1] for entry in entries], [entry[2] for entry in entries]
+        if any(each.source == "paper" and each.identity in known for each in others):
             handles.append(Line2D([], [], color="0.5", linewidth=1, linestyle=(0, (4, 1.5)), alpha=0.8))
             labels.append("faint: the paper's")
-        if any(each.source == "release" for each in plotted):
+        if any(each.source == "release" for each in others):
             handles.append(Line2D([], [], color="0.3", linewidth=1.2, linestyle=(0, DOTS)))
             labels.append("dotted: its release's, run here")
-        figure.legend(handles, labels, loc="outside right center", frameon=False, handlelength=2.8, labelspacing=0.7)
-        _save(figure, path)
+        drawing.legend(handles, labels, loc="outside right center", frameon=False, handlelength=2.8, labelspacing=0.7)
+        title = figure.title if figure.trials else f"{figure.title}: the paper's curves"
+        axes.set_title(title, loc="left")  # centred, a long one would begin outside the figure
+        axes.set(xlabel="labelled images, % of the undistorted pool", ylabel="test accuracy, %")
+        axes.yaxis.set_minor_locator(AutoMinorLocator(2))
+        _tidy(axes)
+        shares = sorted({float(share) for each in ours + others for share in each.curve.shares})
+        if 1 < len(shares) <= 10:
+            axes.set_xticks(shares, [f"{share:.2f}".rstrip("0").rstrip(".") for share in shares])
+        save_png_and_pdf(drawing, path)
 
 
-FONT = {"font.size": 9.5, "axes.titlesize": 10.5, "legend.fontsize": 9, "mathtext.fontset": "cm", "pdf.fonttype": 42}
+def plot_plain(path: Path, figure: FigureData, claim: Trial | None) -> None:
+    """The figure for a page, a PNG file of 900 x 500 pixels: accuracy against the number of labelled images, our means
+    with bands of one standard deviation and, dashed, the paper's curve of the trial `claim`, labelled at their right
+    ends.
+    """
+    runs = sorted({int(curve.runs.max()) for curve in figure.curves.values()})
+    number = count_of_runs(runs[0]) if len(runs) == 1 else f"{runs[0]} to {runs[-1]} runs"
+    with plt.rc_context({"font.size": 13, "axes.titlesize": 14}):
+        drawing, axes = plt.subplots(figsize=(9, 5), layout="constrained")
+        ends = []  # height, x, label, colour
+        for trial, ours in figure.curves.items():
+            record, colour = figure.trials[trial][0], _style(trial)["color"]
+            per_percent = record["labelled"] / record["labelled_share"]
+            labels = ours.shares * per_percent
+            axes.plot(labels, ours.mean, color=colour, linewidth=2.4)
+            axes.fill_between(labels, ours.mean - ours.std, ours.mean + ours.std, color=colour, alpha=0.18, linewidth=0)
+            ends.append((float(ours.mean[-1]), float(labels[-1]), name_of(trial), colour))
+            paper = figure.others(trial).get("paper")
+            if trial == claim and paper is not None:
+                axes.plot(paper.shares * per_percent, paper.mean, color=colour, linewidth=1.8, linestyle="--")
+                end = float(paper.mean[-1]), float(paper.shares[-1] * per_percent)
+                ends.append((*end, f"{name_of(trial)} (paper)", colour))
+        axes.set(xlabel="labelled images", ylabel="test accuracy, %", xlim=(0, None))
+        axes.xaxis.set_major_locator(MaxNLocator(6, steps=[1, 2.5, 5, 10]))
+        axes.set_title(figure.title, loc="left")
+        axes.text(0.99, 0.02, f"mean ± standard deviation, {number}", transform=axes.transAxes, ha="right", fontsize=11)
+        _tidy(axes)
+        _label_ends(axes, ends)
+        save(drawing, path, dpi=100)
+        plt.close(drawing)
 
 
-DOTS = (1, 1.4)
+def _label_ends(axes: Axes, ends: Sequence[tuple[float, float, str, str]]) -> None:
+    """Write labels beside the right ends (height, x, label, colour) of curves, moved apart where they would overlap."""
+    low, high = axes.get_ylim()
+    gap = 0.065 * (high - low)  # height of a label
+    heights = [end[0] for end in sorted(ends)]
+    for _ in range(100):
+        for i in range(len(heights) - 1):
+            overlap = gap - (heights[i + 1] - heights[i])
+            if overlap > 0:
+                heights[i], heights[i + 1] = heights[i] - overlap / 2, heights[i + 1] + overlap / 2
+    for height, (end, x, label, colour) in zip(heights, sorted(ends), strict=True):
+        line = {"arrowstyle": "-", "color": colour, "linewidth": 0.8, "shrinkA": 0, "shrinkB": 2}
+        place = {"xytext": (1.03, axes.transLimits.transform((0, height))[1]), "textcoords": "axes fraction"}
+        axes.annotate(label, (x, end), **place, color=colour, va="center", arrowprops=line, annotation_clip=False)
 
 
-def _identity(each: PlottedCurve) -> tuple:
-    """What a curve of ours and one of the paper have in common."""
-    return each.trial.method, each.trial.length, each.trial.ensemble, each.trial.init
+def _reference_curves(figure: FigureData) -> list[PlottedCurve]:
+    """The paper's curves and those of its release that have more than three points."""
+    found = []
+    for source, curves in figure.sources.items():
+        for (name, init), curve in curves.items():
+            if name != BASELINE and len(curve) > (3 if source == "release" else 0):
+                method, length, ensemble = parse_series(name)
+                trial = Trial(figure.ir, method, length, ensemble, init="random" if init == "random" else "rotation")
+                found.append(PlottedCurve(curve, trial, source))
+    return sorted(found, key=lambda each: place(each.trial))
 
 
-def _legend_label(each: PlottedCurve, mixed: bool) -> str:
-    if each.source == "paper":
-        return f"{notation(each.trial)} (paper)" if mixed else notation(each.trial)
-    runs = int(each.curve.runs.max())
-    return f"{notation(each.trial)} ({runs} run{'s' if runs > 1 else ''})"
+def _tidy(axes: Axes) -> None:
+    axes.grid(color="0.92")
+    axes.set_axisbelow(True)
+    axes.spines[["top", "right"]].set_visible(False)
 
 
 def _draw_ours(axes: Axes, each: PlottedCurve) -> Line2D:
-    curve = each.curve
-    bars = None if np.isnan(curve.std).all() else curve.std
-    look = {"markeredgewidth": 1, "linewidth": 1.4, "capsize": 2.2, "elinewidth": 0.8, **_style(each)}
-    look["markersize"] = 8 if look["marker"] in THIN or isinstance(look["marker"], tuple) else 5.5
-    return axes.errorbar(curve.shares, curve.mean, yerr=bars, **look, zorder=3)
+    """A curve of ours with bars of one standard deviation, unless it is of one run."""
+    curve, style = each.curve, _style(each.trial)
+    return _with_bars(axes, curve.shares, curve.mean, curve.std, style)
 
 
-def _draw_faint(axes: Axes, each: PlottedCurve) -> Line2D:
-    """A curve of the paper, or of its release, dotted and without markers."""
-    style, points = _style(each), (each.curve.shares, each.curve.mean)
+def _with_bars(axes: Axes, x: np.ndarray, mean: np.ndarray, std: np.ndarray, style: dict[str, object]) -> Line2D:
+    size = 7.5 if style["marker"] in THIN or isinstance(style["marker"], tuple) else 5
+    look = {"markersize": size, "markeredgewidth": 1, "linewidth": 1.4, "elinewidth": 0.8, **style}
+    bars = None if np.isnan(std).all() else std
+    drawn = axes.errorbar(x, mean, yerr=bars, **look, zorder=3)
+    for bar in drawn.lines[2]:
+        bar.set_alpha(0.5)
+    return drawn
+
+
+def _draw_reference(axes: Axes, each: PlottedCurve, beside_ours: bool) -> Line2D:
+    """A curve of the paper, faint, or of its release, dotted; without markers beside a curve of ours."""
+    style = _style(each.trial)
     if each.source == "release":
         look = {"color": style["color"], "dashes": DOTS, "linewidth": 1.3, "alpha": 0.8}
     else:
         dashes = tuple(part * 0.6 for part in style["dashes"]) or (5, 1.5)  # never solid
-        look = {**style, "dashes": dashes, "linewidth": 1, "alpha": 0.45, "markersize": 3.2, "markeredgewidth": 0.7}
-    (drawn,) = axes.plot(*points, **look, zorder=2)
+        look = {**style, "dashes": dashes, "linewidth": 1.1, "alpha": 0.6, "markersize": 3.5, "markeredgewidth": 0.7}
+        look |= {"marker": ""} if beside_ours else {}
+    (drawn,) = axes.plot(each.curve.shares, each.curve.mean, **look, zorder=2)
     return drawn
 
 
-def _style(each: PlottedCurve) -> dict[str, object]:
+def _style(trial: Trial) -> dict[str, object]:
     """Colour and marker of the method, dashes by L or E, an open marker where the initial model is random.
 
     Where the validation images are trained on, the dashes are the longer the more there are.
     """
-    colour, marker = STYLES.get(each.trial.method, ("#000000", "."))
-    trial = each.trial
-    plain = trial.method in MEASURES and trial.ensemble == 1
+    colour, marker = STYLES.get(trial.method, ("#000000", "."))
     hollow = trial.init == "random" or trial.other_copies or trial.adds_validation
-    dashes = (4, 2) if plain else DASHES.get(trial.length, ())
+    dashes = (4, 2) if trial.method in MEASURES and trial.ensemble == 1 else DASHES.get(trial.length, ())
     if trial.adds_validation and trial.validation_size:
         dashes = (max(1, 2 * math.log10(trial.validation_size) - 3), 1.5)
     return {
@@ -187,11 +211,41 @@ def _style(each: PlottedCurve) -> dict[str, object]:
     }
 
 
-def _save(figure: Figure, path: Path) -> None:
-    """PNG and PDF under `path`'s stem. Raises UserError where they cannot be written."""
+def plot_sizes(path: Path, figure: SizesData) -> None:
+    """Accuracy against the size of the validation set, one panel for each number of labels."""
+    with plt.rc_context(FONT):
+        size = 2.4 + 3.1 * len(figure.panels), 3.6
+        drawing, grid = plt.subplots(
+            1, len(figure.panels), figsize=size, layout="constrained", sharey=True, squeeze=False
+        )
+        handles: dict[str, object] = {}
+        sizes = sorted({int(s) for curves in figure.panels.values() for curve in curves for s in curve.sizes if s})
+        for axes, (labels, curves) in zip(grid[0], figure.panels.items(), strict=True):
+            for curve in curves:
+                alone, style = curve.trial.method == VALIDATION_ALONE, _style(curve.trial)
+                name = "trained on these images alone" if alone else notation(curve.trial)
+                label = f"{name} ({count_of_runs(curve.runs)})"
+                if not curve.sizes.any():  # a method that does not use the validation set
+                    handles[label] = axes.axhline(curve.mean[0], color=style["color"], linewidth=1.4)
+                    continue
+                if alone:
+                    style |= {"color": "0.35", "markerfacecolor": "0.35", "dashes": (7, 2, 1, 2)}
+                handles[label] = _with_bars(axes, curve.sizes, curve.mean, curve.std, style)
+            axes.set(title=labels, xlabel="validation images, V", xscale="log")
+            axes.set_xticks(sizes, [f"{size:,}" for size in sizes], minor=False)
+            axes.set_xticks([], minor=True)
+            _tidy(axes)
+        grid[0, 0].set_ylabel("test accuracy, %")
+        drawing.suptitle(figure.title, fontsize=10.5)
+        drawing.legend(list(handles.values()), list(handles), loc="outside right center", frameon=False)
+        save_png_and_pdf(drawing, path)
+
+
+def save_png_and_pdf(figure: Figure, path: Path, dpi: int = 200) -> None:
+    """Write <path>.png and <path>.pdf and close the figure. Raises UserError where they cannot be written."""
     try:
         for suffix in (".png", ".pdf"):
-            save(figure, path.with_name(path.name + suffix), dpi=200)
+            save(figure, path.with_name(path.name + suffix), dpi)
     except UserError as problem:
         raise UserError(f"{problem}; choose another --out") from None
     finally:
@@ -229,62 +283,6 @@ class Row:
         return shortened(self.classes[self.labels[i]], LONGEST) if self.classes else str(self.labels[i])
 
 
-LONGEST = 12  # characters of a class name on an image
-
-
-def shortened(name: str, most: int) -> str:
-    """At most so many characters of a name, its end cut off."""
-    return name if len(name) <= most else f"{name[: most - 1]}…"
-
-
-@dataclasses.dataclass(frozen=True)
-class SizeCurve:
-    """Accuracy against the size of the validation set, at one number of labels; method "validation": trained on the
-    validation set alone. Arrays (n,): sizes, mean, std over runs (NaN for one run).
-    """
-
-    trial: Trial
-    sizes: np.ndarray
-    mean: np.ndarray
-    std: np.ndarray
-    runs: int
-
-
-def plot_sizes(path: Path, title: str, panels: Mapping[str, Sequence[SizeCurve]]) -> None:
-    """Accuracy against the size of the validation set, one panel for each number of labels, by its name."""
-    with plt.rc_context(FONT):
-        size = 2.4 + 3.1 * len(panels), 3.6
-        figure, grid = plt.subplots(1, len(panels), figsize=size, layout="constrained", sharey=True, squeeze=False)
-        handles: dict[str, object] = {}
-        for axes, (labels, curves) in zip(grid[0], panels.items(), strict=True):
-            for curve in curves:
-                name = SIZE_NAMES.get(curve.trial.method) or notation(curve.trial)
-                label = f"{name} ({curve.runs} run{'s' if curve.runs > 1 else ''})"
-                look = SIZE_LOOKS.get(curve.trial.method) or _style(PlottedCurve(None, curve.trial))
-                bars = None if np.isnan(curve.std).all() else curve.std
-                if len(curve.sizes) == 1 and not curve.sizes[0]:  # a method that does not use the validation set
-                    handles[label] = axes.axhline(curve.mean[0], color=look["color"], linewidth=1.4)
-                    continue
-                look = {**look, "markersize": 5.5, "linewidth": 1.4, "capsize": 2.2, "elinewidth": 0.8}
-                handles[label] = axes.errorbar(curve.sizes, curve.mean, yerr=bars, **look)
-            axes.set(title=labels, xlabel="validation images, V", xscale="log")
-            axes.grid(color="0.92")
-            axes.set_axisbelow(True)
-            axes.spines[["top", "right"]].set_visible(False)
-        sizes = sorted({int(s) for curves in panels.values() for curve in curves for s in curve.sizes if s})
-        for axes in grid[0]:
-            axes.set_xticks(sizes, [f"{size:,}" for size in sizes], minor=False)
-            axes.set_xticks([], minor=True)
-        grid[0, 0].set_ylabel("test accuracy, %")
-        figure.suptitle(title, fontsize=10.5)
-        figure.legend(list(handles.values()), list(handles), loc="outside right center", frameon=False)
-        _save(figure, path)
-
-
-SIZE_NAMES = {"validation": "trained on these images alone"}
-SIZE_LOOKS = {"validation": {"color": "0.35", "marker": ".", "linestyle": (0, (7, 2, 1, 2))}}
-
-
 def plot_contact_sheet(path: Path, title: str, rows: Sequence[Row]) -> None:
     """Images in rows, one block per AL iteration, each with its true label; minority classes framed."""
     large = rows[0].images.shape[-1] > 40
@@ -310,7 +308,7 @@ def plot_contact_sheet(path: Path, title: str, rows: Sequence[Row]) -> None:
             for i in (i for i in range(len(row.images)) if row.label(i)):
                 _mark(axes, row.label(i), i % width, top + i // width, framed=row.labels[i] in (row.minority or ()))
             top += count
-        _save(figure, path)
+        save_png_and_pdf(figure, path)
 
 
 def tiled(images: np.ndarray, width: int) -> np.ndarray:
@@ -330,66 +328,3 @@ def _mark(axes: Axes, label: str, x: float, y: float, framed: bool) -> None:
     axes.text(x + 0.1, y + 0.1, label.replace("$", r"\$"), **font, ha="left", va="top", bbox=box)
     if framed:
         axes.add_patch(Rectangle((x + 0.05, y + 0.05), 0.9, 0.9, fill=False, color="#D55E00", linewidth=1.4))
-
-
-@dataclasses.dataclass(frozen=True)
-class Panel:
-    """One model's test predictions and map: name, text below it, truth (N,), predictions (N,), map (N, 2)."""
-
-    name: str
-    text: str
-    labels: np.ndarray
-    predictions: np.ndarray
-    map: np.ndarray
-
-
-def plot_confusion_and_maps(path: Path, title: str, panels: Sequence[Panel], classes: int) -> None:
-    """Confusion matrices above (percent of each true class), t-SNE maps below (misclassified images as larger dots)."""
-    with plt.rc_context(FONT):
-        size = 4.1 * len(panels), 8.4
-        figure, grid = plt.subplots(2, len(panels), figsize=size, layout="constrained", squeeze=False)
-        for letter, (above, below), panel in zip("abcdefgh", grid.T, panels, strict=False):
-            _confusion(above, panel, classes)
-            above.set_title(f"({letter}) {panel.name}\n{panel.text}")
-            _map(below, panel, classes)
-        ball = {"marker": "o", "linestyle": ""}
-        handles = [Line2D([], [], **ball, color=CLASS_COLOURS(c), label=str(c)) for c in range(classes)]
-        for label, markersize in (("right", 2), ("wrong", 7)):
-            handles.append(Line2D([], [], **ball, color="0.4", markersize=markersize, label=label))
-        legend = {"loc": "outside lower center", "ncols": len(handles), "frameon": False, "handletextpad": 0.1}
-        figure.legend(handles=handles, columnspacing=1.2, **legend)
-        figure.suptitle(title, fontsize=11)
-        _save(figure, path)
-
-
-CLASS_COLOURS = plt.get_cmap("tab10")
-
-
-def confusion(labels: np.ndarray, predictions: np.ndarray, classes: int) -> np.ndarray:
-    """(C, C) percent: row the true class, column the predicted one, each row summing to 100 (0 without an image)."""
-    counts = np.bincount(labels * classes + predictions, minlength=classes * classes).reshape(classes, classes)
-    return 100 * counts / np.maximum(counts.sum(1, keepdims=True), 1)
-
-
-def _confusion(axes: Axes, panel: Panel, classes: int) -> None:
-    shares = confusion(panel.labels, panel.predictions, classes)
-    axes.imshow(shares, cmap="Blues", vmin=0, vmax=100)
-    for i, j in np.ndindex(classes, classes):
-        if shares[i, j] >= 0.5:
-            colour = "white" if shares[i, j] > 55 else "black"
-            axes.text(j, i, f"{shares[i, j]:.0f}", ha="center", va="center", color=colour, fontsize=8)
-    axes.set(xticks=range(classes), yticks=range(classes), xlabel="predicted class", ylabel="true class")
-    axes.tick_params(length=0)
-
-
-def _map(axes: Axes, panel: Panel, classes: int) -> None:
-    right = panel.labels == panel.predictions
-    colours = np.array([CLASS_COLOURS(c) for c in range(classes)])[panel.labels]
-    dot = 9 if len(right) < 1000 else 1.5  # square points
-    axes.scatter(*panel.map[right].T, s=dot, c=colours[right], linewidths=0, rasterized=True)
-    balls = {"s": 26, "alpha": 0.75, "edgecolors": "black", "linewidths": 0.35, "rasterized": True}
-    axes.scatter(*panel.map[~right].T, c=colours[~right], **balls)
-    low, high = panel.map.min(0), panel.map.max(0)
-    middle, reach = (low + high) / 2, 0.53 * (high - low).max()
-    axes.set(xlim=(middle[0] - reach, middle[0] + reach), ylim=(middle[1] - reach, middle[1] + reach))
-    axes.set(xticks=[], yticks=[], aspect="equal")

@@ -1,4 +1,4 @@
-"""Pictures of a query: every chosen image beside the misclassified validation image that it answers."""
+"""Pictures of a query: every chosen image beside the misclassified validation image that it matches."""
 
 import dataclasses
 import math
@@ -15,6 +15,7 @@ from torch import Tensor
 from alfk.data.split import Split
 from alfk.own.queries import Query
 from alfk.plotting.saving import save
+from alfk.plotting.text import shortened
 from alfk.support.errors import UserError
 
 PER_LINE = 4  # pairs beside each other
@@ -26,7 +27,7 @@ CHOSEN, ERROR = "#D55E00", "#555555"
 
 @dataclasses.dataclass(frozen=True)
 class Pair:
-    """A chosen image (C, H, W) in [0, 1] and the validation image that it answers, if any, with their captions."""
+    """A chosen image (C, H, W) in [0, 1] and the validation image that it matches, if any, with their captions."""
 
     chosen: np.ndarray
     error: np.ndarray | None
@@ -51,17 +52,17 @@ def matches(
     title: str | None = None,
     most: int = 24,
 ) -> Figure:
-    """Draw the images of a query, each beside the validation image that it answers, with labels and similarity.
+    """Draw the images of a query, each beside the validation image that it matches, with labels and similarity.
 
-    Images of methods that do not match are drawn alone, with their score.
+    Methods that do not match have their images drawn alone, with the score.
 
     Args:
-        pool, validation: the splits of the query; images (N, C, H, W), C 1 or 3. Without matching validation may be
-            None.
+        pool, validation: the splits of the query; images (N, C, H, W), C 1 or 3. validation may be None for methods
+            that do not match.
         path: .png, .pdf or .svg file to write; None writes nothing.
         most: number of images drawn, in the order they were chosen.
     Returns:
-        the figure, which `matplotlib.pyplot` does not hold.
+        the figure, which is not registered with `matplotlib.pyplot`.
     Raises:
         UserError: the splits do not hold pictures, `most` is not positive, or the file cannot be written.
     """
@@ -79,7 +80,7 @@ def matches(
 def pairs(query: Query, pool: Split, validation: Split | None, count: int) -> list[Pair]:
     """The first `count` images of a query with their captions. Raises UserError."""
     if validation is None and query.matches is not None:
-        raise UserError("the query answers images of the validation set: give the validation set too")
+        raise UserError("the query matches images of the validation set: give the validation set too")
     chosen = pictures(pool, query.indices[:count])
     others = [None] * count if query.matches is None else pictures(validation, query.matches[:count])
     rows = query.rows()[:count]
@@ -91,7 +92,7 @@ def pairs(query: Query, pool: Split, validation: Split | None, count: int) -> li
 
 def _caption(number: int, row: dict[str, object]) -> str:
     guess = row.get("pseudo_label", row.get("prediction"))
-    lines = [f"{number}. {_short(guess)}?" if guess is not None else f"{number}."]
+    lines = [f"{number}. {shortened(str(guess), LONGEST)}?" if guess is not None else f"{number}."]
     if "similarity" in row:
         lines.append(f"similarity {row['similarity']:.2f}")
     if "score" in row:
@@ -100,19 +101,14 @@ def _caption(number: int, row: dict[str, object]) -> str:
 
 
 def _error_caption(row: dict[str, object]) -> str:
-    return f"error: {_short(row['error_label'])},\ntaken for {_short(row['error_prediction'])}"
-
-
-def _short(name: object) -> str:
-    """At most LONGEST characters of the name of a class."""
-    text = str(name)
-    return text if len(text) <= LONGEST else f"{text[: LONGEST - 1]}…"
+    truth, prediction = (shortened(str(row[key]), LONGEST) for key in ("error_label", "error_prediction"))
+    return f"error: {truth},\ntaken for {prediction}"
 
 
 def pictures(split: Split, positions: Tensor) -> np.ndarray:
     """(k, C, H, W) in [0, 1]. Raises UserError for features, or images with other than 1 or 3 channels."""
     if split.store.ndim != 4:
-        raise UserError("features have no picture: query.rows() and query.to_csv(path) state the same in words")
+        raise UserError("features have no picture: query.rows() and query.to_csv(path) state the reasons in words")
     images = next(split.subset(positions).batches(len(positions)))[0].cpu()
     if images.shape[1] not in (1, 3):
         raise UserError(f"images of {images.shape[1]} channels cannot be drawn; 1 and 3 can")
@@ -133,16 +129,15 @@ def draw(title: str, blocks: Sequence[Block]) -> Figure:
     alone = all(pair.error is None for block in blocks for pair in block.pairs)
     breadth = (1 if alone else 2) * SIDE + GAP / 2 + 2 * GAP  # of a pair, with the gap after it
     per_line = PER_LINE * 2 if alone else PER_LINE
-    height = HEADING + GAP
-    for block in blocks:
-        height += (HEADING if block.heading else 0) + math.ceil(len(block.pairs) / per_line) * (SIDE + CAPTION)
+    heights = [math.ceil(len(block.pairs) / per_line) * (SIDE + CAPTION) for block in blocks]
+    height = HEADING + GAP + sum(heights) + sum(HEADING for block in blocks if block.heading)
     width = per_line * breadth + GAP
     figure = Figure(figsize=(width, height))
     axes = figure.add_axes((0, 0, 1, 1), xlim=(0, width), ylim=(height, 0))
     axes.axis("off")
     axes.text(GAP, GAP, title, va="top", fontsize=10.5, parse_math=False)
     top = HEADING + GAP
-    for block in blocks:
+    for block, block_height in zip(blocks, heights, strict=True):
         if block.heading:
             axes.text(GAP, top + HEADING - 0.07, block.heading, va="bottom", fontsize=8.5, parse_math=False)
             top += HEADING
@@ -153,7 +148,7 @@ def draw(title: str, blocks: Sequence[Block]) -> Figure:
             if pair.error is not None:
                 place = left + SIDE + GAP / 2, top + line * (SIDE + CAPTION)
                 _picture(axes, pair.error, *place, pair.error_caption, ERROR)
-        top += math.ceil(len(block.pairs) / per_line) * (SIDE + CAPTION)
+        top += block_height
     return figure
 
 

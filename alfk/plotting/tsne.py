@@ -9,12 +9,13 @@ import torch
 from alfk.experiment.round import Round
 from alfk.experiment.training import accuracy, accuracy_per_class
 from alfk.method.descriptors import describe
-from alfk.plotting import plots
 from alfk.plotting.curves import rare_groups
+from alfk.plotting.maps import Panel
+from alfk.plotting.names import notation
 from alfk.support.files import has_array, open_array, save_array
 
 
-def panel(current: Round, taps: Sequence[int]) -> plots.Panel:
+def panel(current: Round, taps: Sequence[int]) -> Panel:
     """The panel of the model that an AL iteration starts from; prints its accuracies.
 
     Args:
@@ -29,9 +30,9 @@ def panel(current: Round, taps: Sequence[int]) -> plots.Panel:
     parts = [f"{name} {np.mean([per_class[c] for c in classes]):.0f} %" for name, classes in groups.items()]
     text = ", ".join([f"{accuracy(predictions, truth):.1f} %", *parts])
     print(f"{trial.short()}: {text}", flush=True)
-    name = plots.notation(trial)
+    name = notation(trial)
     embedding = t_sne(current, model_hash, found.vectors)
-    return plots.Panel(name, text, truth.numpy(), predictions.numpy(), embedding)
+    return Panel(name, text, truth.numpy(), predictions.numpy(), embedding)
 
 
 def t_sne(current: Round, model_hash: str, features: torch.Tensor) -> np.ndarray:

@@ -14,6 +14,8 @@ from alfk.experiment.trial import Trial
 from alfk.plotting import results, sizes, tables
 from alfk.plotting.curves import Curve, accuracy_of_classes, gains, labels_saved, read_release
 from alfk.plotting.distortions import distortions_table
+from alfk.plotting.figures import FigureData
+from alfk.plotting.figures import figures as figures_of
 from mnist.config import MNIST
 from tests.helpers import ROOT
 
@@ -68,8 +70,8 @@ def curve(of: Trial) -> Curve:
 
 
 @functools.cache
-def figures() -> dict[str, results.FigureData]:
-    found = results.figures("MNIST", lines().records, ROOT / "reference", True, MNIST.panels, MNIST.runs)
+def figures() -> dict[str, FigureData]:
+    found = figures_of("MNIST", lines().records, ROOT / "reference", True, MNIST.panels, MNIST.runs)
     return {figure.name: figure for figure in found}
 
 
@@ -120,18 +122,18 @@ def test_tables_of_curves(page, name):
 
 
 def test_other_tables_of_rivals():
-    assert block(RIVALS, "MNIST_distortions") == distortions_table(lines().records)
+    assert block(RIVALS, "MNIST_distortions") == str(distortions_table(lines().records))
     found = {figure.name: figure for figure in sizes.size_figures("MNIST", lines().records, lines().validation, False)}
     name = "MNIST_ir100_validation_size"
-    assert block(RIVALS, name) == sizes.sizes_table(found[name])
+    assert block(RIVALS, name) == str(sizes.sizes_table(found[name]))
 
 
 def test_six_rows_of_the_readme():
     """The cells of reproduction.md's table at three shares."""
-    shares, paper = (0.5, 0.75, 2.5), figures()["MNIST_ir100"].paper
+    shares, figure = (0.5, 0.75, 2.5), figures()["MNIST_ir100"]
     rows = [["method", "our runs", *(head for share in shares for head in (f"{share} %: paper", "ours"))]]
     for name in ("random", "varR", "Rz L20", "Rzg_pz L20", "Rzg_pz L80", "Rzg_true L20"):
-        ours, theirs = curve(trial(name)), paper(trial(name))
+        ours, theirs = curve(trial(name)), figure.others(trial(name))["paper"]
         row = [name, str(ours.runs[0])]
         for share in shares:
             i, j = ours.at(share), theirs.at(share)
