@@ -1,9 +1,4 @@
-"""Arrays, lists, data sets, files, masks and names as inputs; what would be misread is refused."""
-
-import os
-import pickle
-import signal
-import time
+"""Splits of arrays, lists and files, with masks and names: read as they are meant, or refused."""
 
 import numpy as np
 import pytest
@@ -12,12 +7,9 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from hypothesis.extra import numpy as arrays
 from PIL import Image
-from torch.utils.data import IterableDataset, Subset, TensorDataset
+from torch.utils.data import TensorDataset
 from torchvision import transforms
-from torchvision.datasets import FakeData
 
-import alfk
-from alfk.data import arrays as inputs
 from alfk.data.arrays import check_labels, mean_and_std, positions
 from alfk.data.split import Split
 from alfk.support.errors import UserError
@@ -44,6 +36,7 @@ def batch(split, **more):
 
 
 @given(st.integers(3, 30), st.data())
+@settings(max_examples=40)
 def test_positions_in_every_form_are_the_same(count, data):
     wanted = data.draw(st.lists(st.integers(0, count - 1), unique=True, max_size=count - 1))
     mask = np.zeros(count, dtype=bool)
@@ -97,7 +90,7 @@ def test_both_images_of_two_are_positions():
 
 def test_labels_have_to_fit_the_models_outputs():
     check_labels(torch.arange(10), 10, "the validation set")
-    check_labels(torch.empty(0, dtype=torch.int64), 10, "the validation set")
+    check_labels(torch.empty(0, dtype=torch.int64), 10, "the pool")
     words = r"labels of the validation set go from 1 to 10, but the model has 10 outputs: labels are 0 to 9"
     refused(words, check_labels, torch.arange(10) + 1, 10, "the validation set")
     refused(r"go from -1 to 8", check_labels, torch.arange(10) - 1, 10, "the pool")
@@ -112,7 +105,7 @@ def test_labels_in_every_form(form):
 
 
 @given(st.lists(st.text(min_size=1), min_size=1, max_size=12))
-@settings(max_examples=50)
+@settings(max_examples=30)
 def test_names_are_numbered_in_sorted_order_and_kept(names):
     for form in (names, np.array(names, dtype=object), tuple(names)):
         split = Split.of(COLOURS[: len(names)], form)
@@ -222,6 +215,7 @@ def test_images_are_normalised_as_written_out(form):
     ),
     st.integers(1, 20),
 )
+@settings(max_examples=40)
 def test_features_are_standardised_by_column(x, size):
     split = Split.of(x)
     mean, std = x.astype(np.float64).mean(0), x.astype(np.float64).std(0)
@@ -325,19 +319,32 @@ def test_images_that_would_be_misread_are_refused(x, more, words):
 # The constructor
 
 
-def test_the_constructor_refuses_the_same():
-    first = torch.from_numpy(FIRST.copy())
-    refused(r"divide them by 255", Split, first.float(), None, 0.5, 0.5)
-    refused(r"mean=0, std=1", Split, first / 127.5 - 1, None, 0.5, 0.5)
-    refused(r"image 7 has values", Split, spoiled(FIRST / 255, 7, np.nan), None, 0.5, 0.5)
-    refused(r"images are int16", Split, first.short(), None, 0.5, 0.5)
-    refused(r"divide both by 255", Split, first, None, 127, 60)
-    refused(r"whole numbers", Split, first, torch.full((12,), 0.5), 0.5, 0.5)
-    refused(r"argmax", Split, first, torch.eye(12), 0.5, 0.5)
-    refused(r"go from -1", Split, first, torch.arange(12) - 1, 0.5, 0.5)
-    assert Split(first, torch.arange(12) - 1, 0.5, 0.5, unknown_labels=True).labels[0] == -1
+BYTES = torch.from_numpy(FIRST.copy())
+
+
+@pytest.mark.parametrize(
+    ("arguments", "words"),
+    [
+        ((BYTES.float(), None, 0.5, 0.5), r"divide them by 255"),
+        ((BYTES / 127.5 - 1, None, 0.5, 0.5), r"mean=0, std=1"),
+        ((spoiled(FIRST / 255, 7, np.nan), None, 0.5, 0.5), r"image 7 has values"),
+        ((BYTES.short(), None, 0.5, 0.5), r"images are int16"),
+        ((BYTES, None, 127, 60), r"divide both by 255"),
+        ((BYTES, torch.full((12,), 0.5), 0.5, 0.5), r"whole numbers"),
+        ((BYTES, torch.eye(12), 0.5, 0.5), r"argmax"),
+        ((BYTES, torch.arange(12) - 1, 0.5, 0.5), r"go from -1"),
+        ((BYTES, LABELS[:2], 0.5, 0.5), r"12 images but 2 labels"),
+        ((BYTES[:, 0], LABELS, 0.5, 0.5), r"images must be \(N, C, H, W\)"),
+    ],
+)
+def test_the_constructor_refuses_the_same(arguments, words):
+    refused(words, Split, *arguments)
+
+
+def test_the_constructor_takes_the_same_forms():
+    assert Split(BYTES, torch.arange(12) - 1, 0.5, 0.5, unknown_labels=True).labels[0] == -1
     for form in (FIRST, list(FIRST)):
-        assert torch.equal(batch(Split(form, LABELS.tolist(), 0.5, 0.5)), batch(Split(first, None, (0.5,), (0.5,))))
+        assert torch.equal(batch(Split(form, LABELS.tolist(), 0.5, 0.5)), batch(Split(BYTES, None, (0.5,), (0.5,))))
 
 
 def test_images_in_memory_are_read_in_batches_alone(monkeypatch):
@@ -360,6 +367,21 @@ def test_a_memory_mapped_array_is_shared(tmp_path):
     assert split.subset([3, 1]).to("cpu").store.data_ptr() == mapped.ctypes.data
 
 
+# Batches
+
+
+def test_batches_are_what_torchvision_makes_of_the_images():
+    split = Split(BYTES[:7], LABELS[:7], (0.1, 0.2, 0.3), 0.5)
+    recipe = transforms.Compose([transforms.ToTensor(), transforms.Normalize(split.mean, [0.5] * 3)])
+    wanted = torch.stack([recipe(Image.fromarray(image)) for image in COLOURS[:7]])
+    batches = list(split.batches(3))
+    assert [len(positions) for _, positions in batches] == [3, 3, 1]
+    assert torch.allclose(torch.cat([images for images, _ in batches]), wanted, atol=1e-6)
+    images, positions = next(split.batches(5, order := torch.tensor([6, 0, 3])))
+    assert torch.allclose(images, wanted[order], atol=1e-6)
+    assert positions.tolist() == order.tolist()
+
+
 # Views
 
 
@@ -377,7 +399,7 @@ def test_a_mask_takes_the_images_that_it_marks():
 
 
 @given(st.data())
-@settings(max_examples=50)
+@settings(max_examples=30)
 def test_views_of_views_keep_everything(data):
     split = Split(torch.from_numpy(FIRST.copy()), LABELS, (0.1, 0.2, 0.3), 0.5, source="x", classes=["a", "b", "c"])
     rows = np.arange(12)
@@ -396,184 +418,19 @@ def test_views_of_views_keep_everything(data):
     refused(r"1 images but 2 labels", view.subset, [0], [1, 2])
 
 
-# Data sets of torch
-
-
-class Items(torch.utils.data.Dataset):
-    """Whatever a function makes of a position."""
-
-    def __init__(self, item, count=12):
-        self.item, self.count, self.seen = item, count, []
-
-    def __len__(self):
-        return self.count
-
-    def __getitem__(self, i):
-        self.seen.append(i)
-        return self.item(i)
-
-
-def labelled_float(i):
-    return torch.from_numpy(FIRST[i] / 60 - 2).float(), int(LABELS[i])
-
-
-def labelled_picture(i):
-    return Image.fromarray(COLOURS[i]), "abc"[LABELS[i]]
-
-
-@pytest.mark.parametrize("workers", [0, 2])
-def test_float_items_are_taken_as_their_transform_gives_them(workers):
-    split = Split.of(Items(labelled_float), workers=workers)
-    wanted = torch.from_numpy(FIRST / 60 - 2).float()
-    assert (split.mean, split.std, split.in_files) == ((0.0,), (1.0,), True)
-    assert split.labels.tolist() == LABELS.tolist()
-    assert torch.equal(torch.cat([images for images, _ in split.batches(5)]), wanted)
-    view = split.subset([7, 2, 9]).to("cpu").subset([2, 0])
-    assert torch.equal(batch(view), wanted[[9, 7]])
-    assert view.labels.tolist() == LABELS[[9, 7]].tolist()
-    assert len(next(split.batches(5, torch.tensor([3])))[0]) == 1
-
-
-def test_picture_items_are_scaled_and_their_names_are_mapped():
-    split, wanted = Split.of(Items(labelled_picture)), Split.of(COLOURS, ["abc"[label] for label in LABELS])
-    assert (split.labels.tolist(), split.classes) == (wanted.labels.tolist(), ("a", "b", "c"))
-    assert (split.mean, split.std) == (pytest.approx(wanted.mean), pytest.approx(wanted.std))
-    assert torch.allclose(batch(split), batch(wanted), atol=1e-5)
-    assert torch.equal(batch(Split.of(Items(labelled_picture), like=wanted)), batch(wanted))
-    assert torch.equal(split.images, wanted.images)
-
-
-def test_items_are_read_when_they_are_needed(monkeypatch):
-    items = Items(labelled_float)
-    split = Split.of(items, LABELS)
-    assert set(items.seen) == {0}  # for their shape
-    items.seen.clear()
-    batch(split.subset([4, 8]))
-    assert items.seen == [4, 8]
-    monkeypatch.setattr("alfk.data.split.SAMPLE", 4)
-    items = Items(lambda i: COLOURS[i])
-    assert Split.of(items).mean == pytest.approx(Split.of(COLOURS[[0, 4, 7, 11]]).mean)
-    assert set(items.seen) == {0, 4, 7, 11}
-
-
-def test_labels_of_a_data_set_are_found_without_reading_it():
-    first = torch.from_numpy(FIRST / 255).float()
-    tensors = TensorDataset(first, torch.from_numpy(LABELS))
-    assert Split.of(tensors).labels.tolist() == LABELS.tolist()
-    assert Split.of(Subset(tensors, [5, 3])).labels.tolist() == LABELS[[5, 3]].tolist()
-    assert Split.of(TensorDataset(first)).labels is None
-    assert torch.equal(batch(Split.of(Subset(tensors, [5, 3]))), first[[5, 3]])
-    for name in ("targets", "labels"):
-        items = Items(labelled_picture)
-        setattr(items, name, ["xyz"[label] for label in LABELS])
-        assert Split.of(items).classes == ("x", "y", "z")
-        assert Split.of(Subset(Subset(items, range(6)), [1, 4])).labels.tolist() == [0, 0]
-        assert Split.of(items, LABELS, mean=0.5, std=0.5).labels.tolist() == LABELS.tolist()
-        items.target_transform = str.upper  # what it gives is found in the items alone
-        assert Split.of(items).classes == ("a", "b", "c")
-    assert Split.of(Items(lambda i: COLOURS[i])).labels is None
-
-
-def test_a_data_set_of_torchvision():
-    data = FakeData(20, (3, 16, 16), 4, transforms.Compose([transforms.ToTensor(), transforms.Normalize(0.5, 0.5)]))
-    split = Split.of(data)
-    assert torch.equal(batch(split), torch.stack([image for image, _ in data]))
-    assert split.labels.tolist() == [int(label) for _, label in data]
-
-
-def test_random_transforms_are_those_of_the_seed_for_any_batches_and_workers():
-    """And neither they nor the reading advance the global generator."""
-
-    state = torch.get_rng_state()
-    passes = []
-    for workers, size in ((0, 12), (0, 5), (2, 4)):
-        split = Split.of(Items(lambda i: i + torch.rand(1, 4, 6)), mean=0, std=1, workers=workers)
-        passes.append([torch.cat([b for b, _ in split.batches(size, None, seed)]) for seed in (None, None, 1, 2)])
-    for found in passes:
-        for one, other in zip(found, passes[0], strict=True):
-            assert torch.equal(one, other)
-        assert torch.equal(found[0], found[1])
-        assert not torch.equal(found[2], found[3])
-    assert torch.equal(torch.get_rng_state(), state)
-
-
-class Stream(IterableDataset):
-    def __iter__(self):
-        return iter([labelled_float(0)])
-
-
-@pytest.mark.parametrize(
-    ("item", "more", "words"),
-    [
-        (lambda i: torch.zeros(3, 8, 8 + i // 7), {}, r"image 0 is \(3, 8, 8\) float32, image \d+ is \(3, 8, 9\)"),
-        (lambda i: torch.zeros(3, 8, 8, dtype=torch.int64), {}, r"images are int64"),
-        (lambda i: {"image": labelled_float(i)}, {}, r"items are dictionaries"),
-        (lambda i: torch.full((1, 8, 8), float("nan") if i == 9 else 0.0), {}, r"image 9 has values that are NaN"),
-        (lambda i: torch.full((1, 8, 8), 2.0 * i), {"mean": 0.5, "std": 0.5}, r"divide them by 255"),
-        (lambda i: (labelled_float(i)[0], -1), {}, r"labels go from -1"),
-        (lambda i: "a.png", {}, r"Split.from_files"),
-    ],
-)
-@pytest.mark.parametrize("size", [12, 7])
-def test_items_that_would_be_misread_are_refused(item, more, words, size):
-    refused(words, lambda: list(Split.of(Items(item), **more).batches(size)))
-
-
-def test_data_sets_that_cannot_be_indexed_are_refused():
-    refused(r"map-style", Split.of, Stream())
-    refused(r"no items", Split.of, Items(labelled_float, 0))
-    refused(r"image 0 is .*, image 7 is", lambda: list(Split.of(Items(odd_sizes), workers=2).batches(7)))
-
-
-def odd_sizes(i):
-    return torch.zeros(3, 8, 8 + i // 7)
-
-
-def in_a_worker():
-    return torch.utils.data.get_worker_info() is not None
-
-
-DEATHS = {"killed": lambda: os.kill(os.getpid(), signal.SIGKILL), "ended": lambda: os._exit(1)}
-DEAD = "a process that reads the data set ended before its work, as when memory runs out: use fewer workers"
-
-
-@pytest.mark.parametrize("death", DEATHS)
-def test_a_reading_process_that_dies_ends_the_reading_in_a_line(death):
-    split = Split.of(Items(lambda i: DEATHS[death]() if in_a_worker() and i == 8 else torch.ones(1, 4, 6)), workers=2)
-    start = time.monotonic()
-    refused(DEAD, lambda: list(split.batches(3)))
-    assert time.monotonic() - start < 20
-    labelled = Items(lambda i: (torch.ones(1, 4, 6), DEATHS[death]() if in_a_worker() else 0), 300)
-    refused(DEAD, Split.of, labelled, workers=2)
-
-
-def test_a_reading_process_whose_death_is_noticed_in_the_midst_of_a_query():
-    """torch raises its error from a signal handler, wherever the main process is."""
-
-    class Net(torch.nn.Module):
-        def forward(self, _):
-            raise RuntimeError("DataLoader worker (pid 7) is killed by signal: Killed. ")
-
-    split = Split.of(Items(labelled_float))
-    refused(DEAD, alfk.select, "Rz", Net(), split, split, 3)
-
-
-def test_a_reading_process_whose_death_is_noticed_while_images_are_checked(monkeypatch):
-    def noticed(*_):
-        raise RuntimeError("DataLoader worker (pid 7) is killed by signal: Killed. ")
-
-    split = Split.of(Items(labelled_float))
-    monkeypatch.setattr(inputs, "check_values", noticed)
-    refused(DEAD, lambda: list(split.batches(3)))
-    monkeypatch.setattr(inputs, "mean_and_std", noticed)
-    refused(DEAD, Split.of, Items(lambda i: (torch.ones(1, 4, 6, dtype=torch.uint8), 0)))
-
-
-def test_items_of_reading_processes_need_no_shared_memory(monkeypatch):
-    """A container's /dev/shm has few MiB; a process that finds no room for a tensor would be waited for for ever."""
-    monkeypatch.setattr(torch.UntypedStorage, "_share_fd_cpu_", lambda *_: os._exit(1))
-    split = Split.of(Items(labelled_float), workers=2)
-    assert torch.equal(torch.cat([images for images, _ in split.batches(5)]), torch.from_numpy(FIRST / 60 - 2).float())
+def test_two_subsets_are_joined():
+    """In the order given, each with the labels that it has; the images stay where they are."""
+    whole = Split(BYTES, LABELS, (0.1, 0.2, 0.3), 0.5, classes=["a", "b", "c"])
+    joined = whole.subset([4, 1, 9], [2, 2, 2]).joined(whole.subset([0, 11]))
+    assert joined.labels.tolist() == [2, 2, 2, LABELS[0], LABELS[11]]
+    assert torch.equal(joined.images, whole.images[[4, 1, 9, 0, 11]])
+    assert joined.store is whole.store
+    assert (joined.mean, joined.std, joined.classes) == (whole.mean, whole.std, whole.classes)
+    assert torch.equal(whole.joined(whole.subset([3])).images, BYTES[[*range(12), 3]])
+    assert len(whole.subset([]).joined(whole)) == 12
+    unlabelled, another = Split(BYTES, None, 0.5, 0.5), Split(BYTES.clone(), LABELS, 0.5, 0.5)
+    for one, other in ((whole, another), (unlabelled, unlabelled), (whole, unlabelled)):
+        refused("only labelled images that were one split before", one.joined, other)
 
 
 # Files
@@ -612,8 +469,3 @@ def test_files_that_are_not_there_are_refused(photos, tmp_path):
     refused(r"give a list of image files", Split.from_files, str(photos[0]))
     refused(r"no loader 'pil'", Split.from_files, photos, loader="pil")
     refused(r"6 images but 2 labels", Split.from_files, photos, [0, 1], mean=0.5, std=0.5, loader="torchvision")
-
-
-def test_a_split_of_items_can_be_sent_to_a_process():
-    split = pickle.loads(pickle.dumps(Split.of(TensorDataset(torch.rand(4, 1, 8, 8)), [0, 1, 0, 1])))
-    assert batch(split).shape == (4, 1, 8, 8)

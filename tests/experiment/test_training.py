@@ -1,4 +1,4 @@
-"""Splits, the training loop and its parts."""
+"""The training loop and its parts."""
 
 import dataclasses
 import math
@@ -7,8 +7,6 @@ import re
 import numpy as np
 import pytest
 import torch
-from PIL import Image
-from torchvision import transforms
 
 from alfk.data.split import Split
 from alfk.experiment.config import Recipe, StepDecay
@@ -23,11 +21,10 @@ from alfk.experiment.training import (
     fit,
     rotate,
 )
-from alfk.networks.weights import fingerprint, kaiming_fan_out, snapshot, uniform_fan_in
+from alfk.networks.weights import fingerprint, snapshot, uniform_fan_in
 from alfk.support.errors import UserError
 from mnist.config import DIGITS, MNIST
-from mnist.custom_models.lenet import LeNet, max_pool
-from tests.helpers import refuses
+from mnist.custom_models.lenet import LeNet
 
 
 def digits(count=60):
@@ -39,54 +36,6 @@ def lenet(seed=0, classes=10):
     model = LeNet(classes)
     uniform_fan_in(model, torch.Generator().manual_seed(seed))
     return model
-
-
-def test_batches_are_what_torchvision_makes_of_the_images():
-    split = digits(7)
-    recipe = transforms.Compose([transforms.ToTensor(), transforms.Normalize(split.mean, split.std)])
-    wanted = torch.stack([recipe(Image.fromarray(image[0].numpy())) for image in split.images])
-    batches = list(split.batches(3))
-    assert [len(positions) for _, positions in batches] == [3, 3, 1]
-    assert torch.allclose(torch.cat([images for images, _ in batches]), wanted, atol=1e-6)
-
-
-def test_batches_follow_an_order_and_floats_are_taken_as_scaled():
-    split = digits(9)
-    floats = Split(split.images.float() / 255, split.labels, split.mean, split.std)
-    order = torch.tensor([8, 0, 3])
-    (ours, positions), (theirs, _) = next(split.batches(5, order)), next(floats.batches(5, order))
-    assert positions.tolist() == order.tolist()
-    assert torch.allclose(ours, theirs, atol=1e-6)
-    assert torch.equal(split.subset(order).labels, split.labels[order])
-
-
-@pytest.mark.parametrize(("images", "labels"), [((3, 28, 28), 3), ((3, 1, 28, 28), 2)])
-def test_a_split_refuses_what_does_not_fit(images, labels):
-    with pytest.raises(UserError, match=r"images"):
-        Split(torch.zeros(images, dtype=torch.uint8), torch.zeros(labels), (0.5,), (0.5,))
-
-
-def test_two_subsets_are_joined():
-    """In the order given, each with the labels that it has; the images stay where they are."""
-    whole = digits(20)
-    noisy = whole.subset([4, 1, 9], [7, 7, 7])
-    joined = noisy.joined(whole.subset([0, 19]))
-    assert len(joined) == 5
-    assert joined.labels.tolist() == [7, 7, 7, int(whole.labels[0]), int(whole.labels[19])]
-    assert torch.equal(joined.images, whole.images[[4, 1, 9, 0, 19]])
-    assert joined.store is whole.store
-    assert (joined.mean, joined.std, joined.classes) == (whole.mean, whole.std, whole.classes)
-    everything = Split(whole.images, whole.labels, (0.5,), (0.5,))
-    assert torch.equal(everything.joined(everything.subset([3])).images, whole.images[[*range(20), 3]])
-    assert len(everything.subset([]).joined(everything)) == 20
-
-
-def test_what_was_not_one_split_is_not_joined():
-    whole = digits(20)
-    unlabelled = Split(whole.images, None, (0.5,), (0.5,))
-    another = Split(whole.images, whole.labels, (0.5,), (0.5,))
-    for one, other in ((whole, another), (unlabelled, unlabelled), (whole, unlabelled)):
-        refuses(lambda one=one, other=other: one.joined(other), "only labelled images that were one split before")
 
 
 def test_schedule_counts_epochs_from_one():
@@ -222,59 +171,3 @@ def test_the_best_epoch_is_the_first_of_the_best():
     for epoch in (0, 1):
         latest(epoch, states, last=epoch == 1)
     assert (latest.epoch, latest.evaluation) == (1, None)
-
-
-def test_pooling_without_gradients_has_the_same_bits():
-    images = torch.randn(3, 5, 24, 24, generator=torch.Generator().manual_seed(0))
-    for layout in (torch.contiguous_format, torch.channels_last):
-        x = images.contiguous(memory_format=layout)
-        with torch.inference_mode():
-            assert torch.equal(max_pool(x), torch.nn.functional.max_pool2d(x, 2))
-
-
-def test_lenet_starts_from_pytorchs_default_initialisation():
-    """Against torch's own layers: the same bounds, filled evenly, biases too; and the seed decides."""
-    draws = [snapshot(lenet(seed)) for seed in range(40)]
-    theirs = [snapshot(LeNet()) for _ in range(40)]
-    for name in draws[0]:
-        bound = {"conv1": 25, "conv2": 250, "fc1": 320, "fc2": 50}[name.split(".")[0]] ** -0.5
-        for states in (draws, theirs):
-            values = torch.cat([state[name].flatten() for state in states])
-            assert 0.98 * bound < float(values.abs().max()) <= bound * (1 + 1e-6), name
-            assert float(values.std()) == pytest.approx(bound / 3**0.5, rel=0.1), name
-    assert fingerprint(draws[3]) == fingerprint(snapshot(lenet(seed=3))) != fingerprint(draws[4])
-    assert MNIST.initialise is DIGITS.initialise is uniform_fan_in
-
-
-def test_residual_networks_start_from_kaiming_normal_convolutions():
-    model = LeNet()
-    kaiming_fan_out(model, torch.Generator().manual_seed(3))
-    assert float(model.conv2.weight.detach().std()) == pytest.approx((2 / (20 * 25)) ** 0.5, rel=0.05)
-    assert not model.conv1.bias.any()
-    for layer, fan_in in ((model.fc1, 320), (model.fc2, 50)):
-        for values in (layer.weight.detach(), layer.bias.detach()):
-            assert float(values.abs().max()) <= fan_in**-0.5
-        assert float(layer.weight.detach().std()) == pytest.approx((1 / fan_in / 3) ** 0.5, rel=0.1)
-
-
-def test_lenet_taps_have_the_stated_shapes():
-    logits, taps = lenet()(torch.zeros(2, 1, 28, 28))
-    assert [tuple(tap.shape) for tap in taps] == [(2, 10, 12, 12), (2, 20, 4, 4), (2, 50), (2, 10)]
-    assert logits is taps[3]
-    for length, indices in MNIST.descriptors.items():
-        assert sum((10, 20, 50, 10)[i] for i in indices) == length
-
-
-@pytest.mark.parametrize("size", [28, 27, 29, 32])
-@pytest.mark.parametrize("layout", [torch.contiguous_format, torch.channels_last])
-def test_pooling_in_evaluation_is_torchs(size, layout):
-    """Values and gradients to the bit, also of odd maps and where all values of a window are equal."""
-    images = torch.randn(3, 4, size, size, generator=torch.Generator().manual_seed(0)).contiguous(memory_format=layout)
-    images[:, :, :9] = 0.5
-    ours, theirs = (images.clone().requires_grad_() for _ in range(2))
-    pooled, wanted = max_pool(ours), torch.nn.functional.max_pool2d(theirs, 2)
-    assert torch.equal(pooled, wanted)
-    gradient = torch.randn(wanted.shape, generator=torch.Generator().manual_seed(1))
-    pooled.backward(gradient)
-    wanted.backward(gradient)
-    assert torch.equal(ours.grad, theirs.grad)
