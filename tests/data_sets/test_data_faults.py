@@ -6,49 +6,33 @@ that of the undamaged files. Where other files are allowed a case may also end w
 run is bound to its source and refuses another one.
 
 One fault is not seen, and is stated as such: another image that is put over one of a list, under its name
-(docs/imagenet.md).
+(docs/data_sets.md).
 """
 
 import contextlib
 import dataclasses
 import functools
 import gzip
+import itertools
 import shutil
 import zlib
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
 import scipy.io
-import sklearn.manifold
 from PIL import Image
 
-import run_plot
-from alfk.cli.visualise import visualise
 from alfk.data.split import Dataset, Split
-from alfk.plotting import contact_sheets, plots, reasons
 from alfk.support.errors import UserError
 from imagenet.config import find
 from imagenet.custom_datasets.image_folder import load_folder
-from mnist.config import X4
 from mnist.custom_datasets import mnist
 from svhn.custom_datasets import svhn
-from tests.helpers import Done, idx, mnist_mirror, official_mnist, official_svhn, small_files, write_mat, write_tree
-from tests.test_faults import (
-    DAMAGES,
-    KINDS,
-    TINY,
-    VARR,
-    Case,
-    Hangs,
-    al,
-    delete,
-    in_time,
-    run,
-    without_roots_rights,
-)
+from tests.experiment.test_faults import DAMAGES, Case, Hangs, delete, in_time, without_roots_rights
+from tests.helpers import idx, mnist_mirror, official_mnist, official_svhn, small_files, write_mat, write_tree
 
 PARTS = ("train", "test")
 
@@ -190,10 +174,15 @@ def content_of(*splits: Split) -> tuple[list[str | None], list[bytes]]:
     return [split.source for split in splits], [tensor.numpy().tobytes() for tensor in tensors]
 
 
+def sample(names: Sequence[str]) -> list[tuple[str, str]]:
+    """(file, damage) for every damage, the files in turn."""
+    return list(zip(itertools.cycle(names), DAMAGES))
+
+
 # MNIST
 
 
-MNIST_KINDS = [f"raw/{name}{suffix}" for name in mnist.FILES for suffix in ("", ".gz")]
+MNIST_FILES = [f"raw/{name}{suffix}" for suffix in ("", ".gz") for name in mnist.FILES]
 
 
 @pytest.fixture(scope="module")
@@ -216,8 +205,7 @@ def read_mnist(folder: Path) -> Any:
         return content_of(*mnist.load_mnist(folder))
 
 
-@pytest.mark.parametrize("damage", DAMAGES)
-@pytest.mark.parametrize("name", MNIST_KINDS)
+@pytest.mark.parametrize(("name", "damage"), sample(MNIST_FILES))
 def test_a_damaged_file_of_mnist(mnist_scenes, name, damage, tmp_path):
     scene = mnist_scenes[Path(name).suffix]
     copy = shutil.copytree(scene.root, tmp_path / "copy")
@@ -230,7 +218,8 @@ def test_a_damaged_file_of_mnist(mnist_scenes, name, damage, tmp_path):
 MATS = {"raw/train_32x32.mat": "raw/test_32x32.mat", "raw/test_32x32.mat": "raw/train_32x32.mat"}
 MATS["raw/extra_32x32.mat"] = "raw/train_32x32.mat"
 OF_THE_SAME_FORM = ("a bit in the data", "a bit in the header", "another run's", "another method's")
-CONVERTED = [f"processed/{part}_{what}{end}" for part in PARTS for what in svhn.KINDS for end in (".npy", ".json")]
+KINDS = ("images", "labels")
+CONVERTED = [f"processed/{part}_{kind}{end}" for part in PARTS for kind in KINDS for end in (".npy", ".json")]
 
 
 @pytest.fixture(scope="module")
@@ -253,25 +242,22 @@ def read_svhn(folder: Path, strict: bool = True) -> Any:
         return content_of(*svhn.load_svhn(folder, strict))
 
 
-@pytest.mark.parametrize("damage", DAMAGES)
-@pytest.mark.parametrize("name", CONVERTED)
+@pytest.mark.parametrize(("name", "damage"), sample(CONVERTED))
 def test_a_damaged_array_of_svhn(svhn_scene, name, damage, tmp_path):
     copy = shutil.copytree(svhn_scene.root, tmp_path / "copy")
     assert end_of(svhn_scene, name, partner_of(name, "test"), damage, copy) in ("equal", "fixed")
 
 
-@pytest.mark.parametrize("damage", DAMAGES)
-@pytest.mark.parametrize("converted", [False, True])
-@pytest.mark.parametrize("name", MATS)
-def test_a_damaged_mat_file(svhn_scene, name, converted, damage, tmp_path):
+@pytest.mark.parametrize(("name", "damage"), sample(list(MATS)))
+def test_a_damaged_mat_file(svhn_scene, name, damage, tmp_path):
     """Before it was converted, and after."""
-    copy = shutil.copytree(svhn_scene.root, tmp_path / "copy")
-    converted or shutil.rmtree(copy / "processed")
-    assert end_of(svhn_scene, name, MATS[name], damage, copy) in ("equal", "fixed")
+    for converted in (False, True):
+        copy = shutil.copytree(svhn_scene.root, tmp_path / f"copy {converted}")
+        converted or shutil.rmtree(copy / "processed")
+        assert end_of(svhn_scene, name, MATS[name], damage, copy) in ("equal", "fixed")
 
 
-@pytest.mark.parametrize("damage", DAMAGES)
-@pytest.mark.parametrize("name", MATS)
+@pytest.mark.parametrize(("name", "damage"), sample(list(reversed(MATS))))
 def test_a_damaged_mat_file_that_need_not_be_official(svhn_scene, name, damage, tmp_path):
     """A changed bit or another file may give a split whose source, with the md5 of the file, differs."""
     copy = shutil.copytree(svhn_scene.root, tmp_path / "copy")
@@ -314,8 +300,7 @@ def facts(found: Dataset) -> Any:
     return [s.source for s in splits], lists
 
 
-@pytest.mark.parametrize("damage", DAMAGES)
-@pytest.mark.parametrize("name", LISTS)
+@pytest.mark.parametrize(("name", "damage"), sample(LISTS))
 def test_a_damaged_list_of_image_files(lists, name, damage, tmp_path):
     copy = shutil.copytree(lists.root, tmp_path / "copy")
     assert end_of(lists, name, partner_of(name, "val"), damage, copy) in ("equal", "fixed")
@@ -327,8 +312,7 @@ ROOTS = {
 }
 
 
-@pytest.mark.parametrize("damage", DAMAGES)
-@pytest.mark.parametrize("name", ROOTS)
+@pytest.mark.parametrize(("name", "damage"), sample(list(ROOTS)))
 def test_a_damaged_list_that_names_the_folder(lists, name, damage, tmp_path):
     """Where no folder is given: for the scripts by val's list, for pictures by train's. The list of other images names
     these.
@@ -364,118 +348,3 @@ def test_a_damaged_image(tmp_path, damage):
 def read_images(folder: Path) -> Any:
     with in_time():
         return content_of(load_folder(folder / "lists", folder / "tree", 32, "torchvision", 1).train)
-
-
-# The files of a run that pictures are drawn from
-
-
-@pytest.fixture(scope="module")
-def runs(tmp_path_factory):
-    """Two finished runs, and the second one in the place of the first."""
-    folder = tmp_path_factory.mktemp("runs")
-    for flags in (["--initial", "--run-stop", 2], ["--run-stop", 2]):
-        assert al(folder / "TINY", *flags).returncode == 0
-    (folder / "other").mkdir()
-    (folder / "other" / "run0").symlink_to(folder / "TINY" / "run1")
-    return folder
-
-
-def again(copy: Path) -> None:
-    """The run's own command."""
-    assert al(copy).returncode == 0
-
-
-def refused(done: Done) -> None:
-    """Raises UserError with the line of a script that could not end."""
-    lines = [line for line in done.stderr.splitlines() if not line.startswith("warning: ")]
-    if done.returncode:
-        assert (done.returncode, len(lines)) == (2, 1), done.stderr
-        raise UserError(lines[0])
-
-
-def plain(value: Any) -> Any:
-    """A value whose arrays can be compared."""
-    if isinstance(value, np.ndarray):
-        return value.dtype.str, value.shape, value.tobytes()
-    if isinstance(value, list | tuple):
-        return [plain(each) for each in value]
-    return plain(list(vars(value).values())) if dataclasses.is_dataclass(value) else value
-
-
-class Fast:
-    """In place of t-SNE."""
-
-    def __init__(self, **options: object):
-        pass
-
-    def fit_transform(self, features: np.ndarray) -> np.ndarray:
-        return features[:, :2]
-
-
-def read_maps(copy: Path, run_number: int = 0, methods: tuple[str, ...] = ("Rzg_pz_L20",)) -> Any:
-    """The panels of visualize_tsne.py."""
-    flags = ["--save-folder", copy, "--device", "cpu", "-nr", 0.1, "-b", 1, "--out", copy / "figures"]
-    with pytest.MonkeyPatch.context() as patch:
-        panels = []
-        patch.setattr(sklearn.manifold, "TSNE", Fast)
-        patch.setattr(plots, "plot_confusion_and_maps", lambda *drawn: panels.append(drawn[2]))
-        script = functools.partial(visualise, {"TINY": TINY}, "", (X4,))
-        refused(run(script, *flags, "-r", run_number, "--methods", *methods))
-    return "maps", plain(panels)
-
-
-@pytest.fixture(scope="module")
-def maps(runs):
-    read_maps(runs / "TINY", 0, ("Rzg_pz_L20", "varR"))
-    read_maps(runs / "TINY", 1)
-    return Scene(runs / "TINY", runs / "other", read_maps)
-
-
-@pytest.mark.parametrize("damage", DAMAGES)
-@pytest.mark.parametrize("suffix", [".npy", ".json"])
-def test_a_damaged_map(maps, suffix, damage, tmp_path):
-    shutil.copytree(maps.root / "run0", tmp_path / "TINY" / "run0")
-    name, partner = (f"run0/data/tsne_{stem}{suffix}" for stem in (VARR("Rzg_pz_L_20"), VARR("varR_L_0")))
-    assert end_of(maps, name, partner, damage, tmp_path / "TINY") in ("equal", "fixed")
-
-
-def read_chosen(copy: Path) -> Any:
-    """The pictures of run_plot.py --show-selected."""
-    flags = ["--datadir", copy.parent, "--dataset", "TINY", "--out", copy / "figures", "--run-stop", 1]
-    with pytest.MonkeyPatch.context() as patch:
-        drawn = []
-        patch.setattr(run_plot, "get_experiment", lambda *_: TINY)
-        patch.setattr(plots, "plot_contact_sheet", lambda *given: drawn.append(given[1:]))
-        patch.setattr(reasons, "draw", lambda *given: drawn.append(given))
-        patch.setattr(contact_sheets, "save", lambda *_: None)
-        refused(run(run_plot.main, *flags, "--show-selected"))
-    return "pictures", plain(drawn)
-
-
-def read_chosen_without_reasons(copy: Path) -> Any:
-    """The same of a run that kept no queries; the run's own command restores them."""
-    for path in copy.glob("run0/query_*"):
-        path.unlink()
-    return read_chosen(copy)
-
-
-@pytest.fixture(scope="module")
-def pictures(runs):
-    """The scene of each kind of file."""
-    scene = Scene(runs / "TINY", runs / "other", read_chosen, again)
-    bare = Scene(runs / "bare" / "TINY", runs / "other", read_chosen_without_reasons, again)
-    shutil.copytree(runs / "TINY", bare.root)
-    assert bare.wanted != scene.wanted
-    return {"index list": bare, "index list's header": bare, **dict.fromkeys(SHOWN[:-2], scene)}
-
-
-SHOWN = [f"{name}{end}" for name in ("validation", "pool", "query", "index list") for end in ("", "'s header")]
-
-
-@pytest.mark.parametrize("damage", DAMAGES)
-@pytest.mark.parametrize("kind", SHOWN)
-def test_a_damaged_file_that_pictures_are_drawn_from(pictures, kind, damage, tmp_path):
-    scene = pictures[kind]
-    shutil.copytree(scene.root / "run0", tmp_path / "TINY" / "run0")
-    name, partner = (str(next((scene.root / "run0").glob(pattern)).relative_to(scene.root)) for pattern in KINDS[kind])
-    assert end_of(scene, name, partner, damage, tmp_path / "TINY") in ("equal", "fixed")

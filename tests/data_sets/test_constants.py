@@ -35,8 +35,6 @@ RATES = {  # epoch from 1 -> factors of the learning rate at its last step
     ("MNIST", "retraining"): {1: 1, 14: 1, 15: 0.1, 29: 0.1, 30: 0.01, 45: 0.001, 50: 0.001},
     ("SVHN", "retraining"): {14: 1, 15: 0.1, 30: 0.01, 35: 0.01},
     ("MNIST", "pretraining"): {2: 1, 3: 0.1, 6: 0.01, 8: 0.01},
-    ("ImageNet", "retraining"): {1: 0.2, 5: 1, 30: 1, 31: 0.1, 50: 0.1, 51: 0.01, 57: 0.01, 58: 0.001, 60: 0.001},
-    ("ImageNet", "pretraining"): {1: 0.2, 2: 0.4, 3: 1, 6: 1, 7: 0.1, 10: 0.1, 11: 0.01, 14: 0.01, 15: 0.001},
 }
 VAAL = {"MNIST": (2, 2, 5e-4), "SVHN": (1, 0, 5e-4), "ImageNet": (1, 0, 1e-3)}  # divisor, padding, rate
 

@@ -1,16 +1,13 @@
 """Images in files: both loaders, against each other and against a plain reading of the same files."""
 
+import contextlib
 import itertools
 import math
 import os
 import pickle
 import shutil
-import socket
 import struct
-import subprocess
-import sys
 import zlib
-from pathlib import Path
 
 import numpy as np
 import pytest
@@ -22,11 +19,8 @@ from PIL import Image, features
 from alfk.data.decoding import PillowDecoder, draw_crops, open_image, scaled, window
 from alfk.data.image_files import MEMORY, ImageFiles, has_dali
 from alfk.data.split import Split
-from alfk.support.errors import UserError
-from alfk.support.files import read_json, write_json
-from imagenet.config import find
 from imagenet.custom_datasets.image_folder import MEAN, STD, load_folder
-from tests.helpers import ONE_THREAD, ROOT, picture, refuses, write_tree
+from tests.helpers import picture, refuses, wait_until, write_tree
 
 LOADERS = ["torchvision", pytest.param("dali", marks=pytest.mark.skipif(not has_dali(), reason="no DALI here"))]
 SIZE = 32
@@ -128,18 +122,18 @@ MODES = {  # name of a file -> (the image that is saved, the one that is to be r
 
 @pytest.mark.parametrize("loader", LOADERS)
 @pytest.mark.parametrize("seed", [None, 7])
-@pytest.mark.parametrize("name", MODES)
-def test_every_mode_is_read_as_its_8_bits_in_rgb(tmp_path, loader, seed, name):
-    stored, wanted = (make(picture(3)) for make in MODES[name])
-    stored.save(tmp_path / name, quality=95)
-    assert name.startswith(stored.mode)
-    wanted.convert("RGB").save(tmp_path / "wanted.png")
-    ((found,), (right,)) = (
-        ImageFiles(tmp_path, np.array([file.encode()]), 64, which, 1).fetch([torch.zeros(1, dtype=torch.int64)], seed)
-        for file, which in ((name, loader), ("wanted.png", "torchvision"))
-    )
-    assert (found.float() - right.float()).abs().mean() / 255 / 0.226 < 0.05
-    assert right.float().std() > 20
+def test_every_mode_is_read_as_its_8_bits_in_rgb(tmp_path, loader, seed):
+    for name, makers in MODES.items():
+        stored, wanted = (make(picture(3)) for make in makers)
+        stored.save(tmp_path / name, quality=95)
+        assert name.startswith(stored.mode)
+        wanted.convert("RGB").save(tmp_path / f"{name} wanted.png")
+    paths, right_paths = (np.array([f"{name}{end}".encode() for name in MODES]) for end in ("", " wanted.png"))
+    (found,) = ImageFiles(tmp_path, paths, 64, loader, 1).fetch([torch.arange(len(MODES))], seed)
+    (right,) = ImageFiles(tmp_path, right_paths, 64, "torchvision", 1).fetch([torch.arange(len(MODES))], seed)
+    apart = (found.float() - right.float()).abs().mean((1, 2, 3)) / 255 / 0.226
+    assert dict(zip(MODES, (apart < 0.05).tolist(), strict=True)) == dict.fromkeys(MODES, True)
+    assert right.float().std((1, 2, 3)).min() > 20
 
 
 def without_range(mode):
@@ -148,8 +142,7 @@ def without_range(mode):
 
 
 @pytest.mark.parametrize("loader", LOADERS)
-@pytest.mark.parametrize("seed", [None, 7])
-@pytest.mark.parametrize("mode", ["F", "I"])
+@pytest.mark.parametrize(("seed", "mode"), [(None, "F"), (7, "I")])
 def test_pixels_without_a_range_are_refused_by_both_loaders(tmp_path, loader, seed, mode):
     """TIFF, which has such modes, under the name of a JPEG."""
     without_range(mode).save(tmp_path / "b.jpg", format="TIFF")
@@ -183,10 +176,10 @@ UNDECODABLE = {  # what DALI does not decode, or not as Pillow does -> the forma
 
 
 @pytest.mark.skipif(not has_dali(), reason="no DALI here")
-@pytest.mark.parametrize("seed", [None, 7])
 @pytest.mark.parametrize("case", UNDECODABLE)
-def test_a_file_that_dali_does_not_decode_is_named(tmp_path, seed, case):
+def test_a_file_that_dali_does_not_decode_is_named(tmp_path, case):
     """Under the name of a JPEG, in the second batch; the other loader reads it."""
+    seed = 7 if case.startswith("PNG") else None
     if case == "AVIF" and not features.check("avif"):
         pytest.skip("Pillow without AVIF")
     kind, change = UNDECODABLE[case]
@@ -205,31 +198,34 @@ def test_a_file_that_dali_does_not_decode_is_named(tmp_path, seed, case):
 @pytest.mark.parametrize("seed", [None, 7])
 def test_loaders_agree_on_photos(photos, tmp_path, seed):
     one, other = (load(photos, tmp_path, loader, 64).test for loader in ("torchvision", "dali"))
-    assert torch.equal(one.labels, other.labels)
-    for (a, p), (b, q) in zip(one.batches(128, None, seed), other.batches(128, None, seed), strict=True):
-        assert torch.equal(p, q)
-        assert (a - b).abs().mean() < 0.05
+    order = torch.arange(0, len(one), 7)
+    ((a, _),), ((b, _),) = (split.batches(len(order), order, seed) for split in (one, other))
+    assert (a - b).abs().mean() < 0.05
+
+
+DAMAGES = {  # name -> (seed, what is done to a file that had a content, the message)
+    "text": (None, lambda bad, content: bad.write_bytes(b"not an image"), "{} cannot be decoded"),
+    "truncated": (1, lambda bad, content: bad.write_bytes(content[: len(content) // 2]), "{} cannot be decoded"),
+    "missing": (1, lambda bad, content: None, "cannot read {}"),
+    "FIFO": (None, lambda bad, content: os.mkfifo(bad), "cannot read {}"),
+    "folder": (1, lambda bad, content: bad.mkdir(), "cannot read {}"),
+}
 
 
 @pytest.mark.parametrize("loader", LOADERS)
-@pytest.mark.parametrize("damage", ["text", "truncated", "missing", "FIFO", "folder"])
-@pytest.mark.parametrize("seed", [None, 1])
-def test_an_undecodable_file_is_named(tmp_path, loader, damage, seed):
-    tree = write_tree(tmp_path / "tree")
+@pytest.mark.parametrize("damage", DAMAGES)
+def test_an_undecodable_file_is_named(tmp_path, loader, damage):
+    seed, spoil, words = DAMAGES[damage]
+    tree = write_tree(tmp_path / "tree", classes=2)
     train = load(tree, tmp_path, loader).train
-    bad = tree / "train" / "n02" / "3.JPEG"
+    bad = tree / "train" / "n01" / "3.JPEG"
     content = bad.read_bytes()
     bad.unlink()
-    if damage == "FIFO":
-        os.mkfifo(bad)
-    elif damage == "folder":
-        bad.mkdir()
-    elif damage != "missing":
-        bad.write_bytes(b"not an image" if damage == "text" else content[: len(content) // 2])
-    refuses(lambda: list(train.batches(4, None, seed)), f"{bad} cannot be decoded")
+    spoil(bad, content)
+    refuses(lambda: list(train.batches(4, None, seed)), words.format(bad))
     bad.rmdir() if damage == "folder" else bad.unlink(missing_ok=True)
     bad.write_bytes(content)
-    assert sum(len(positions) for _, positions in train.batches(4, None, seed)) == 20
+    assert sum(len(positions) for _, positions in train.batches(4, None, seed)) == 10
 
 
 @pytest.mark.parametrize("loader", LOADERS)
@@ -293,30 +289,19 @@ def test_a_store_is_pickled_without_its_images(tree, tmp_path):
     assert files.to(torch.device("cpu")) is files
 
 
-UNGUARDED = """
-import os, sys
-import numpy as np, torch
-from pathlib import Path
-from alfk.image_files import ImageFiles
-
-names = [os.fsencode(path.name) for path in sorted(Path(sys.argv[1]).iterdir())]
-files = ImageFiles(Path(sys.argv[1]), np.array(names), 32, "torchvision", workers=2)
-first = torch.cat(list(files.fetch(torch.arange(len(files)).split(2), seed=1)))
-child = os.fork()
-same = torch.equal(torch.cat(list(files.fetch(torch.arange(len(files)).split(2), seed=1))), first)
-if not child:
-    os._exit(0 if same else 3)
-print(same, os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]))
-"""
-
-
-def test_a_script_without_a_main_guard_and_its_fork_read(tree, tmp_path):
-    script = tmp_path / "script.py"
-    script.write_text(UNGUARDED)
-    line = [sys.executable, str(script), str(tree / "train" / "n00")]
-    environment = {**ONE_THREAD, "PYTHONPATH": str(ROOT)}
-    done = subprocess.run(line, capture_output=True, text=True, timeout=120, env=environment)
-    assert (done.stdout, done.stderr) == ("True 0\n", "")
+def test_a_forked_process_reads_too(tree):
+    """It inherits no threads."""
+    names = np.array([f"train/n00/{i}.JPEG".encode() for i in range(5)])
+    files = ImageFiles(tree, names, SIZE, "torchvision", workers=2)
+    first = torch.cat(list(files.fetch(torch.arange(5).split(2), seed=1)))
+    child = os.fork()
+    if not child:
+        with contextlib.suppress(Exception):
+            os._exit(int(not torch.equal(torch.cat(list(files.fetch(torch.arange(5).split(2), seed=1))), first)))
+        os._exit(2)
+    ended = []
+    wait_until(lambda: ended.append(os.waitpid(child, os.WNOHANG)) or ended[-1][0])
+    assert os.waitstatus_to_exitcode(ended[-1][1]) == 0
 
 
 @given(
@@ -361,185 +346,12 @@ def test_augmented_images_are_half_mirrored_and_change_with_the_seed(tree, tmp_p
     assert crops[:, 4].lt(0.5).double().mean() == pytest.approx(0.5, abs=0.05)
 
 
-def test_lists_are_made_once_and_again_when_files_come_or_go(tmp_path):
-    tree = write_tree(tmp_path / "tree")
-    first = load(tree, tmp_path)
-    listed = tmp_path / "ImageNet" / "processed" / "train_paths.npy"
-    made = listed.stat().st_mtime_ns
-    again = load(tree, tmp_path)
-    assert listed.stat().st_mtime_ns == made
-    assert again.train.source == first.train.source
-    os.remove(tree / "train" / "n01" / "0.JPEG")
-    fewer = load(tree, tmp_path)
-    assert len(fewer.train) == 19
-    assert fewer.train.source != first.train.source
-    assert fewer.test.source == first.test.source
-    tree.rename(tmp_path / "elsewhere")
-    moved = load(tmp_path / "elsewhere", tmp_path)
-    assert moved.train.source == fewer.train.source
-    assert next(moved.train.batches(2))[0].shape == (2, 3, SIZE, SIZE)
-
-
 @pytest.mark.parametrize("loader", LOADERS)
 def test_names_need_not_be_ascii_or_utf8(tmp_path, loader):
     tree = write_tree(tmp_path / "tree")
     for name in ("grün.JPEG", os.fsdecode(b"b\xff.JPEG")):
         picture(1).save(tree / "val" / "n01" / name, format="JPEG")
     assert sum(len(positions) for _, positions in load(tree, tmp_path, loader).test.batches(5)) == 14
-
-
-def test_what_is_wrong_with_a_folder_is_said(tmp_path):
-    with pytest.raises(UserError, match=r"train/<class>/\*\.JPEG"):
-        load(tmp_path / "nowhere", tmp_path)
-    tree = write_tree(tmp_path / "tree")
-    (tree / "val" / "n99").mkdir()
-    with pytest.raises(UserError, match="n99"):
-        load(tree, tmp_path)
-    (tree / "val" / "n99").rmdir()
-    (tree / "train" / "n05").mkdir()
-    with pytest.raises(UserError, match=r"n05 in one of train/ and val/ alone"):
-        load(tree, tmp_path)
-    (tree / "val" / "n05").mkdir()
-    with pytest.raises(UserError, match=r"n05 has no image"):
-        load(tree, tmp_path)
-
-
-@pytest.fixture
-def pool(tmp_path):
-    """A folder with val/<class>/ and one image in pool/, without labels."""
-    tree = write_tree(tmp_path / "tree")
-    (tree / "pool").mkdir()
-    (tree / "train" / "n00" / "0.JPEG").rename(tree / "pool" / "a.JPEG")
-    return tree
-
-
-def load_pool(tree, folder):
-    return load_folder(folder / "ImageNet", tree, SIZE, "torchvision", workers=2, unlabelled=True)
-
-
-def test_linked_folders_are_followed_and_circles_end(pool, tmp_path):
-    (pool / "pool" / "linked").symlink_to(pool / "train" / "n01")
-    (pool / "pool" / "linked" / "back").symlink_to(pool / "pool")
-    assert list(load_pool(pool, tmp_path).train.store.paths) == [
-        b"pool/a.JPEG",
-        *(b"pool/linked/%d.JPEG" % i for i in range(5)),
-    ]
-
-
-def test_what_a_csv_file_could_not_name_is_refused(pool, tmp_path):
-    for folder in (pool / "pool", pool / "val" / "n01"):
-        bad = folder / os.fsdecode(b"b\xff.JPEG")
-        picture(1).save(bad, format="JPEG")
-        with pytest.raises(UserError, match=rf"{folder}/b\\xff\.JPEG: a name that is not UTF-8"):
-            load_pool(pool, tmp_path)
-        bad.unlink()
-    picture(1).save(pool / "pool" / "grün.JPEG", format="JPEG")
-    assert len(load_pool(pool, tmp_path).train) == 2
-    (pool / "val" / "n01").rename(pool / "val" / "skip")
-    with pytest.raises(UserError, match=r"val/skip: a class cannot be called skip"):
-        load_pool(pool, tmp_path)
-
-
-def test_files_that_are_no_images_are_counted(pool, tmp_path):
-    for name in ("a.heic", "b.txt", ".hidden"):
-        (pool / "pool" / name).touch()
-    (pool / "pool" / "folder.png").mkdir()
-    for _ in range(2):  # listed, and read from the list
-        data = load_pool(pool, tmp_path)
-        assert (len(data.train), data.train.left_out, data.validation.left_out) == (1, 2, 0)
-    assert data.train.subset([0]).left_out == 2
-
-
-@pytest.mark.parametrize("name", ["._0.JPEG", "._pool.jpg"])
-def test_hidden_files_are_no_images(tree, tmp_path, name):
-    """macOS leaves such files beside those that it copies: they have the suffix of an image, but are none."""
-    copied = shutil.copytree(tree, tmp_path / "copied")
-    for folder in ("train/n00", "val/n01"):
-        (copied / folder / name).write_bytes(b"\0\5\x16\7")
-    for found, wanted in zip(load(copied, tmp_path / "a"), load(tree, tmp_path / "b"), strict=True):
-        assert (found.store.paths.tolist(), found.left_out) == (wanted.store.paths.tolist(), 0)
-    (copied / "pool").mkdir()
-    (copied / "pool" / name).write_bytes(b"\0\5\x16\7")
-    picture(1).save(copied / "pool" / "a.jpg")
-    assert list(load_pool(copied, tmp_path / "c").train.store.paths) == [b"pool/a.jpg"]
-
-
-def test_folders_inside_classes_are_counted_and_read_in_pool_alone(pool, tmp_path):
-    for folder in (pool / "pool", pool / "val" / "n01"):
-        for inside in ("more", ".hidden"):
-            (folder / inside).mkdir()
-            picture(1).save(folder / inside / "b.png")
-    data = load_pool(pool, tmp_path)
-    assert (data.train.left_out, data.validation.left_out) == (0, 1)
-    assert list(data.train.store.paths) == [b"pool/a.JPEG", b"pool/more/b.png"]
-
-
-def test_only_regular_files_are_images(pool, tmp_path):
-    """Links to them are followed."""
-    os.mkfifo(pool / "pool" / "fifo.png")
-    (pool / "pool" / "device.png").symlink_to("/dev/zero")
-    (pool / "pool" / "linked.png").symlink_to(pool / "train" / "n01" / "0.JPEG")
-    os.mkfifo(pool / "val" / "n01" / "fifo.JPEG")
-    with socket.socket(socket.AF_UNIX) as bound:
-        bound.bind(os.path.relpath(pool / "pool" / "socket.png"))  # an absolute path may be too long for it
-    data = load_pool(pool, tmp_path)
-    assert (list(data.train.store.paths), data.train.left_out) == ([b"pool/a.JPEG", b"pool/linked.png"], 3)
-    assert data.validation.left_out == 1
-    assert len(next(data.train.batches(5))[0]) == 2
-    (pool / "pool" / "linked.png").unlink()
-    (pool / "pool" / "lost.png").symlink_to("nowhere")
-    refuses(lambda: load_pool(pool, tmp_path), f"{pool}/pool/lost.png: No such file or directory")
-
-
-def rewrite(path, **entries):
-    """Change a header, with the right checksum."""
-    write_json(path, {**read_json(path), **entries})
-
-
-@pytest.mark.parametrize("root", [None, 7, ["/a"], "", "relative", "/a\0b"])
-def test_a_list_that_names_no_folder_is_named_and_made_again_after_it_is_deleted(pool, tmp_path, root):
-    for load_it, part, use in (
-        (load, "val", lambda: load(None, tmp_path)),
-        (load_pool, "pool", lambda: find(tmp_path / "ImageNet")),
-    ):
-        load_it(pool, tmp_path)
-        header = tmp_path / "ImageNet" / "processed" / f"{part}_labels.json"
-        rewrite(header, root=root)
-        refuses(use, f"{header} does not name the folder of its images: delete it, and give imagenet/run.py the folder")
-        header.unlink()
-        load_it(pool, tmp_path)
-        assert use() is not None
-
-
-HEADERS = {
-    "no digest": lambda path: rewrite(path, md5=5),
-    "no number": lambda path: rewrite(path, left_out="many"),
-    "another kind": lambda path: rewrite(path, kind="paths"),
-    "another list": lambda path: rewrite(path, md5="0" * 32),
-    "damaged": lambda path: path.write_text(path.read_text().replace("n01", "n77")),
-    "text": lambda path: path.write_text("nothing"),
-    "a damaged array": lambda path: path.with_suffix(".npy").write_bytes(b"nothing"),
-}
-
-
-@pytest.mark.parametrize("case", HEADERS)
-def test_a_damaged_list_is_named_and_made_again_after_it_is_deleted(tree, tmp_path, case):
-    wanted = load(tree, tmp_path).train
-    header = tmp_path / "ImageNet" / "processed" / "train_labels.json"
-    HEADERS[case](header)
-    refuses(lambda: load(tree, tmp_path), "delete it, then the images are listed again")
-    with pytest.raises(UserError) as caught:
-        load(tree, tmp_path)
-    named = Path(str(caught.value).split()[0].rstrip(":"))
-    assert named.parent == header.parent
-    named.unlink()
-    found = load(tree, tmp_path).train
-    assert (found.source, found.store.paths.tolist()) == (wanted.source, wanted.store.paths.tolist())
-
-
-def test_other_data_sets_flag_is_without_effect(tree, tmp_path):
-    wanted = load(tree, tmp_path).train.source
-    assert load_folder(tmp_path / "ImageNet", tree, SIZE, "torchvision", 1, strict=False).train.source == wanted
 
 
 def test_images_of_a_subset_are_those_of_its_rows(tree, tmp_path):
@@ -558,9 +370,6 @@ def test_images_of_sixteen_bits_are_scaled_not_clipped(tmp_path):
     Image.fromarray(ramp).save(tmp_path / "deep.png")
     pixels = np.asarray(open_image(str(tmp_path / "deep.png")))
     assert np.abs(pixels[..., 0].astype(int) - ramp / 257).max() <= 0.5 + 1e-6
-    Image.fromarray(np.linspace(0, 9, 64, dtype=np.float32).reshape(8, 8)).save(tmp_path / "float.tiff")
-    with pytest.raises(UserError, match=r"float\.tiff cannot be decoded: its values \(mode F\) have no fixed range"):
-        open_image(str(tmp_path / "float.tiff"))
 
 
 def block(name, content):
@@ -568,8 +377,7 @@ def block(name, content):
     return struct.pack(">I", len(content)) + name + content + struct.pack(">I", zlib.crc32(name + content))
 
 
-@pytest.mark.parametrize("seed", [None, 7])
-def test_an_image_that_pillow_takes_for_a_bomb_is_named(tmp_path, seed):
+def test_an_image_that_pillow_takes_for_a_bomb_is_named(tmp_path):
     """15,000 x 12,500 pixels of 1 bit, a file of 23 KB."""
     header = struct.pack(">IIBBBBB", 15_000, 12_500, 1, 0, 0, 0, 0)
     pixels = zlib.compress(bytes(12_500 * (1 + 15_000 // 8)))
@@ -577,7 +385,7 @@ def test_an_image_that_pillow_takes_for_a_bomb_is_named(tmp_path, seed):
     (tmp_path / "huge.png").write_bytes(b"\x89PNG\r\n\x1a\n" + content)
     files = ImageFiles(tmp_path, np.array([b"huge.png"]), SIZE, "torchvision", 1)
     words = f"{tmp_path}/huge.png cannot be decoded: Image size (187500000 pixels) exceeds limit"
-    refuses(lambda: list(files.fetch([torch.zeros(1, dtype=torch.int64)], seed)), words)
+    refuses(lambda: list(files.fetch([torch.zeros(1, dtype=torch.int64)])), words)
 
 
 def test_large_files_are_kept_for_random_crops_alone_and_within_the_budget(tmp_path):

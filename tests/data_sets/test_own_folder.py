@@ -15,10 +15,11 @@ from alfk.cli.opening import doubts, emptied
 from alfk.data.split import Split
 from alfk.experiment.trial import Trial
 from alfk.plotting import plots, reasons
-from imagenet.config import IMAGENET, of_folder
+from imagenet.config import IMAGENET
+from imagenet.flags import of_folder
 from mnist.config import EXPERIMENTS as MNISTS
 from svhn.config import EXPERIMENTS as SVHNS
-from tests.helpers import call, draw, outcome, records, refused, workspace, write_tree
+from tests.helpers import call, draw, records, refused, workspace, write_tree
 
 NAME, SIZE = "garden", 6
 COUNTS = {"anemone": 20, "bluebell": 19, "iris": 4, "rose": 18}  # iris alone has under half of the mean, 15.25
@@ -171,17 +172,7 @@ def test_sheets_count_minority_images_and_name_classes(finished, monkeypatch):
             assert {guess[1], error[1], pair.error_caption.split()[-1]} <= set(CLASSES)
 
 
-def test_one_script_after_the_other_gives_the_same(garden, started, finished, tmp_path):
-    shutil.copytree(started, tmp_path, dirs_exist_ok=True)
-    for script in ("gen_descr.py", "main_descr.py"):
-        call(f"imagenet/{script}", garden, "--datadir", tmp_path, *SMALL[:-2], "-sub", "Rzg_pz", "-dl", 768)
-    mine, wanted = outcome(tmp_path), outcome(finished[0])
-    results = f"{NAME}/run0/results.jsonl"
-    assert mine[results] == [r for r in wanted[results] if (r["method"], r["b"]) == ("Rzg_pz", 0)]
-    assert all(value == wanted[name] for name, value in mine.items() if name != results)
-
-
-@pytest.mark.parametrize("name", ["MNIST", "SVHN", "DIGITS", "ImageNet"])
+@pytest.mark.parametrize("name", ["SVHN", "DIGITS"])
 def test_a_name_of_another_data_set_is_refused(name, tmp_path):
     """Its results would be kept among that data set's."""
     words = f"results are kept under the folder's name, but {name} is a data set: rename it"
@@ -240,14 +231,6 @@ def test_the_batch_that_a_warning_names_can_be_trained(noise, tmp_path):
     run(noise, tmp_path / "data", *few, "--batch-size", named)
 
 
-def test_single_images_cannot_be_a_batch_of_a_network_with_batch_norm(noise, tmp_path):
-    here = [noise, "--datadir", tmp_path / "data", *SMALL, "--batch-size", 1, "--methods", "random", "--initial"]
-    done = call("imagenet/run.py", *here, status=2)
-    words = "a network with batch norm cannot be trained on batches of a single image: raise --batch-size"
-    assert words in done.stderr.strip().splitlines()[-1]
-    assert "Traceback" not in done.stderr
-
-
 @pytest.mark.parametrize(("ratio", "lost"), [(1, 0), (10, 0), (19, 0), (20, 2), (100, 2)])
 def test_a_ratio_that_empties_classes_says_so(ratio, lost, tmp_path):
     """Half of four classes of ten images; from 20 on none of ten is left."""
@@ -290,7 +273,7 @@ def test_epochs_within_the_warm_up():
         assert doubts(dataclasses.replace(IMAGENET, **{stage: enough}), initial, True) == []
 
 
-@pytest.mark.parametrize("epochs", range(1, 61))
+@pytest.mark.parametrize("epochs", [1, 2, 3, 4, 5, 7, 12, 30, 59, 60])
 def test_schedules_of_own_folders_end_after_their_warm_up(epochs, tmp_path):
     own = of_folder(tmp_path / NAME, IMAGENET)
     for recipe in (own.retraining, own.pretraining):
@@ -305,21 +288,3 @@ def test_schedules_of_own_folders_end_after_their_warm_up(epochs, tmp_path):
 @pytest.mark.parametrize("experiment", [*MNISTS.values(), *SVHNS.values(), IMAGENET], ids=lambda e: e.name)
 def test_the_papers_settings_are_not_doubted(experiment):
     assert doubts(experiment, True, False) == doubts(experiment, False, False) == []
-
-
-@pytest.mark.slow
-def test_no_warning_on_the_usual_run_of_the_digits(tmp_path):
-    usual = [
-        "--dataset",
-        "DIGITS",
-        "--device",
-        "cpu",
-        "--save-folder",
-        tmp_path,
-        "--run-stop",
-        1,
-        "--methods",
-        "random",
-    ]
-    assert warned(call("mnist/run.py", *usual, "--initial")) == set()
-    assert warned(call("mnist/run.py", *usual, "--iterations", 1)) == set()
