@@ -73,8 +73,8 @@ def trials_of(cfg: Cfg, experiment: Experiment, options: argparse.Namespace) -> 
     4. -ens trains uncertainty methods with these ensemble sizes. Other methods, which have one model, stay if 1 is
        among the sizes; else they are left out or, if --methods names them, refused.
 
-    A user's own images have one ratio, and each method of the configuration one row, with the default length or those
-    of -dl. tests/cli/test_trials.py is a table of examples.
+    For a user's own images the configuration has one ratio, the default one, and each of its methods one row with the
+    default length, or with -dl a row for each length. tests/cli/test_trials.py is a table of examples.
 
     Raises:
         UserError: an unknown method or descriptor length, a trial that cannot be, or no trial.

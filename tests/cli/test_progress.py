@@ -1,4 +1,4 @@
-"""What a long run prints: a line an iteration, and in a log a line a minute of what is being done."""
+"""What a long run prints: a line for each iteration, and in a log after a minute of silence what is being done."""
 
 import pytest
 
