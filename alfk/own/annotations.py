@@ -1,4 +1,4 @@
-"""People as the oracle: their labels in a CSV file, and requests for labels that say why an image was chosen."""
+"""Labels from people: read from a CSV file, and requests for labels that say why each image was chosen."""
 
 import csv
 import dataclasses
@@ -14,7 +14,7 @@ from alfk.own.queries import Query, write_csv
 from alfk.support.errors import UserError
 from alfk.support.files import read_file
 
-SKIP = "skip"  # in place of a label: the file takes no part
+SKIP = "skip"  # in place of a label: the file is left out
 
 
 @dataclasses.dataclass(frozen=True)
@@ -24,7 +24,7 @@ class Annotations:
     Attributes:
         positions: (k,) int64, positions in the pool of the labelled files, ascending.
         labels: (k,) int64, their classes.
-        skipped: (s,) int64, positions of the files that were taken out.
+        skipped: (s,) int64, positions of the files that people skipped, ascending.
     """
 
     positions: Tensor
@@ -33,30 +33,29 @@ class Annotations:
 
     @property
     def settled(self) -> Tensor:
-        """Positions of the files that need no label any more: labelled or skipped, ascending."""
+        """Positions of the files that are labelled or skipped, ascending."""
         return torch.cat([self.positions, self.skipped]).sort().values
 
     def missing(self, indices: Tensor) -> Tensor:
-        """Those of the pool positions `indices` (n,) that are neither labelled nor skipped, in order."""
+        """The pool positions among `indices` (n,) that are neither labelled nor skipped, in order."""
         return indices[~torch.isin(indices, self.settled)]
 
 
 def read_annotations(path: str | Path, files: Sequence[str], classes: Sequence[str]) -> Annotations:
-    """Read a CSV file with the columns `file` and `label`.
+    """Read a CSV file with the columns `file` and `label`, separated by commas or semicolons.
 
-    An empty label is a missing one; `skip` takes a file out. Commas or semicolons, as spreadsheets write them. Spaces
-    around a name are passed over unless they belong to it. If a file is named twice, its last label that is not empty
-    counts only if all of them agree.
+    An empty label is a missing one; with the label `skip` a file is neither trained on nor asked for. Spaces around a
+    name are ignored unless they belong to it. A file may be named several times if its labels that are not empty agree.
 
     Args:
-        files: names of the pool images, as they are written in the column `file`.
+        files: names of the pool images, as in the column `file`.
         classes: names of the classes.
     Raises:
         UserError: the file cannot be read, names a file that is not in the pool, a label that is no class, or two
             labels for a file.
     """
     if SKIP in classes:
-        raise UserError(f"a class cannot be called {SKIP!r}, which takes a file out: rename it")
+        raise UserError(f"a class cannot be called {SKIP!r}, the word that leaves a file out: rename it")
     path, position = Path(path), {name: i for i, name in enumerate(files)}
     number = {name: i for i, name in enumerate(classes)}
     entered: dict[int, str] = {}
@@ -83,14 +82,12 @@ def read_annotations(path: str | Path, files: Sequence[str], classes: Sequence[s
 
 
 def _matched(entry: str, names: Container[str]) -> str:
-    """An entry as it is if it is one of the names, else without the spaces around it."""
+    """An entry, without the spaces around it unless it is one of the names with them."""
     return entry if entry in names else entry.strip()
 
 
 def shown(name: str) -> str:
-    """The name of a file for a line of text: as a Python string if it has line breaks or other unprintable characters,
-    or spaces at its ends.
-    """
+    """The name of a file for a line of text: quoted if it has unprintable characters or spaces at its ends."""
     return name if name.isprintable() and name == name.strip() else repr(name)
 
 
@@ -102,7 +99,7 @@ def _read(path: Path) -> list[tuple[int, str, str]]:
         text = read_file(path).decode("utf-8-sig")
     except UnicodeDecodeError as problem:
         raise UserError(f"cannot read {path}: {problem}; save it as CSV in UTF-8") from None
-    lines = io.StringIO(text, newline="")  # a quoted name may have line breaks, which are left as they are
+    lines = io.StringIO(text, newline="")  # a quoted name may have line breaks, which are kept
     head = lines.readline()
     lines.seek(0)
     reader = csv.DictReader(lines, delimiter=";" if head.count(";") > head.count(",") else ",")
@@ -120,9 +117,14 @@ def _read(path: Path) -> list[tuple[int, str, str]]:
 def write_request(path: str | Path, query: Query, files: Sequence[str], validation_files: Sequence[str]) -> None:
     """Write a CSV file for the annotators: the files of a query in order, and why each was chosen.
 
-    Its columns: file; guess, the label that the method supposes; nearest_error, the misclassified validation image
-    that it answers, with its class and the class it is mistaken for; similarity to it. An uncertainty method has a
-    score instead.
+    Its columns: file; guess, the method's pseudo-label or prediction; nearest_error, the misclassified validation image
+    that it matches; error_class, the class of that image; mistaken_for, its prediction; similarity of both. Methods
+    without matching have the columns file, guess and, if there is one, score.
+
+    Args:
+        files, validation_files: names of all pool images and of all validation images.
+    Raises:
+        UserError: the file cannot be written.
     """
     rows = []
     for row in query.rows(files, validation_files):

@@ -36,7 +36,7 @@ class Query(Selection):
 
     Attributes:
         method: key of the acquisition method.
-        error_label: (n,) int64, the true class of the validation image that the chosen image answers.
+        error_label: (n,) int64, the true class of the validation image that the chosen image matches.
         classes: names of the classes, None if they are numbers.
     """
 
@@ -49,7 +49,7 @@ class Query(Selection):
 
     @property
     def reasons(self) -> dict[str, Tensor]:
-        """As of `Selection`, with `error_label` before `error_prediction`: the order of columns."""
+        """See `Selection`; with `error_label` before `error_prediction`, the order of columns."""
         columns: dict[str, Tensor] = {}
         for name, values in super().reasons.items():
             if name == "error_prediction" and self.error_label is not None:
@@ -67,8 +67,8 @@ class Query(Selection):
             labels: (V,) int64, of the validation set.
         """
         values = {field.name: getattr(selection, field.name) for field in dataclasses.fields(Selection)}
-        answers = selection.matches
-        error_label = None if answers is None or labels is None else labels.cpu()[answers]
+        matches = selection.matches
+        error_label = None if matches is None or labels is None else labels.cpu()[matches]
         return cls(**values, method=method, error_label=error_label, classes=tuple(classes) if classes else None)
 
     def rows(
@@ -119,7 +119,7 @@ def _named(positions: Sequence[int], names: Sequence[object], what: str) -> list
 
 
 class _Lines(io.StringIO):
-    """A CSV file with line ends LF. csv.writer ends lines in CR LF, without which it would not quote a CR in a name."""
+    """Text with line ends LF, from a csv.writer with CR LF: with LF it would not quote a CR inside a name."""
 
     def write(self, line: str) -> int:
         return super().write(line.removesuffix("\r\n") + "\n")
@@ -162,26 +162,24 @@ def query(
     To call it in one process alone, use `alfk.support.distributed.single_process()`.
 
     Args:
-        method: a key of METHODS; "Rzg_pz" is the paper's.
+        method: a key of METHODS; "Rzg_pz" is the paper's (Section 4.4).
         model: any module that returns (logits (B, C), list of taps), each tap (B, c, h, w) or (B, c), c at least 2;
-            `alfk.tapped` makes one of any network. For the uncertainty methods one with dropout layers, or a list of
-            such.
+            `alfk.tapped` makes one of any network. For uncertainty methods one with dropout layers, or a list of such.
         pool: its labels may be None (except for the oracle Rzg_true).
-        validation: labelled, distributed as the test data are; may be None for methods that do not match.
+        validation: labelled, distributed as the test data; may be None for methods that do not use it.
         labelled: positions of pool images that are labelled already (k,), or a boolean mask (N,). Uncertainty methods
             draw at random while there are none.
         taps: indices into the list of taps that make the descriptor; all if None.
-        batch_size: images per forward pass; affects rounding and dropout masks. If None, 1,000 of up to 32 x 32 pixels,
-            and of larger ones so many that a batch has as many pixels, at least 16.
+        batch_size: images per forward pass; affects rounding and dropout masks. If None, see `default_batch`.
         generator: source of the random draws (start of k-centre, dropout masks, ...), or a seed; seed 0 if None.
         samples: K of the uncertainty methods and of the estimators from perturbed copies.
         strategy: how copies are perturbed; if None by rotation and noise as in the paper's release.
-        annotate: pool positions (k,) -> their labels (k,), for methods that ask while they choose ("galaxy",
-            "galaxy_v"): first for the labels of `labelled`, then for one image after another. Labels are numbers, or
-            names of the pool's `classes`.
+        annotate: pool positions (k,) -> their labels (k,), numbers or names of the pool's `classes`, for methods that
+            ask while they choose ("galaxy", "galaxy_v"): first for the labels of `labelled`, then for single images.
         rare_classes: numbers of the classes that are known to be rare ("flqmi_rare").
     Raises:
-        UserError: unknown method, fewer than n unlabelled images, or arguments that do not fit together.
+        UserError: unknown method, fewer than n unlabelled images, arguments that do not fit together, or a model that
+            breaks the contract (`alfk.networks.contract`).
     """
     # Check
     definition = get_method(method)
