@@ -1,10 +1,10 @@
 """VAAL on all runs of a data set, one after the other or in parallel (--jobs); finished iterations are skipped.
 
-    python3 ../mnist/run.py --initial -ir 100      # the rotation models that VAAL starts from
+    python3 ../mnist/run.py --initial -ir 100      # rotation models, from which VAAL starts
     python3 run.py -ir 100                         # MNIST, ten runs
-    python3 run.py --dataset DIGITS --run-stop 1   # small, minutes
+    python3 run.py --dataset DIGITS --run-stop 1   # small: minutes
 
-python3 ../run_plot.py draws its curve together with those of the other methods.
+python3 ../run_plot.py draws its curve beside those of the other methods.
 """
 
 import argparse

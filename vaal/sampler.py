@@ -11,9 +11,9 @@ from vaal.model import VAE, Discriminator, fit_to_vae
 
 @torch.inference_mode()
 def labelled_scores(vae: VAE, discriminator: Discriminator, pool: Split, batch_size: int) -> Tensor:
-    """(N,) float32 on the CPU: the discriminator's logit of every pool image, at the mean of its code.
+    """(N,) float32 on the CPU: the discriminator's logit for every pool image, at the mean of its code.
 
-    In evaluation mode, so that an image's score does not depend on the other images of its batch.
+    In evaluation mode: an image's score does not depend on its batch.
     """
     with evaluation_mode(vae), evaluation_mode(discriminator):
         scores = [discriminator(vae.encode(fit_to_vae(images))[0]) for images, _ in pool.batches(batch_size)]
@@ -21,5 +21,5 @@ def labelled_scores(vae: VAE, discriminator: Discriminator, pool: Split, batch_s
 
 
 def least_labelled(scores: Tensor, available: Tensor, n: int, generator: torch.Generator) -> Tensor:
-    """(n,) int64, the n available images with the lowest scores (N,), lowest first, ties in random order."""
+    """(n,) int64: the available images with the lowest scores (N,), lowest first, ties in random order."""
     return top_scoring(-scores, available, n, generator)

@@ -15,8 +15,12 @@ from vaal.model import VAE, Discriminator, fit_to_vae, initialise_discriminator,
 
 
 def transductive_loss(images: Tensor, reconstruction: Tensor, mu: Tensor, logvar: Tensor) -> Tensor:
-    """The term of one batch in L_VAE^trd (VAAL, Eq. 1, beta=1): mean squared error, averaged over all entries, plus the
-    Kullback-Leibler divergence of the codes from a standard normal, summed over batch and latent dimensions.
+    """One batch's term of L_VAE^trd (VAAL, Eq. 1, beta=1): the squared error, averaged over all pixels and images, plus
+    the Kullback-Leibler divergence of the codes from a standard normal, summed over images and latent dimensions.
+
+    Args:
+        images, reconstruction: (B, C, 32, 32).
+        mu, logvar: (B, latent_dim).
     """
     divergence = -0.5 * (1 + logvar - mu.square() - logvar.exp()).sum()
     return F.mse_loss(reconstruction, images) + divergence
@@ -26,13 +30,13 @@ def adversarial_loss(labelled: Tensor, unlabelled: Tensor) -> Tensor:
     """L_VAE^adv (VAAL, Eq. 2): cross-entropy with the target "labelled" for both batches.
 
     Args:
-        labelled, unlabelled: (B,) the discriminator's logits for either batch.
+        labelled, unlabelled: the discriminator's logits (B,) for the two batches.
     """
     return _cross_entropy(labelled, 1.0) + _cross_entropy(unlabelled, 1.0)
 
 
 def discriminator_loss(labelled: Tensor, unlabelled: Tensor) -> Tensor:
-    """L_D (VAAL, Eq. 3): cross-entropy with the target "labelled" for the labelled batch alone."""
+    """L_D (VAAL, Eq. 3): cross-entropy with the true targets. Arguments: see `adversarial_loss`."""
     return _cross_entropy(labelled, 1.0) + _cross_entropy(unlabelled, 0.0)
 
 
@@ -40,19 +44,19 @@ def _cross_entropy(logits: Tensor, target: float) -> Tensor:
     return F.binary_cross_entropy_with_logits(logits, torch.full_like(logits, target))
 
 
-MOST = 2**31 - 1  # images that one AL iteration takes from the pool: their order is kept in memory
+MOST = 2**31 - 1  # images that an AL iteration may take from the pool: their order is kept in memory
 
 Batches = Iterator[tuple[Tensor, Tensor]]  # images and their positions in the pool
 
 
 class Solver:
-    """VAE, discriminator and task model of one AL iteration, their optimisers, and the number of steps done.
+    """Task model, VAE and discriminator of one AL iteration, their optimisers, and the number of steps done.
 
     Args:
-        task: the task model, not trained yet.
+        task: the task model, untrained.
         pool: images with VAAL's preprocessing, and their labels.
-        init: generator of the weights of VAE and discriminator.
-        noise: generator of the noise of the codes.
+        init: generator for the weights of VAE and discriminator.
+        noise: generator for the noise of the codes.
     """
 
     def __init__(self, recipe: Recipe, task: nn.Module, pool: Split, init: torch.Generator, noise: torch.Generator):
@@ -68,7 +72,7 @@ class Solver:
             for network in (self.task, self.vae, self.discriminator)
         ]
         self.optimisers = [torch.optim.Adam(network.parameters(), recipe.lr) for network in self.networks]
-        self.losses = torch.zeros((), device=pool.device)  # the sum of all losses
+        self.losses = torch.zeros((), device=pool.device)  # their sum: not finite if one of them was not
 
     def train(
         self,
@@ -82,10 +86,11 @@ class Solver:
 
         Args:
             labelled, unlabelled: positions in the pool, int64.
-            shuffles: generator of the batches of all steps; the batches of steps already done are skipped.
+            shuffles: generator for the batches of all steps; those of steps already done are skipped.
             after_check: called after each of `recipe.check_steps()`.
+            after_step: called after each step.
         Raises:
-            UserError: at a check or at the end a loss or a weight is not finite.
+            UserError: a loss or a weight is not finite, which is looked at in every check and at the end.
         """
         labelled_batches = self._batches(labelled, shuffles)
         unlabelled_batches = self._batches(unlabelled, shuffles)
@@ -100,7 +105,7 @@ class Solver:
                 after_check()
 
     def state(self) -> dict[str, Any]:
-        """The state of the training for `load_state`, as tensors and plain values."""
+        """The state of the training, as tensors and plain values, for `load_state`."""
         return {
             "networks": [network.state_dict() for network in self.networks],
             "optimisers": [optimiser.state_dict() for optimiser in self.optimisers],
@@ -119,7 +124,7 @@ class Solver:
     def _batches(self, rows: Tensor, shuffles: torch.Generator) -> Batches:
         """The batches of the remaining steps, all of the same size, from repeated shuffles of `rows`."""
         later = [steps - 1 for steps in (self.recipe.vae_steps, self.recipe.adversary_steps) if steps]
-        size = self.recipe.batch_size * (1 + sum(later))  # the first update of either reuses the latest batch
+        size = self.recipe.batch_size * (1 + sum(later))  # per step: the first updates of both use the latest batch
         if size * self.recipe.train_iterations > MOST:
             raise UserError(f"VAAL takes at most {MOST} images in an iteration: lower --batch-size")
         order = endless(rows, size * self.recipe.train_iterations, shuffles)
@@ -132,18 +137,18 @@ class Solver:
         images, positions = next(labelled)
         self._descend(task, F.cross_entropy(self.task(images)[0], self.pool.labels[positions]))
         pair = fit_to_vae(images), fit_to_vae(next(unlabelled)[0])
-        for update in range(self.recipe.vae_steps):
-            if update:
-                pair = fit_to_vae(next(labelled)[0]), fit_to_vae(next(unlabelled)[0])
-            self._descend(vae, self._vae_loss(*pair))
-        for update in range(self.recipe.adversary_steps):
-            if update:
-                pair = fit_to_vae(next(labelled)[0]), fit_to_vae(next(unlabelled)[0])
-            self._descend(discriminator, self._discriminator_loss(*pair))
+        for optimiser, loss_of, updates in (
+            (vae, self._vae_loss, self.recipe.vae_steps),
+            (discriminator, self._discriminator_loss, self.recipe.adversary_steps),
+        ):
+            for update in range(updates):
+                if update:  # the first one uses the latest batches
+                    pair = fit_to_vae(next(labelled)[0]), fit_to_vae(next(unlabelled)[0])
+                self._descend(optimiser, loss_of(*pair))
         self.step += 1
 
     def _vae_loss(self, labelled: Tensor, unlabelled: Tensor) -> Tensor:
-        """L_VAE = L^trd + lambda_2 L^adv (VAAL, Eq. 4, lambda_1=1), with separate batch statistics."""
+        """L_VAE = L^trd + lambda_2 L^adv (VAAL, Eq. 4, lambda_1=1), with batch statistics of each batch alone."""
         loss, logits = 0.0, []
         for images in (labelled, unlabelled):
             noise = torch.randn(len(images), self.recipe.latent_dim, generator=self.noise).to(images.device)
