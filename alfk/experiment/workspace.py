@@ -40,11 +40,10 @@ class Workspace:
         train, test: the data set without distortion, on `device`.
         separate_validation: the validation images, if they are not drawn from the training images.
         seed: of the whole experiment; the run's generators are derived from it and the run's number.
-        recipe: constants of another training (VAAL's) that results depend on in place of the experiment's.
+        recipe: constants of another training, which replace the experiment's among the settings.
         initial_command: the command that makes a trial's initial models, for messages.
-        recorded: settings of a finished run, which count in place of the experiment's constants.
-        weights: checkpoint -> fingerprint of its weights, of those that were read.
-        pretrained_with: the recorded settings of the pretraining; initial models of other ones are refused.
+        recorded: settings of a finished run, which replace the experiment's constants.
+        pretrained_with: the run's recorded settings of pretraining; initial models with other settings are refused.
     """
 
     experiment: Experiment
@@ -61,7 +60,6 @@ class Workspace:
     pretrained_with: Mapping[str, Any] = dataclasses.field(default_factory=dict)
     _initial_models: dict[Path, dict[str, Any]] = dataclasses.field(default_factory=dict, repr=False)
     _drawn_layers: dict[tuple[str, int], dict[str, Tensor]] = dataclasses.field(default_factory=dict, repr=False)
-    weights: dict[Path, str] = dataclasses.field(default_factory=dict, repr=False)
 
     def settings(self, stage: str = "learning") -> dict[str, Any]:
         """The settings that a stage depends on: "data" (the index lists in data/), "initial" or "learning"."""

@@ -12,7 +12,6 @@ import fcntl
 import json
 import mmap
 import os
-import stat
 import zlib
 from collections.abc import Iterator, Mapping
 from pathlib import Path
@@ -36,17 +35,12 @@ def open_file(path: Path, fix: str = "remove it") -> Iterator[IO[bytes]]:
         fix: what to do about a folder, a FIFO or a device in its place, for the message.
     """
     try:
-        with open(path, "rb", opener=_without_waiting) as file:
-            if not stat.S_ISREG(os.fstat(file.fileno()).st_mode):
-                raise UserError(f"cannot read {path}: it is not a regular file; {fix}")
+        if os.path.exists(path) and not os.path.isfile(path):
+            raise UserError(f"cannot read {path}: it is not a regular file; {fix}")
+        with open(path, "rb") as file:
             yield file
     except OSError as problem:
         raise UserError(f"cannot read {path}: {problem.strerror or problem}") from None
-
-
-def _without_waiting(path: str, flags: int) -> int:
-    """An opener that does not wait for the other end of a FIFO."""
-    return os.open(path, flags | os.O_NONBLOCK, 0o666)
 
 
 def read_file(path: Path, fix: str = "remove it") -> bytes:
@@ -82,7 +76,7 @@ def locked(path: Path, wait: bool = True) -> Iterator[None]:
         UserError: it cannot be opened.
     """
     try:
-        file = open(path, "ab", opener=_without_waiting)  # noqa: SIM115
+        file = open(path, "ab")  # noqa: SIM115
     except OSError as problem:
         raise UserError(f"cannot write {path}: {problem.strerror}") from None
     with file:

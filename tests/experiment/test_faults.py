@@ -33,7 +33,7 @@ from tests.helpers import Done, outcome, records
 from vaal import main as vaal
 from vaal.config import RECIPES
 
-SECONDS = 20  # after which a command hangs
+SECONDS = 60  # after which a command hangs
 
 
 @functools.cache
@@ -356,10 +356,13 @@ def scene(tmp_path_factory):
     return Scene(root, al, {"with --initial": initial}, KINDS, ends(whole))
 
 
+IMPOSSIBLE = [("waiting query", damage) for damage in ("nan", "wrong shape", "wrong type")]  # it has no weights
+
+
 def sample(kinds: Collection[str], always: Collection[str] = ()) -> list[tuple[str, str]]:
     """(kind, damage): every fourth damage of each kind, beginning with another one each time; of some kinds all."""
-    cases = enumerate(itertools.product(kinds, DAMAGES))
-    return [case for i, case in cases if i % 4 == 0 or case[0] in always]
+    cases = [case for case in itertools.product(kinds, DAMAGES) if case not in IMPOSSIBLE]
+    return [case for i, case in enumerate(cases) if i % 4 == 0 or case[0] in always]
 
 
 @pytest.mark.parametrize(("kind", "damage"), sample(KINDS, always=("checkpoint", "waiting query")))
