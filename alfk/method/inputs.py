@@ -6,7 +6,6 @@ those that several other methods use, are registered at the end of this file.
 """
 
 import dataclasses
-import functools
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any, Protocol
 
@@ -75,6 +74,10 @@ class Task:
     taps: Sequence[int] | None
     batch_size: int
     storage: Storage | None
+
+    def side(self, side: str) -> tuple[Split, str]:
+        """The split of the "validation" set or the "pool", and its name in messages."""
+        return (self.pool, POOL) if side == "pool" else (self.validation, VALIDATION)
 
 
 def load_tensor(array: np.ndarray, device: torch.device) -> Tensor:
@@ -212,7 +215,7 @@ def _rule(
 
 def _described(task: Task, side: str, rule: LabelRule | None, storage: Storage | None) -> Descriptors:
     """Descriptors of the "validation" set or the "pool"."""
-    split, name = (task.pool, POOL) if side == "pool" else (task.validation, VALIDATION)
+    split, name = task.side(side)
 
     def allocate(images: int, width: int) -> Descriptors:
         fields = [("descriptor", storage.floats, (width,)), ("pseudo_label", "<i8"), ("prediction", "<i8")]
@@ -231,17 +234,24 @@ def _load_descriptors(array: np.ndarray, device: torch.device) -> Descriptors:
 # Inputs and outputs of the last linear layer
 
 
-def _outputs(task: Task, side: str) -> dict[str, Outputs]:
-    """Of the "validation" set or the "pool", from one forward pass."""
-    split, name = (task.pool, POOL) if side == "pool" else (task.validation, VALIDATION)
+def _pool_outputs(task: Task) -> dict[str, Outputs]:
+    return {"pool_outputs": _outputs(task, "pool")}
+
+
+def _validation_outputs(task: Task) -> dict[str, Outputs]:
+    return {"validation_outputs": _outputs(task, "validation")}
+
+
+def _outputs(task: Task, side: str) -> Outputs:
+    """From one forward pass over the "validation" set or the "pool"."""
+    split, name = task.side(side)
 
     def allocate(images: int, width: int, classes: int) -> Outputs:
         fields = [("features", task.storage.floats, (width,)), ("logits", "<f4", (classes,))]
         array = task.storage.create(f"{side}_outputs", images, fields)
         return Outputs(None, None) if array is None else Outputs(array["features"], array["logits"])
 
-    found = outputs_of(task.models[0], split, task.taps, task.batch_size, name, task.storage and allocate)
-    return {f"{side}_outputs": found}
+    return outputs_of(task.models[0], split, task.taps, task.batch_size, name, task.storage and allocate)
 
 
 def _load_outputs(array: np.ndarray, device: torch.device) -> Outputs:
@@ -274,47 +284,16 @@ DESCRIPTOR_FILES = (
 )
 POOL_OUTPUTS = File("pool_outputs", OUTPUT_FIELDS, "pool outputs", _load_outputs)
 VALIDATION_OUTPUTS = File("validation_outputs", OUTPUT_FIELDS, "validation outputs", _load_outputs)
+UNCERTAINTY = File("uncertainty", "uncertainty of every pool image, the larger the less certain")
+LOGITS = File("logits", "the network's output for every pool image")
 
 for _input in (
-    Input(
-        "features",
-        "standardised features z of every validation and pool image",
-        _descriptors,
-        DESCRIPTOR_FILES,
-        validation="labels",
-    ),
-    Input(
-        "scores",
-        "standardised Fisher scores g of the same images, for the labels of the method's rules; implies features",
-        _descriptors,
-        DESCRIPTOR_FILES,
-        validation="labels",
-    ),
-    Input(
-        "uncertainty",
-        "the MC-dropout measure of the method's key of every pool image, from an ensemble of models",
-        _uncertainty,
-        (File("uncertainty", "uncertainty of every pool image, the larger the less certain"),),
-    ),
-    Input(
-        "logits",
-        "the network's output for every pool image",
-        _logits,
-        (File("logits", "the network's output for every pool image"),),
-    ),
-    Input(
-        "outputs",
-        "input and output of the network's last linear layer for every pool image",
-        functools.partial(_outputs, side="pool"),
-        (POOL_OUTPUTS,),
-    ),
-    Input(
-        "validation_outputs",
-        "the same for every validation image, whose labels are used too",
-        functools.partial(_outputs, side="validation"),
-        (VALIDATION_OUTPUTS,),
-        validation="labels",
-    ),
+    Input("features", "standardised features z of validation and pool", _descriptors, DESCRIPTOR_FILES, "labels"),
+    Input("scores", "the same with Fisher scores g, for the method's rules", _descriptors, DESCRIPTOR_FILES, "labels"),
+    Input("uncertainty", "MC-dropout uncertainty of the pool, of the method's key", _uncertainty, (UNCERTAINTY,)),
+    Input("logits", "the network's output for the pool", _logits, (LOGITS,)),
+    Input("outputs", "inputs and outputs of the last linear layer for the pool", _pool_outputs, (POOL_OUTPUTS,)),
+    Input("validation_outputs", "likewise for validation", _validation_outputs, (VALIDATION_OUTPUTS,), "labels"),
     Input("annotation", "labels of pool images, requested from the annotator while the query is being chosen"),
     Input("rare_classes", "which classes are rare, known beforehand"),
 ):
