@@ -90,16 +90,17 @@ def test_a_run_leaves_what_is_promised(finished):
     assert not list((folder / "run1" / "descr").iterdir())
 
 
-def written(folder, *suffixes):
-    """When the files with these endings were written."""
-    return {p: p.stat().st_mtime_ns for p in folder.rglob("*") if p.suffix in suffixes}
+def written(folder):
+    """When checkpoints were written, and the content of index lists and results, which may be written again."""
+    times = {path: path.stat().st_mtime_ns for path in folder.rglob("*.pt")}
+    return times | {p: p.read_bytes() for p in folder.rglob("*") if p.suffix in (".npy", ".jsonl")}
 
 
 def test_finished_work_is_not_done_again(finished):
     folder, done = finished
-    before = written(folder, ".pt", ".jsonl")  # index lists are exports, which may be written again
+    before = written(folder)
     again = call("mnist/run.py", *SMALL, *TWO, "--save-folder", folder)
-    assert written(folder, ".pt", ".jsonl") == before
+    assert written(folder) == before
     assert again.stdout.strip() == done.stdout[done.stdout.index("Test accuracy") :].strip()
 
 
@@ -235,9 +236,9 @@ def test_initial_models_do_not_bind_what_comes_later(one):
 )
 def test_bad_requests_take_one_line(finished, arguments, words):
     folder, _ = finished
-    before = written(folder, ".pt", ".npy", ".jsonl")
+    before = written(folder)
     refused("mnist/run.py", *SMALL, *TWO, *arguments, "--save-folder", folder, words=words)
-    assert written(folder, ".pt", ".npy", ".jsonl") == before
+    assert written(folder) == before
 
 
 def test_more_than_the_pool_holds(tmp_path):
