@@ -22,7 +22,7 @@ import torch
 from torch import Tensor
 
 from alfk.experiment.folder import RunFolder, check_settings
-from alfk.experiment.records import Record, check_record
+from alfk.experiment.records import Record
 from alfk.experiment.trial import Trial
 from alfk.experiment.workspace import Workspace
 from alfk.method.selection import Selection
@@ -180,7 +180,6 @@ class Journal:
             state, about = load_checkpoint(path, {"kind": "iteration", **identity}, weights=weights)
         check_settings(path, about.get("settings", {}), self.work.settings())  # names the one that differs
         check(path, about, {"made_with": made_with})
-        check_record(about.get("record"), f"the record in {path}")
         return state, about
 
     # What is recorded
