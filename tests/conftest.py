@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 import torch
 
-from tests.helpers import ROOT, SHARED, write_digit_mats, write_digit_tree
+from tests.helpers import ROOT, SHARED, write_digit_tree
 
 torch.set_num_threads(1)  # the tensors of tests are small
 
@@ -55,13 +55,6 @@ def mnist_raw() -> Path:
 
 
 @pytest.fixture(scope="session")
-def svhn_raw(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A folder with three .mat files in SVHN's form: a real subset, or scikit-learn's digits in colour."""
-    real = SHARED / "data" / "SVHN" / "raw"
-    return real if real.exists() else write_digit_mats(tmp_path_factory.mktemp("svhn"))
-
-
-@pytest.fixture(scope="session")
 def photos(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A tree of JPEG files: ten ImageNet classes, or scikit-learn's digits enlarged and in colour."""
     real = SHARED / "data" / "ImageNet-mini"
@@ -74,7 +67,7 @@ def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter) -> None:
         return
     skipped = [f"{r.nodeid.split('::')[-1]} ({reason(r)})" for r in terminalreporter.stats.get("skipped", ())]
     terminalreporter.write_line(
-        f"no {SHARED / 'data'}: SVHN's scripts and the photo loaders were tested on scikit-learn's digits; "
+        f"no {SHARED / 'data'}: the photo loaders were tested on scikit-learn's digits; "
         f"skipped: {', '.join(skipped) or 'nothing'}"
     )
 
