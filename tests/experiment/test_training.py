@@ -75,8 +75,8 @@ def test_training_with_a_fixed_number_of_threads_does_not_depend_on_the_others()
         with cpu_threads(threads):
             model = lenet().to(memory_format=torch.channels_last)
             fit(model, digits(100), MNIST.pretraining, torch.Generator().manual_seed(1), rotate_to_ten, threads=1)
-            answers = Evaluator(digits(500), 500)(model).predictions
-            prints.append((fingerprint(snapshot(model)), answers.tolist()))
+            found = Evaluator(digits(500), 500)(model).predictions
+            prints.append((fingerprint(snapshot(model)), found.tolist()))
     assert prints[0] == prints[1]
 
 
@@ -112,7 +112,7 @@ def test_scores():
     images = (split.images.float() / 255 - split.mean[0]) / split.std[0]
     by_hand = sum(int((model(images.rot90(q, (2, 3)))[0].argmax(1) == q).sum()) for q in range(4))
     found = Evaluator(split, 13, rotate)(model)
-    assert (found.answers - found.errors, found.answers) == (by_hand, 240)
+    assert (found.count - found.errors, found.count) == (by_hand, 240)
     assert found.accuracy == pytest.approx(100 * by_hand / 240)
 
 
@@ -126,7 +126,7 @@ def test_an_evaluation_is_the_networks_own_arg_max_in_any_order():
     again = evaluator(model)  # the wrong ones come first now
     for found in (first, again):
         assert found.predictions[:, 0].tolist() == wanted.tolist()
-        assert (found.errors, found.answers) == (int((wanted != split.labels).sum()), 300)
+        assert (found.errors, found.count) == (int((wanted != split.labels).sum()), 300)
     five = Evaluator(split, 32, k=5)(model).predictions
     assert five.tolist() == model(images)[0].topk(5).indices.tolist()
 
@@ -149,7 +149,7 @@ def test_evaluation_stops_once_an_epoch_cannot_be_the_best(task, monkeypatch):
     assert sum(seen) == 300 + 2 * 300  # the training's too
     for others, kept in ((whole.errors + 1, True), (whole.errors, False), (1, False)):
         seen.clear()
-        found = evaluator(model, Evaluation(others, whole.answers))
+        found = evaluator(model, Evaluation(others, whole.count))
         assert (found is not None) == kept
         assert found is None or found.errors == whole.errors
         assert sum(seen) == 300 if kept else sum(seen) <= 300
