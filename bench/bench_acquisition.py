@@ -9,7 +9,6 @@ Times measurement and choice, in memory; the paper's claim is a tenth of the pro
 
 import argparse
 import sys
-import tempfile
 import time
 from pathlib import Path
 
@@ -19,27 +18,21 @@ ROOT = Path(__file__).resolve().parents[1]
 sys.path.insert(0, str(ROOT))
 
 from alfk.cli.options import positive
-from alfk.experiment.folder import RunFolder
 from alfk.experiment.memory import peak_mib, reset_peak
 from alfk.experiment.round import Round
 from alfk.experiment.workspace import Workspace
-from alfk.method.acquisition import METHODS, Sampling, choose, get_method, measure
+from alfk.method.acquisition import METHODS, choose, get_method, measure
+from alfk.method.inputs import Sampling
 from alfk.method.registry import Situation
-from bench.bench_iteration import TRIAL, B, warm_up, with_epochs
+from bench.bench_iteration import TRIAL, B, small_run
 from bench.common import guarded, machine, mnist_on, mnist_parser
 from mnist.config import MNIST
 
 
 def main() -> int:
     options = parse()
-    train, test = mnist_on(options)
-    device = train.device
-    print(machine(device), flush=True)
-    with tempfile.TemporaryDirectory() as root:
-        folder = RunFolder(Path(root), 0)
-        folder.create()
-        work = Workspace(with_epochs(1), folder, train, test, seed=0, device=device)
-        warm_up(work)
+    with small_run(*mnist_on(options), epochs=1) as work:
+        print(machine(work.device), flush=True)
         print(f"\n{'method':<16}{'seconds':>9}{'of varR':>9}{'forward':>11}{'backward':>11}{'peak MiB':>10}")
         reference = cost(work, "varR", 0, options.samples)
         show("varR", 0, reference, reference[0])

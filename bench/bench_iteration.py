@@ -1,14 +1,14 @@
-"""One AL iteration of MNIST, ir=100, Rzg_pz L80, b=3 (375 -> 500 labels): the times of its parts, in comparison with a
-plain implementation and with the time of its arithmetic.
+"""One AL iteration of MNIST, ir=100, Rzg_pz L80, b=3 (375 -> 500 labels): the times of its parts, beside a plain
+implementation and the time of its arithmetic.
 
     python3 bench/bench_iteration.py                       # about four minutes on 2 CPU cores
     python3 bench/bench_iteration.py --without plain       # one minute
     python3 bench/bench_iteration.py --epochs 2 --images 2000      # a quick check of this script
 
 The models before b=3 are trained first, in a temporary folder, and the rotation model for one epoch alone: accuracies
-are no results. In the plain implementation every image is a PIL item of a DataLoader, z and g of the descriptors take
-separate passes over the images, k-centre computes all similarities in every step, and every epoch is evaluated on all
-test images. It starts from the same weights and labels.
+are no results. The plain implementation starts from the same weights and labels. It takes its formulas from
+examples/paper.py; every image is a PIL item of a DataLoader, z and g take separate passes over the images, k-centre
+looks at all similarities in every step, and every epoch is evaluated on all test images.
 
 The limit of a part is its number of floating-point operations, counted by torch's FlopCounterMode, divided by the rate
 of the machine in a product of two 1024 x 1024 matrices with the same number of threads.
@@ -25,11 +25,10 @@ from pathlib import Path
 from typing import Any
 from unittest import mock
 
-import numpy as np
 import torch
 import torch.nn.functional as F
 from PIL import Image
-from torch import Tensor, nn
+from torch import Tensor
 from torch.utils.data import DataLoader, Dataset
 from torch.utils.flop_counter import FlopCounterMode
 from torchvision.transforms import Compose, Normalize, ToTensor
@@ -39,22 +38,20 @@ sys.path.insert(0, str(ROOT))
 
 from alfk.cli.options import positive
 from alfk.data.split import Split
-from alfk.experiment import train as retraining
-from alfk.experiment.choose import acquire
-from alfk.experiment.config import Experiment
-from alfk.experiment.describe import describe
+from alfk.experiment import train
 from alfk.experiment.folder import RunFolder
-from alfk.experiment.loop import active_learning
+from alfk.experiment.loop import STAGES, active_learning
 from alfk.experiment.pretrain import make_initial_models
 from alfk.experiment.records import Record
 from alfk.experiment.round import Round
 from alfk.experiment.training import Evaluator
 from alfk.experiment.trial import Trial
 from alfk.experiment.workspace import Workspace
-from alfk.method.descriptors import ForwardPass, standardise
+from alfk.method.descriptors import ForwardPass
 from alfk.method.uncertainty import uncertainty
 from alfk.networks.weights import snapshot
 from bench.common import Clock, fastest, guarded, machine, matrix_product_rate, mnist_on, mnist_parser
+from examples import paper
 from mnist.config import MNIST
 
 TRIAL = Trial(ir=100, method="Rzg_pz", length=80)
@@ -65,23 +62,15 @@ SAMPLES = 16  # dropout samples per image in the timing of sampling; time is pro
 def main() -> int:
     options = parse()
     torch.backends.cudnn.deterministic = True  # as the scripts do
-    train, test = mnist_on(options)
-    device = train.device
-    with tempfile.TemporaryDirectory() as root:
-        folder = RunFolder(Path(root), 0)
-        folder.create()
-        work = Workspace(with_epochs(options.epochs), folder, train, test, seed=0, device=device)
-        print(f"{machine(device)}; {MNIST.training_threads} thread(s) in training steps", flush=True)
-        warm_up(work)
-        clock = Clock(device)
+    with small_run(*mnist_on(options), options.epochs) as work:
+        print(f"{machine(work.device)}; {MNIST.training_threads} thread(s) in training steps", flush=True)
+        clock = Clock(work.device)
         record = timed_iteration(work, clock)
-        print_parts(clock, record, options)
+        print_parts(clock, record, options.epochs)
         if "limits" not in options.without:
             print_limits(work, clock, record, options)
         if "plain" not in options.without:
-            plain = Plain(work, options.workers)
-            plain.iteration(options.epochs)
-            print_plain(plain, clock, record, work)
+            print_plain(Plain(work, options.workers, options.epochs), clock, record, work)
     return 0
 
 
@@ -96,41 +85,48 @@ def parse() -> argparse.Namespace:
     return parser.parse_args()
 
 
-def with_epochs(epochs: int) -> Experiment:
-    """MNIST with `epochs` epochs per iteration and one epoch of pretraining."""
-    retraining, pretraining = replace(MNIST.retraining, epochs=epochs), replace(MNIST.pretraining, epochs=1)
-    return replace(MNIST, retraining=retraining, pretraining=pretraining)
-
-
-def warm_up(work: Workspace) -> None:
-    """Initial models and AL iterations 0 to b-1."""
+@contextlib.contextmanager
+def small_run(train_images: Split, test: Split, epochs: int) -> Iterator[Workspace]:
+    """A run in a temporary folder with initial models, pretrained for an epoch, and AL iterations 0 to B-1."""
     start = time.perf_counter()
-    make_initial_models(work, TRIAL.ir, TRIAL.nr)
-    active_learning(replace_iterations(work, B), [TRIAL])
-    epochs = work.experiment.retraining.epochs
-    seconds = time.perf_counter() - start
-    print(f"trained the models before b={B}, {epochs} epoch(s) per iteration, in {seconds:.1f} s", file=sys.stderr)
+    retraining, pretraining = replace(MNIST.retraining, epochs=epochs), replace(MNIST.pretraining, epochs=1)
+    experiment = replace(MNIST, retraining=retraining, pretraining=pretraining)
+    with tempfile.TemporaryDirectory() as root:
+        folder = RunFolder(Path(root), 0)
+        folder.create()
+        work = Workspace(experiment, folder, train_images, test, seed=0, device=train_images.device)
+        make_initial_models(work, TRIAL.ir, TRIAL.nr)
+        active_learning(with_iterations(work, B), [TRIAL])
+        seconds = time.perf_counter() - start
+        print(f"trained the models before b={B}, {epochs} epoch(s) per iteration, in {seconds:.1f} s", file=sys.stderr)
+        yield work
 
 
-def replace_iterations(work: Workspace, count: int) -> Workspace:
+def with_iterations(work: Workspace, count: int) -> Workspace:
     return replace(work, experiment=replace(work.experiment, iterations=count))
 
 
 def timed_iteration(work: Workspace, clock: Clock) -> Record:
-    """AL iteration b with the stages of the scripts. Returns its results record."""
-    current = Round(work, TRIAL, B)
-    with clock.part("descriptors"):
-        describe(current)
-    with clock.part("matching"):
-        acquire(current)
-    with retraining_timed(clock), clock.part("retraining"):
-        return retraining.retrain(current)
+    """AL iteration B with the stages of the scripts. Returns its results record."""
+
+    def timed(part: str, stage: Callable[..., Any]) -> Callable[..., Any]:
+        def call(*arguments: Any) -> Any:
+            with clock.part(part):
+                return stage(*arguments)
+
+        return call
+
+    parts = {"describe": "descriptors", "choose": "matching", "train": "retraining"}
+    stages = STAGES._replace(**{stage: timed(part, getattr(STAGES, stage)) for stage, part in parts.items()})
+    with retraining_timed(clock):
+        active_learning(with_iterations(work, B + 1), [TRIAL], stages)
+    return next(record for record in work.folder.results() if record["b"] == B)
 
 
 @contextlib.contextmanager
 def retraining_timed(clock: Clock) -> Iterator[None]:
     """Inside the block evaluations are timed, their images counted, and the SGD steps between them timed."""
-    evaluate, fetch, fit = Evaluator.__call__, Split.batches, retraining.fit
+    evaluate, fetch, fit = Evaluator.__call__, Split.batches, train.fit
 
     def timed_evaluate(self: Evaluator, *args: Any) -> Any:
         def counted(split: Split, *more: Any) -> Iterator[tuple[Tensor, Tensor]]:
@@ -149,7 +145,7 @@ def retraining_timed(clock: Clock) -> Iterator[None]:
         with clock.part("fit"):
             fit(*args, after_epoch=after, **named)
 
-    with mock.patch.object(Evaluator, "__call__", timed_evaluate), mock.patch.object(retraining, "fit", timed_fit):
+    with mock.patch.object(Evaluator, "__call__", timed_evaluate), mock.patch.object(train, "fit", timed_fit):
         yield
 
 
@@ -157,17 +153,17 @@ def steps_of(record: Record, epochs: int) -> int:
     return epochs * -(-record["labelled"] // MNIST.retraining.batch_size)
 
 
-def print_parts(clock: Clock, record: Record, options: argparse.Namespace) -> None:
+def print_parts(clock: Clock, record: Record, epochs: int) -> None:
     """Print the times of the iteration's parts."""
     seconds = clock.seconds
     total = seconds["descriptors"] + seconds["matching"] + seconds["retraining"]
     sgd, evaluation = seconds["fit"] - seconds["after epochs"], seconds["evaluation"]
-    evaluated, whole = clock.amounts["evaluated"], (options.epochs + 1) * 10_000
+    evaluated, whole = clock.amounts["evaluated"], (epochs + 1) * 10_000
     sizes = f"{record['misclassified']:,} misclassified, {record['centres']} centres"
     lines = [
         ("descriptors", seconds["descriptors"], "validation and pool, with pseudo-labels, written to files"),
         ("matching", seconds["matching"], sizes),
-        ("SGD steps", sgd, f"{steps_of(record, options.epochs):,} of {MNIST.retraining.batch_size} images"),
+        ("SGD steps", sgd, f"{steps_of(record, epochs):,} of {MNIST.retraining.batch_size} images"),
         ("evaluation", evaluation, f"{evaluated:,} of {whole:,} images: until an epoch cannot be the best"),
         ("other", seconds["retraining"] - sgd - evaluation, "copies of weights, files"),
         ("total", total, ""),
@@ -243,83 +239,72 @@ class PilImages(Dataset):
 
 
 class Plain:
-    """A plain implementation of the iteration."""
+    """The iteration by examples/paper.py on images from a DataLoader.
 
-    def __init__(self, work: Workspace, workers: int):
-        self.work, self.workers, self.clock = work, workers, Clock(work.device)
-        self.current = Round(work, TRIAL, B)
-        self.pool, self.validation = self.current.pool, self.current.validation
-        (self.model,), _ = self.current.starting_models()
-        self.taps = MNIST.taps(TRIAL.length)
-        self.accuracy = 0.0
-        self.chosen = torch.empty(0)
+    Attributes:
+        clock: seconds of its parts.
+        chosen: (n,) positions of the chosen images in the pool.
+        accuracy: best test accuracy over the epochs, in percent.
+    """
 
-    def iteration(self, epochs: int) -> None:
-        before = self.current.labelled_before()
+    def __init__(self, work: Workspace, workers: int, epochs: int):
+        self.workers, self.clock, current = workers, Clock(work.device), Round(work, TRIAL, B)
+        (self.model,), _ = current.starting_models()
+        before, start = current.labelled_before(), current.generator("acquire")
         with self.clock.part("descriptors"):
-            pool, validation = self.describe()
+            descriptors = self.describe(current.pool, current.validation)
         with self.clock.part("matching"):
-            self.chosen = self.choose(pool, validation, before)
+            self.chosen = self.choose(*descriptors, self.errors(current.validation), before, start)
         with self.clock.part("retraining"):
-            self.retrain(torch.cat([before, self.chosen]), epochs)
+            self.accuracy = self.retrain(current.pool.subset(torch.cat([before, self.chosen])), work.test, epochs)
 
-    def loader(self, split: Split, batch_size: int, shuffle: bool = False) -> DataLoader:
+    def loader(self, split: Split, batch_size: int = 10_000, shuffle: bool = False) -> DataLoader:
         return DataLoader(PilImages(split), batch_size, shuffle=shuffle, num_workers=self.workers)
 
-    def describe(self) -> tuple[Tensor, Tensor]:
-        """[z, g] of pool and validation set, with one pass over the images for z and one for g."""
-        validation_z, pool_z = self.features(self.validation), self.features(self.pool)
-        labels = self.validation.labels[(pool_z @ validation_z.T).argmax(1)]
-        validation = torch.cat([validation_z, self.scores(self.validation, self.validation.labels)], 1)
-        return torch.cat([pool_z, self.scores(self.pool, labels)], 1), validation
+    def tapped(self, images: Tensor) -> tuple[Tensor, list[Tensor]]:
+        logits, taps = self.model(images)
+        return logits, [taps[i] for i in MNIST.taps(TRIAL.length)]
+
+    def describe(self, pool: Split, validation: Split) -> tuple[list[Tensor], list[Tensor]]:
+        """z and g of the pool and of the validation set, one pass over the images for z and one for g."""
+        self.model.eval()
+
+        def features(split: Split) -> list[Tensor]:
+            batches = [paper.z(self.tapped, images) for images, _ in self.loader(split)]
+            return [torch.cat(scale) for scale in zip(*batches, strict=True)]
+
+        def scores(split: Split, labels: Tensor) -> list[Tensor]:
+            parts = zip(self.loader(split), labels.split(10_000), strict=True)
+            batches = [paper.g(self.tapped, images, part) for (images, _), part in parts]
+            return [torch.cat(scale) for scale in zip(*batches, strict=True)]
+
+        z_pool, z_validation = features(pool), features(validation)
+        labels = paper.nearest_labels(paper.similarity(z_pool, z_validation), validation.labels)
+        return z_pool + scores(pool, labels), z_validation + scores(validation, validation.labels)
 
     @torch.no_grad()
-    def features(self, split: Split) -> Tensor:
+    def errors(self, split: Split) -> Tensor:
+        """Positions of the misclassified images."""
         self.model.eval()
-        found = []
-        for images, _ in self.loader(split, 10_000):
-            taps = self.model(images)[1]
-            found.append(standardise([taps[i].flatten(2).mean(2) if taps[i].ndim > 2 else taps[i] for i in self.taps]))
-        return torch.cat(found)
+        wrong = [self.model(images)[0].argmax(1) != labels for images, labels in self.loader(split)]
+        return torch.cat(wrong).nonzero().flatten()
 
-    def scores(self, split: Split, labels: Tensor) -> Tensor:
-        self.model.eval()
-        found, start = [], 0
-        for images, _ in self.loader(split, 10_000):
-            logits, taps = self.model(images)
-            loss = F.cross_entropy(logits, labels[start : start + len(images)], reduction="sum")
-            gradients = torch.autograd.grad(loss, [taps[i] for i in self.taps])
-            found.append(standardise([g.flatten(2).mean(2) if g.ndim > 2 else g for g in gradients]))
-            start += len(images)
-        return torch.cat(found)
+    def choose(
+        self, pool: list[Tensor], validation: list[Tensor], wrong: Tensor, before: Tensor, start: torch.Generator
+    ) -> Tensor:
+        errors, n = [scale[wrong] for scale in validation], MNIST.query_size
+        R = paper.similarity(errors, pool)
+        if len(wrong) > n:
+            first = int(torch.randint(len(wrong), (1,), generator=start))
+            R = R[paper.k_centre(paper.similarity(errors, errors), n, first)]
+        R[:, before] = -torch.inf
+        return torch.tensor(paper.walk(R, n))
 
-    def choose(self, pool: Tensor, validation: Tensor, before: Tensor) -> Tensor:
-        """Greedy k-centre with all similarities recomputed in every step, then matches rank by rank."""
-        errors, n = validation[self.misclassified()], MNIST.query_size
-        start = int(torch.randint(len(errors), (1,), generator=self.current.generator("acquire")))
-        centres = [start]
-        while len(centres) < min(n, len(errors)):
-            closest = (errors @ errors[centres].T).amax(1)
-            closest[centres] = torch.inf
-            centres.append(int(closest.argmin()))
-        similarity = errors[centres] @ pool.T
-        similarity[:, before] = -torch.inf
-        value, index = similarity.topk(50, dim=1)
-        order = value.argsort(dim=0, descending=True, stable=True)
-        walk = index.gather(0, order).T.flatten().numpy()
-        _, first = np.unique(walk, return_index=True)
-        return torch.from_numpy(walk[np.sort(first)[:n]])
-
-    @torch.no_grad()
-    def misclassified(self) -> Tensor:
-        self.model.eval()
-        loader = self.loader(self.validation, 10_000)
-        return torch.cat([self.model(images)[0].argmax(1) != labels for images, labels in loader]).nonzero().flatten()
-
-    def retrain(self, labelled: Tensor, epochs: int) -> None:
-        recipe, loader = MNIST.retraining, self.loader(self.pool.subset(labelled), 25, shuffle=True)
+    def retrain(self, labelled: Split, test: Split, epochs: int) -> float:
+        """The best test accuracy in percent, epoch 0 included."""
+        recipe, loader = MNIST.retraining, self.loader(labelled, MNIST.retraining.batch_size, shuffle=True)
         optimiser = torch.optim.SGD(self.model.parameters(), recipe.lr, recipe.momentum)
-        self.accuracy, best = self.test(), snapshot(self.model)
+        fewest, _ = len(self.errors(test)), snapshot(self.model)
         for epoch in range(1, epochs + 1):
             optimiser.param_groups[0]["lr"] = recipe.lr * recipe.schedule(epoch, 1.0)
             self.model.train()
@@ -327,31 +312,22 @@ class Plain:
                 optimiser.zero_grad()
                 F.cross_entropy(self.model(images)[0], labels).backward()
                 optimiser.step()
-            accuracy = self.test()
-            if accuracy > self.accuracy:
-                self.accuracy, best = accuracy, snapshot(self.model)
-        nn.Module.load_state_dict(self.model, best)
-
-    @torch.no_grad()
-    def test(self) -> float:
-        self.model.eval()
-        loader = self.loader(self.work.test, 10_000)
-        correct = sum(int((self.model(images)[0].argmax(1) == labels).sum()) for images, labels in loader)
-        return 100 * correct / len(self.work.test)
+            if (errors := len(self.errors(test))) < fewest:
+                fewest, _ = errors, snapshot(self.model)
+        return 100 * (1 - fewest / len(test))
 
 
 def print_plain(plain: Plain, clock: Clock, record: Record, work: Workspace) -> None:
-    ours = Round(work, TRIAL, B).labelled()[0][-MNIST.query_size :]
+    ours = Round(work, TRIAL, B + 1).labelled_before()[-MNIST.query_size :]
     common = len(set(ours.tolist()) & set(plain.chosen.tolist()))
     plain_times = {**plain.clock.seconds, "total": sum(plain.clock.seconds.values())}
     print(f"\n{'part':<18}{'ours':>10}{'plain':>10}{'ratio':>8}")
-    for name in ("descriptors", "matching", "retraining", "total"):
-        seconds, plain_seconds = clock.seconds[name], plain_times[name]
-        print(f"{name:<18}{seconds:>10.3f}{plain_seconds:>10.3f}{plain_seconds / seconds:>8.1f}")
-    print(
-        f"\n{common} of {len(ours)} chosen images are the same; test accuracy {record['accuracy']:.2f} % and", end=" "
-    )
-    print(f"{plain.accuracy:.2f} %, with different shuffles")
+    for name, plain_seconds in plain_times.items():
+        print(
+            f"{name:<18}{clock.seconds[name]:>10.3f}{plain_seconds:>10.3f}{plain_seconds / clock.seconds[name]:>8.1f}"
+        )
+    print(f"\n{common} of {len(ours)} chosen images are the same; test accuracy {record['accuracy']:.2f} % here and")
+    print(f"{plain.accuracy:.2f} % in the plain implementation, with different shuffles")
 
 
 if __name__ == "__main__":

@@ -135,9 +135,11 @@ def walk(R, n):
     ranked, taken = R.sort(dim=1, descending=True, stable=True), []
     for similarities, images in zip(ranked.values.T, ranked.indices.T, strict=True):
         for image in images[similarities.argsort(descending=True, stable=True)].tolist():
-            if image not in taken and len(taken) < n:
+            if image not in taken:
                 taken.append(image)
-    return taken
+            if len(taken) == n:
+                return taken
+    raise ValueError(f"there are fewer than {n} images")
 
 
 def choose(model, pool, validation, labels):
