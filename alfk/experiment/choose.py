@@ -1,4 +1,4 @@
-"""Stage 3a: choose the next n pool images (paper, Algorithm 1), and label them."""
+"""Stages 2 and 3 of an AL iteration: choose the next n pool images and label them (paper, Algorithm 1)."""
 
 import dataclasses
 import time
@@ -57,14 +57,14 @@ def choose(current: Round, unavailable: Tensor | None = None) -> Acquired:
     facts |= {"seconds_describe": header["seconds"]} if header else {}
     current.report("stage", trial=current.trial, b=current.b, doing="choosing")
     start = time.perf_counter()
-    selection = acquisition.choose(current.method, situation)
+    selection = acquisition.acquire(current.method, situation)
     return acquired_of(current, selection, {**facts, "seconds_acquire": time.perf_counter() - start})
 
 
 def situation_of(current: Round) -> Situation:
     """The iteration's situation without its measurement; the pool's labels simulate the annotator."""
     pool, available = current.pool, torch.ones(len(current.pool), dtype=torch.bool)
-    available[current.labelled_before()] = False
+    available[current.queried_before()] = False
     return Situation(
         available,
         current.experiment.query_size,
@@ -82,11 +82,11 @@ def acquired_of(current: Round, selection: Selection, facts: Mapping[str, Any]) 
     Args:
         facts: entries in place of those of NOTHING_MEASURED.
     """
-    labelled = torch.cat([current.labelled_before(), selection.indices])
-    return Acquired(selection, labelled, {**NOTHING_MEASURED, **facts})
+    queried = torch.cat([current.queried_before(), selection.indices])
+    return Acquired(selection, queried, {**NOTHING_MEASURED, **facts})
 
 
 def label(current: Round, acquired: Acquired) -> Labelled:
     """The images of all queries so far with the pool's own labels, which simulate the annotator."""
-    data = current.pool.subset(acquired.labelled)
+    data = current.pool.subset(acquired.queried)
     return Labelled(data, data.labels[-current.experiment.query_size :], acquired)

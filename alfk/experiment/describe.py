@@ -1,4 +1,4 @@
-"""Stage 2: databases of the inputs that an iteration's method declares, from its current model (paper, Section 4.1)."""
+"""Stage 1 of an AL iteration: databases of the inputs that its method declares (paper, Section 4.1)."""
 
 import time
 from collections.abc import Sequence

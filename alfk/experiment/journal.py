@@ -39,14 +39,14 @@ class Acquired:
 
     Attributes:
         selection: the images that were chosen, and why.
-        labelled: (k,) int64, positions in the pool of the images of all queries so far, in the order they were chosen.
+        queried: (k,) int64, positions in the pool of the images of all queries so far, in the order they were chosen.
         facts: what the acquisition cost and how good its pseudo-labels were, for the results record.
         labels: (m, 2) int64, positions in the pool and classes of all images that people have labelled so far; None
             while labels are missing, and if the pool's own labels are used.
     """
 
     selection: Selection
-    labelled: Tensor
+    queried: Tensor
     facts: Mapping[str, Any]
     labels: Tensor | None = None
 
@@ -69,7 +69,7 @@ class Outcome:
     Attributes:
         record: its results record.
         weights: of all members of the ensemble, named as in an nn.ModuleList.
-        query: None if the whole pool or validation set was trained on.
+        acquired: None if the whole pool or validation set was trained on.
         starts_from: hash of the weights that the training started from; None if these do not matter.
         leaves: what the next iteration needs besides the weights.
     """
@@ -143,9 +143,9 @@ class Journal:
             about = load_checkpoint(self.waiting(b), {"kind": "query", **self.identity(b)})[1]
         return Acquired.unpack(about["acquired"]) if about and about["acquired"] else None
 
-    def labelled_before(self, b: int) -> Tensor:
+    def queried_before(self, b: int) -> Tensor:
         """(k,) int64 positions in the pool queried before iteration b. Raises UserError if the previous one is lost."""
-        return self._previous(b)["acquired"]["labelled"] if b else torch.empty(0, dtype=torch.int64)
+        return self._previous(b)["acquired"]["queried"] if b else torch.empty(0, dtype=torch.int64)
 
     def left_before(self, b: int) -> dict[str, Any]:
         """What the iteration before b left for this one besides its weights (see `Outcome`). Raises UserError."""
@@ -229,7 +229,7 @@ class Journal:
     def _export_query(self, b: int, acquired: Acquired) -> None:
         size, folder = self.size(b), self.folder
         with atomic(folder.export("index_list", self.trial, b, size, ".npy")) as file:
-            np.save(file, acquired.labelled.numpy())
+            np.save(file, acquired.queried.numpy())
         columns = {"index": acquired.selection.indices, **acquired.selection.reasons}
         _write_table(folder.export("query", self.trial, b, size, ".csv"), columns)
         if acquired.labels is not None:

@@ -17,7 +17,7 @@ from alfk.support.files import delete_array
 
 
 class Stages(NamedTuple):
-    """The four stages of an AL iteration."""
+    """The four stages of an AL iteration. The iteration itself keeps their results on disk (see `Journal`)."""
 
     describe: Callable[[Round], None]  # writes the databases that the method chooses from
     choose: Callable[[Round], Acquired]
@@ -35,7 +35,7 @@ def active_learning(
     for trial in trials:
         with opened(work, trial) as journal:
             for current in unfinished(journal, work.experiment.iterations, keep_descriptors):
-                acquired = current.acquired()  # already there if the training was interrupted
+                acquired = current.acquired()  # on disk if the training was interrupted
                 if acquired is None:
                     stages.describe(current)
                     acquired = current.keep(stages.choose(current))
@@ -52,19 +52,22 @@ def baselines(work: Workspace, trials: Sequence[Trial]) -> None:
 
 
 def unfinished(journal: Journal, iterations: int, keep_descriptors: bool = False) -> Iterator[Round]:
-    """The AL iterations that are not finished. Reports every iteration, and deletes what a finished one leaves over."""
-    work, trial = journal.work, journal.trial
+    """The AL iterations that are not finished, each for the caller to finish before it takes the next one.
+
+    Every iteration, also one that was finished before, is then reported, and what it leaves over is deleted.
+    """
+    work, trial, worked = journal.work, journal.trial, False
     for b in range(iterations):
-        skipped = journal.finished(b) is not None
-        if not skipped:
+        worked = journal.finished(b) is None
+        if worked:
             reset_peak(work.device)
             yield begin(journal, b)
         journal.delete_temporary(b)
         if trial.method in METHODS and not keep_descriptors:
             delete_databases(Round(work, trial, b, journal))
-        work.report("iteration", record=journal.finished(b), skipped=skipped)
-    if not skipped:
-        warn_at_chance(journal, b)
+        work.report("iteration", record=journal.finished(b), skipped=not worked)
+    if worked:
+        warn_at_chance(journal, iterations - 1)
 
 
 def delete_databases(current: Round) -> None:

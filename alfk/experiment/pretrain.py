@@ -1,4 +1,4 @@
-"""Stage 1: a run's initial models, random and pretrained by rotation (paper, Section 5; docs/method.md, section 4)."""
+"""Before the loop: a run's initial models, random and pretrained by rotation (Section 5; docs/method.md, section 4)."""
 
 import time
 

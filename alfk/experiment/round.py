@@ -69,9 +69,9 @@ class Round:
             return None
         return minority_of(self.pool.labels.cpu(), self.experiment.classes)
 
-    def labelled_before(self) -> Tensor:
+    def queried_before(self) -> Tensor:
         """(n b,) int64 positions in the pool queried before. Raises UserError if the previous iteration was not run."""
-        return self.journal.labelled_before(self.b)
+        return self.journal.queried_before(self.b)
 
     # Models
 

@@ -1,4 +1,4 @@
-"""Stage 3b: train on the labelled set and evaluate (paper, Algorithm 1; docs/method.md, section 8)."""
+"""Stage 4 of an AL iteration: train on the labelled set and evaluate (Algorithm 1; docs/method.md, section 8)."""
 
 import dataclasses
 import time
@@ -139,7 +139,7 @@ def record_of(current: Round, labelled: Labelled, members: Sequence[Trained], se
     per_class = [accuracy_per_class(member.test.predictions, work.test.labels, classes) for member in members]
     seconds_of = {"describe": facts["seconds_describe"], "acquire": facts["seconds_acquire"], "retrain": seconds}
     count = len(labelled.data)
-    queried = len(labelled.acquired.labelled) if labelled.acquired else count
+    queried = len(labelled.acquired.queried) if labelled.acquired else count
     return {
         **current.identity(),
         "labelled": count,

@@ -1,6 +1,6 @@
 """The paper's acquisition methods (Section 4; the keys are those of the command line), and how a method is run.
 
-An acquisition has two steps: `measure` computes the inputs that a method declares, `choose` calls the method's
+An acquisition has two steps: `measure` computes the inputs that a method declares, `acquire` calls the method's
 function. The scripts keep the measurement in files between the two; `alfk.query` does both in memory. How to add a
 method: docs/method.md, section 11.
 """
@@ -146,7 +146,7 @@ def measure(
 # Choosing
 
 
-def choose(method: Method, situation: Situation) -> Selection:
+def acquire(method: Method, situation: Situation) -> Selection:
     """The n available pool images to label next: the method's query, or a random one if a measurement is missing.
 
     Raises:

@@ -151,7 +151,7 @@ class Descriptors:
         return cls(torch.empty(images, width, device=device), label, label.clone())
 
 
-def describe(
+def descriptors_of(
     model: nn.Module,
     split: Split,
     taps: Sequence[int] | None = None,

@@ -15,7 +15,7 @@ from torch import Tensor, nn
 
 from alfk.data.split import Split
 from alfk.method import pseudo_labels
-from alfk.method.descriptors import Descriptors, LabelRule, describe
+from alfk.method.descriptors import Descriptors, LabelRule, descriptors_of
 from alfk.method.perturbation import DEFAULT_COPIES, STRATEGIES, Strategy, Transformation
 from alfk.method.uncertainty import uncertainty
 from alfk.networks.outputs import Outputs, logits_of, outputs_of
@@ -224,7 +224,7 @@ def _described(task: Task, side: str, rule: LabelRule | None, storage: Storage |
             array = np.zeros(images, fields)
         return Descriptors(None, None, None) if array is None else _load_descriptors(array, split.device)
 
-    return describe(task.models[0], split, task.taps, rule, task.batch_size, storage and allocate, name)
+    return descriptors_of(task.models[0], split, task.taps, rule, task.batch_size, storage and allocate, name)
 
 
 def _load_descriptors(array: np.ndarray, device: torch.device) -> Descriptors:

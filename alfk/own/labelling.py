@@ -62,7 +62,7 @@ def labels_of(current: Round, acquired: Acquired, annotations: Annotations) -> t
         LabelsMissing: images of this or an earlier query are neither labelled nor skipped.
         UserError: all were skipped.
     """
-    missing = annotations.missing(acquired.labelled)
+    missing = annotations.missing(acquired.queried)
     if len(missing):
         if current.b:
             warn_at_chance(current.journal, current.b - 1)

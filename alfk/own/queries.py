@@ -16,7 +16,7 @@ from alfk.data.arrays import check_labels, positions
 from alfk.data.image_files import ImageFiles
 from alfk.data.items import worker_deaths
 from alfk.data.split import Split
-from alfk.method.acquisition import check_query_size, choose, get_method, measure
+from alfk.method.acquisition import acquire, check_query_size, get_method, measure
 from alfk.method.inputs import POOL, VALIDATION, Sampling
 from alfk.method.perturbation import DEFAULT_COPIES, STRATEGIES, Strategy
 from alfk.method.registry import Method, Situation
@@ -205,7 +205,7 @@ def query(
             sampling = Sampling(situation.generator, samples, strategy or STRATEGIES[DEFAULT_COPIES])
             situation.measurement = measure(definition, networks, pool, validation, sampling, taps, batch_size)
         # Choose
-        selection = choose(definition, situation)
+        selection = acquire(definition, situation)
     # Explain
     if definition.needs_passes and not measures:
         selection = dataclasses.replace(selection, at_random=len(selection.indices))

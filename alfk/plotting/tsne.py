@@ -8,7 +8,7 @@ import torch
 
 from alfk.experiment.round import Round
 from alfk.experiment.training import accuracy, accuracy_per_class
-from alfk.method.descriptors import describe
+from alfk.method.descriptors import descriptors_of
 from alfk.plotting.curves import rare_groups
 from alfk.plotting.maps import Panel
 from alfk.plotting.names import notation
@@ -23,7 +23,7 @@ def panel(current: Round, taps: Sequence[int]) -> Panel:
     """
     work, trial = current.work, current.trial
     (model,), model_hash = current.starting_models()
-    found = describe(model, work.test, taps, batch_size=work.experiment.descriptor_batch)
+    found = descriptors_of(model, work.test, taps, batch_size=work.experiment.descriptor_batch)
     predictions, truth = found.predictions.cpu(), work.test.labels.cpu()
     per_class = accuracy_per_class(predictions, truth, work.experiment.classes)
     groups = rare_groups(work.experiment.minority or (), work.experiment.hardest)

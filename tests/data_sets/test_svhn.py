@@ -15,7 +15,7 @@ from alfk.data import bias
 from alfk.data.split import UNOFFICIAL, Split
 from alfk.experiment.config import Recipe, StepDecay
 from alfk.experiment.training import fit
-from alfk.method.descriptors import describe
+from alfk.method.descriptors import descriptors_of
 from alfk.networks.modes import dropout_mode
 from alfk.networks.resnet import TappedResNet
 from alfk.networks.weights import kaiming_fan_out
@@ -270,7 +270,7 @@ def test_an_images_descriptor_does_not_depend_on_its_batch():
     split = Split(pixels, torch.arange(9), SVHN.mean, SVHN.std)
     model = resnet().train()
     rule = lambda probe: split.labels[probe.positions]  # noqa: E731
-    together, alone = (describe(model, split, (2, 3), rule, size) for size in (9, 1))
+    together, alone = (descriptors_of(model, split, (2, 3), rule, size) for size in (9, 1))
     assert together.vectors.shape == (9, 2 * 768)
     assert torch.allclose(together.vectors, alone.vectors, atol=2e-4)
     assert model.training

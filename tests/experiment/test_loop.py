@@ -60,7 +60,7 @@ def everything(data, root, trial=TRIALS[0]):
     work = workspace(data, root, samples=4)
     make_initial(work, trial)
     active_learning(work, [trial])
-    lists = [Journal(work, trial).acquired(b).labelled.tolist() for b in (0, 1)]
+    lists = [Journal(work, trial).acquired(b).queried.tolist() for b in (0, 1)]
     exported = [work.folder.export("index_list", trial, b, 15 * (b + 1), ".npy") for b in (0, 1)]
     assert [np.load(path).tolist() for path in exported] == lists
     scores = [(r["b"], r["accuracy"], r["accuracy_per_class"], r["epochs"]) for r in work.folder.results()]
@@ -206,7 +206,7 @@ def test_validation_images_are_trained_on_where_that_is_wanted(data, tmp_path, m
         [dataclasses.replace(trial, method=method, adds_validation=False) for method in ("validation", "all_train")],
     )
     current = Round(work, trial, 0)
-    labelled, validation = current.pool.subset(current.acquired().labelled), work.validation(30)
+    labelled, validation = current.pool.subset(current.acquired().queried), work.validation(30)
     for split, wanted in zip(seen, ([labelled, validation], [validation], [current.pool]), strict=True):
         assert torch.equal(split.images, torch.cat([each.images for each in wanted]))
         assert torch.equal(split.labels, torch.cat([each.labels for each in wanted]))

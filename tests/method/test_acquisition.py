@@ -13,8 +13,8 @@ from alfk.data.split import Split
 from alfk.experiment.loop import STAGES, active_learning
 from alfk.experiment.pretrain import make_initial_models
 from alfk.experiment.trial import Trial
-from alfk.method.acquisition import METHODS, Sampling, choose, measure
-from alfk.method.descriptors import describe
+from alfk.method.acquisition import METHODS, Sampling, acquire, measure
+from alfk.method.descriptors import descriptors_of
 from alfk.method.registry import Method, Situation, register
 from alfk.method.selection import Selection, top_scoring
 from alfk.support.errors import UserError
@@ -138,14 +138,14 @@ def test_bad_requests(problem):
         with pytest.raises(UserError, match=f"query size is {n}"):
             select("Rz", *problem, n=n)
     with pytest.raises(UserError, match="4 pool images are unlabelled"):
-        choose(METHODS["random"], Situation(torch.arange(90) >= 86, 5, torch.Generator()))
+        acquire(METHODS["random"], Situation(torch.arange(90) >= 86, 5, torch.Generator()))
 
 
 def test_a_perfect_model_leads_to_random_choices(problem):
     model, pool, validation = problem
-    sure = Split(validation.images, describe(model, validation).predictions, validation.mean, validation.std)
+    sure = Split(validation.images, descriptors_of(model, validation).predictions, validation.mean, validation.std)
     found = measured("Rz", model, pool, sure)
-    chosen = choose(
+    chosen = acquire(
         METHODS["Rz"], Situation(torch.ones(90, dtype=torch.bool), 6, torch.Generator(), found, sure.labels)
     )
     assert (chosen.misclassified, chosen.at_random) == (0, 6)

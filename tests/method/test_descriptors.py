@@ -9,7 +9,7 @@ from hypothesis import strategies as st
 from torch import nn
 
 from alfk.data.split import Split
-from alfk.method.descriptors import ForwardPass, describe, standardise
+from alfk.method.descriptors import ForwardPass, descriptors_of, standardise
 from examples import paper
 
 
@@ -82,7 +82,7 @@ def test_scores_for_several_labels(split):
 def test_describe_keeps_order_modes_and_labels(split):
     model = Tiny()
     model.conv.eval()
-    found = describe(model, split, None, lambda batch: split.labels[batch.positions], batch_size=4)
+    found = descriptors_of(model, split, None, lambda batch: split.labels[batch.positions], batch_size=4)
     assert (model.training, model.fc.training, model.conv.training) == (True, True, False)
     images = next(split.batches(11))[0]
     z, g = paper.z(model, images), paper.g(model, images, split.labels)
@@ -90,11 +90,11 @@ def test_describe_keeps_order_modes_and_labels(split):
     assert torch.allclose(found.vectors, torch.cat(wanted, 1), atol=1e-4)
     assert torch.equal(found.pseudo_labels, split.labels)
     assert torch.equal(found.predictions, model(images)[0].argmax(1))
-    one_tap = describe(model, split, (1,))
+    one_tap = descriptors_of(model, split, (1,))
     assert torch.allclose(one_tap.vectors, wanted[1], atol=1e-4)
     assert (one_tap.pseudo_labels == -1).all()
 
 
 def test_no_images(split):
     with pytest.raises(ValueError, match="no image"):
-        describe(Tiny(), split.subset(torch.tensor([], dtype=torch.int64)))
+        descriptors_of(Tiny(), split.subset(torch.tensor([], dtype=torch.int64)))

@@ -82,7 +82,7 @@ def test_it_is_written_read_and_deleted_in_a_run(method, tmp_path):
     for measurement in read:
         assert torch.equal(measurement.brightness, wanted)
         assert measurement.bright_validation["position"].tolist() == list(range(len(validation)))
-    assert set(last.acquired().labelled.tolist()) == set(wanted.argsort(descending=True, stable=True)[:30].tolist())
+    assert set(last.acquired().queried.tolist()) == set(wanted.argsort(descending=True, stable=True)[:30].tolist())
     assert not list((tmp_path / "run0" / "descr").iterdir())
 
 

@@ -6,7 +6,7 @@ import torch
 
 from alfk.data.split import Split
 from alfk.method import acquisition, matching
-from alfk.method.descriptors import ForwardPass, describe, standardise
+from alfk.method.descriptors import ForwardPass, descriptors_of, standardise
 from mnist.config import MNIST
 from mnist.custom_models.lenet import LeNet
 
@@ -100,7 +100,7 @@ def test_third_column_is_the_gradient_of_the_prediction(problem, parity):
 
 def test_batches_do_not_change_descriptors(problem):
     model, pool, _ = problem
-    whole = describe(model, pool, (0, 1, 2), lambda probe: probe.predictions, 5000)
-    parts = describe(model, pool, (0, 1, 2), lambda probe: probe.predictions, 97)
+    whole = descriptors_of(model, pool, (0, 1, 2), lambda probe: probe.predictions, 5000)
+    parts = descriptors_of(model, pool, (0, 1, 2), lambda probe: probe.predictions, 97)
     assert torch.allclose(whole.vectors, parts.vectors, atol=1e-4)
     assert torch.equal(whole.predictions, parts.predictions)

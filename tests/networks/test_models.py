@@ -13,7 +13,7 @@ from torch import nn
 import alfk
 from alfk.data.split import Split
 from alfk.method.acquisition import METHODS
-from alfk.method.descriptors import ForwardPass, describe
+from alfk.method.descriptors import ForwardPass, descriptors_of
 from alfk.method.pseudo_labels import predicted
 from alfk.method.uncertainty import uncertainty
 from alfk.networks.contract import check_model
@@ -261,7 +261,7 @@ class Bfloat16(Autocast):
 def test_autocast_inside_a_forward_gives_float32_descriptors_of_its_accuracy(kind):
     with computing():
         for rule in (None, predicted):
-            ours, wanted = (describe(made(each), POOL, None, rule, 8) for each in (kind, WithTaps))
+            ours, wanted = (descriptors_of(made(each), POOL, None, rule, 8) for each in (kind, WithTaps))
             assert ours.vectors.dtype == torch.float32
             assert torch.equal(ours.pseudo_labels, wanted.pseudo_labels)
             assert (F.cosine_similarity(ours.vectors, wanted.vectors) > 0.99).all()
@@ -430,7 +430,10 @@ class WithBadImage(Split):
 def test_an_image_that_is_not_finite_is_named():
     pool = WithBadImage(POOL.images, None, (0.5,), (0.3,))
     for rule in (None, predicted):
-        refuses(lambda rule=rule: describe(with_taps(), pool, None, rule, 8), "image 11 of the split: its features are")
+        refuses(
+            lambda rule=rule: descriptors_of(with_taps(), pool, None, rule, 8),
+            "image 11 of the split: its features are",
+        )
     refuses(lambda: logits_of(with_taps(), pool, 8), "image 11 of the split: its logits are not finite, nor are its")
     refuses(
         lambda: uncertainty("std", [with_taps()], pool, 4, torch.Generator(), 8, "the pool"),
@@ -465,4 +468,4 @@ def test_an_overflow_is_named():
     model = with_taps()
     model.model.conv2.weight.data *= 1e18
     model.model.fc.weight.data *= 1e25
-    refuses(lambda: describe(model, POOL, batch_size=8), "its logits are not finite, a layer overflows")
+    refuses(lambda: descriptors_of(model, POOL, batch_size=8), "its logits are not finite, a layer overflows")

@@ -20,7 +20,7 @@ from alfk.experiment.loop import active_learning
 from alfk.experiment.pretrain import make_initial_models
 from alfk.experiment.round import begin
 from alfk.experiment.trial import Trial
-from alfk.method.acquisition import METHODS, choose
+from alfk.method.acquisition import METHODS, acquire
 from alfk.method.descriptors import Descriptors
 from alfk.method.registry import Measurement, Situation
 from alfk.own import queries
@@ -181,7 +181,7 @@ def test_each_image_is_the_ranked_match_of_its_error(count, errors, seed, data):
     }
     measurement = Measurement(**sides)
     labels, generator = torch.tensor(truth), torch.Generator().manual_seed(seed)
-    found = choose(METHODS["Rz"], Situation(torch.tensor(available), n, generator, measurement, labels))
+    found = acquire(METHODS["Rz"], Situation(torch.tensor(available), n, generator, measurement, labels))
     assert len(found.indices.unique()) == n
     assert available[found.indices.numpy()].all()
     wrong = np.flatnonzero(truth != predictions)
@@ -475,13 +475,13 @@ def test_a_runs_query_is_that_of_alfk_query(tmp_path):
         current.pool,
         current.validation,
         15,
-        labelled=current.labelled_before(),
+        labelled=current.queried_before(),
         taps=work.experiment.taps(20),
         batch_size=work.experiment.descriptor_batch,
         generator=current.generator("acquire"),
     )
     acquired = current.acquired()
-    assert acquired.labelled[15:].tolist() == acquired.selection.indices.tolist() == found.indices.tolist()
+    assert acquired.queried[15:].tolist() == acquired.selection.indices.tolist() == found.indices.tolist()
     for name, values in acquired.selection.reasons.items():
         assert torch.allclose(values, getattr(found, name), atol=1e-5), name
     line = work.folder.results()[-1]

@@ -106,7 +106,7 @@ def test_the_query_of_a_run_is_that_of_the_library(finished):
             current.pool,
             current.validation,
             15,
-            labelled=current.labelled_before(),
+            labelled=current.queried_before(),
             batch_size=DIGITS.descriptor_batch,
             generator=current.generator("acquire"),
             annotate=lambda positions, labels=current.pool.labels: labels[positions],

@@ -23,7 +23,7 @@ from alfk.experiment.config import Recipe, StepDecay
 from alfk.experiment.folder import RunFolder
 from alfk.experiment.training import Evaluation, Evaluator, classify, fit, rotate
 from alfk.method import matching
-from alfk.method.descriptors import Descriptors, describe
+from alfk.method.descriptors import Descriptors, descriptors_of
 from alfk.method.matching import match, top_matches
 from alfk.method.pseudo_labels import nearest_by_feature
 from alfk.method.uncertainty import MEASURES, uncertainty
@@ -78,11 +78,11 @@ def as_tensors(found):
 def measured():
     """What has to be the same to the bit: 103 pool images in batches of 10, 37 and 3 validation images."""
     pool, validation, few, model = split(103), split(37, 1), split(3, 2), net()
-    found = {"z": as_tensors(describe(model, pool, [0], None, 10))}
-    reference = describe(model, validation, None, lambda batch: validation.labels[batch.positions], 10, half)
+    found = {"z": as_tensors(descriptors_of(model, pool, [0], None, 10))}
+    reference = descriptors_of(model, validation, None, lambda batch: validation.labels[batch.positions], 10, half)
     found["validation"] = as_tensors(reference)
-    found["few"] = as_tensors(describe(model, few, None, None, 10))
-    pz = describe(model, pool, None, nearest_by_feature(reference, validation.labels), 10, half)
+    found["few"] = as_tensors(descriptors_of(model, few, None, None, 10))
+    pz = descriptors_of(model, pool, None, nearest_by_feature(reference, validation.labels), 10, half)
     found["pool"] = as_tensors(pz)
     for measure in MEASURES:
         draws = torch.Generator().manual_seed(3)

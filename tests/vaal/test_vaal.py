@@ -402,7 +402,7 @@ def test_a_part_of_other_settings_is_not_gone_on_with(data, uninterrupted, tmp_p
 def test_iterations_choose_by_the_scores_of_the_one_before(uninterrupted):
     work, _ = uninterrupted
     journal = Journal(work, TRIAL)
-    first, second = (journal.acquired(b).labelled.numpy() for b in (0, 1))
+    first, second = (journal.acquired(b).queried.numpy() for b in (0, 1))
     scores = journal.left_before(1)["scores"].numpy()
     assert second[:15].tolist() == first.tolist()
     free = np.setdiff1d(np.arange(len(scores)), first)
