@@ -19,12 +19,11 @@ sys.path.insert(0, str(ROOT))
 
 from alfk.cli.options import positive
 from alfk.experiment.memory import peak_mib, reset_peak
-from alfk.experiment.round import Round
 from alfk.experiment.workspace import Workspace
-from alfk.method.acquisition import METHODS, choose, get_method, measure
+from alfk.method.acquisition import METHODS, acquire, get_method, measure
 from alfk.method.inputs import Sampling
 from alfk.method.registry import Situation
-from bench.bench_iteration import TRIAL, B, small_run
+from bench.bench_iteration import B, iteration, small_run
 from bench.common import guarded, machine, mnist_on, mnist_parser
 from mnist.config import MNIST
 
@@ -53,7 +52,7 @@ def parse() -> argparse.Namespace:
 
 def cost(work: Workspace, key: str, length: int, samples: int) -> tuple[float, int, int, int]:
     """Seconds of one acquisition, images in forward and backward passes, peak memory in MiB."""
-    method, current = get_method(key), Round(work, TRIAL, B)
+    method, current = get_method(key), iteration(work, B)
     pool, validation = current.pool, current.validation
     models, _ = current.starting_models()
     taps = MNIST.taps(length) if method.needs_descriptors else None
@@ -65,7 +64,7 @@ def cost(work: Workspace, key: str, length: int, samples: int) -> tuple[float, i
     if method.needs_passes:
         sampling = Sampling(generator, samples)
         situation.measurement = measure(method, models, pool, validation, sampling, taps, MNIST.descriptor_batch)
-    choose(method, situation)
+    acquire(method, situation)
     measurement = situation.measurement
     seconds = time.perf_counter() - start
     passes = (measurement.forward, measurement.backward) if measurement else (0, 0)

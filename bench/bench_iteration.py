@@ -40,10 +40,11 @@ from alfk.cli.options import positive
 from alfk.data.split import Split
 from alfk.experiment import train
 from alfk.experiment.folder import RunFolder
+from alfk.experiment.journal import Journal
 from alfk.experiment.loop import STAGES, active_learning
 from alfk.experiment.pretrain import make_initial_models
 from alfk.experiment.records import Record
-from alfk.experiment.round import Round
+from alfk.experiment.round import Round, begin
 from alfk.experiment.training import Evaluator
 from alfk.experiment.trial import Trial
 from alfk.experiment.workspace import Workspace
@@ -66,7 +67,7 @@ def main() -> int:
         print(f"{machine(work.device)}; {MNIST.training_threads} thread(s) in training steps", flush=True)
         clock = Clock(work.device)
         record = timed_iteration(work, clock)
-        print_parts(clock, record, options.epochs)
+        print_parts(clock, record, options.epochs, len(work.test))
         if "limits" not in options.without:
             print_limits(work, clock, record, options)
         if "plain" not in options.without:
@@ -90,7 +91,7 @@ def small_run(train_images: Split, test: Split, epochs: int) -> Iterator[Workspa
     """A run in a temporary folder with initial models, pretrained for an epoch, and AL iterations 0 to B-1."""
     start = time.perf_counter()
     retraining, pretraining = replace(MNIST.retraining, epochs=epochs), replace(MNIST.pretraining, epochs=1)
-    experiment = replace(MNIST, retraining=retraining, pretraining=pretraining)
+    experiment = replace(MNIST, retraining=retraining, pretraining=pretraining).for_data(train_images)
     with tempfile.TemporaryDirectory() as root:
         folder = RunFolder(Path(root), 0)
         folder.create()
@@ -104,6 +105,10 @@ def small_run(train_images: Split, test: Split, epochs: int) -> Iterator[Workspa
 
 def with_iterations(work: Workspace, count: int) -> Workspace:
     return replace(work, experiment=replace(work.experiment, iterations=count))
+
+
+def iteration(work: Workspace, b: int) -> Round:
+    return begin(Journal(work, TRIAL), b)
 
 
 def timed_iteration(work: Workspace, clock: Clock) -> Record:
@@ -153,12 +158,12 @@ def steps_of(record: Record, epochs: int) -> int:
     return epochs * -(-record["labelled"] // MNIST.retraining.batch_size)
 
 
-def print_parts(clock: Clock, record: Record, epochs: int) -> None:
+def print_parts(clock: Clock, record: Record, epochs: int, test_images: int) -> None:
     """Print the times of the iteration's parts."""
     seconds = clock.seconds
     total = seconds["descriptors"] + seconds["matching"] + seconds["retraining"]
     sgd, evaluation = seconds["fit"] - seconds["after epochs"], seconds["evaluation"]
-    evaluated, whole = clock.amounts["evaluated"], (epochs + 1) * 10_000
+    evaluated, whole = clock.amounts["evaluated"], (epochs + 1) * test_images
     sizes = f"{record['misclassified']:,} misclassified, {record['centres']} centres"
     lines = [
         ("descriptors", seconds["descriptors"], "validation and pool, with pseudo-labels, written to files"),
@@ -181,7 +186,7 @@ def print_parts(clock: Clock, record: Record, epochs: int) -> None:
 
 def print_limits(work: Workspace, clock: Clock, record: Record, options: argparse.Namespace) -> None:
     """Print the seconds of the parts divided by the time of their arithmetic at the rate of a matrix product."""
-    after = Round(work, TRIAL, B + 1)
+    after = iteration(work, B + 1)
     pool, validation = after.pool, after.validation
     (model,), _ = after.starting_models()
     images, batch = next(validation.batches(100))[0], MNIST.descriptor_batch
@@ -248,9 +253,9 @@ class Plain:
     """
 
     def __init__(self, work: Workspace, workers: int, epochs: int):
-        self.workers, self.clock, current = workers, Clock(work.device), Round(work, TRIAL, B)
+        self.workers, self.clock, current = workers, Clock(work.device), iteration(work, B)
         (self.model,), _ = current.starting_models()
-        before, start = current.labelled_before(), current.generator("acquire")
+        before, start = current.queried_before(), current.generator("acquire")
         with self.clock.part("descriptors"):
             descriptors = self.describe(current.pool, current.validation)
         with self.clock.part("matching"):
@@ -318,7 +323,7 @@ class Plain:
 
 
 def print_plain(plain: Plain, clock: Clock, record: Record, work: Workspace) -> None:
-    ours = Round(work, TRIAL, B + 1).labelled_before()[-MNIST.query_size :]
+    ours = iteration(work, B + 1).queried_before()[-MNIST.query_size :]
     common = len(set(ours.tolist()) & set(plain.chosen.tolist()))
     plain_times = {**plain.clock.seconds, "total": sum(plain.clock.seconds.values())}
     print(f"\n{'part':<18}{'ours':>10}{'plain':>10}{'ratio':>8}")
