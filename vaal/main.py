@@ -80,7 +80,7 @@ class Vaal:
         start = time.perf_counter()
         work, trial = current.work, current.trial
         selector = Selector(trial.select, work.test, current.validation, current.experiment.descriptor_batch)
-        solver = self.solve(current, labelled.acquired.labelled, selector)
+        solver = self.solve(current, labelled.acquired.queried, selector)
         if trial.select == "last":
             selector(solver.step, solver.task, last=True)
         trained = selector.result(solver.task)

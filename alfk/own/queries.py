@@ -159,7 +159,7 @@ def query(
     """The n pool images to label next and why: one acquisition step for your own active-learning loop.
 
     In a process group of torch.distributed all processes must call it with equal arguments, and share the computation.
-    To call it in one process alone, use `alfk.support.distributed.single_process()`.
+    To call it in one process alone, use `alfk.distributed.single_process()`.
 
     Args:
         method: a key of METHODS; "Rzg_pz" is the paper's (Section 4.4).
