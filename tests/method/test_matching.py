@@ -74,7 +74,8 @@ def test_tiles_narrower_than_the_database(monkeypatch):
 def test_match_follows_the_definition(data, m, rows, seed):
     errors, pool = vectors(m, 4, seed), vectors(rows, 4, seed + 1)
     available = torch.tensor(data.draw(st.lists(st.booleans(), min_size=rows, max_size=rows).filter(any)))
-    n, first = data.draw(st.integers(1, int(available.sum()))), data.draw(st.integers(0, m - 1))
+    near_m = st.integers(max(1, m - 1), m + 1) | st.integers(1, 60)
+    n, first = min(int(available.sum()), data.draw(near_m)), data.draw(st.integers(0, m - 1))
     chosen = match(errors, pool, available, n, torch.Generator(), first)
     centres = paper.k_centre(errors @ errors.T, n, first) if n < m else list(range(m))
     assert chosen.indices.tolist() == plain_match(errors[centres], pool, available, n)
@@ -96,8 +97,8 @@ def test_the_first_centre_is_drawn_from_the_generator():
 
 
 def test_match_deepens_until_the_pool_is_used_up():
-    """All centres want the same images: the whole pool is needed rank by rank."""
-    errors, pool = torch.ones(3, 2), vectors(200, 2, 7)
+    """All centres have the same ranks: 200 of them have to be computed, where 12 are at first."""
+    errors, pool = torch.ones(200, 2), vectors(200, 2, 7)
     chosen = match(errors, pool, torch.ones(200, dtype=torch.bool), 200, torch.Generator())
     assert chosen.indices.tolist() == pool.sum(1).argsort(descending=True, stable=True).tolist()
 
