@@ -2,7 +2,6 @@
 
 import dataclasses
 
-import numpy as np
 import torch
 from torch import Tensor
 
@@ -43,22 +42,6 @@ class Selection:
         """The attributes with a value for each chosen image, by name, without `indices`."""
         values = {field.name: getattr(self, field.name) for field in dataclasses.fields(self)}
         return {name: v for name, v in values.items() if isinstance(v, Tensor) and name != "indices"}
-
-    def to_array(self) -> np.ndarray:
-        """(n,) structured array with the fields `index` and those of `reasons`."""
-        columns = {"index": self.indices, **self.reasons}
-        columns = {name: column.numpy() for name, column in columns.items()}
-        dtype = [(name, column.dtype.newbyteorder("<")) for name, column in columns.items()]
-        table = np.empty(len(self.indices), dtype)
-        for name, column in columns.items():
-            table[name] = column
-        return table
-
-    @classmethod
-    def of_array(cls, table: np.ndarray) -> "Selection":
-        """The inverse of `to_array`; `misclassified`, `centres` and `at_random` are not in the array."""
-        columns = {name: torch.from_numpy(np.ascontiguousarray(table[name])) for name in table.dtype.names}
-        return cls(columns.pop("index"), **columns)
 
 
 def top_scoring(scores: Tensor, available: Tensor, n: int, generator: torch.Generator) -> Tensor:
