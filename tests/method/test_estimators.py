@@ -69,7 +69,7 @@ PLAIN = {"trace": paper.trace, "mi": paper.mutual_information, "mi_diag": of_dia
 @pytest.mark.parametrize("kind", PLAIN)
 @pytest.mark.parametrize("length", [10, 20, 80])
 def test_estimators_equal_the_plain_ones(kind, length):
-    """L=10 > K: determinants of L x L matrices; the other lengths: of K x K."""
+    """All L are above K, so that the determinants are those of K x K matrices; the next test has K above L."""
     model, images, many, Z, G = plain_statistics(length)
     ours, theirs = pseudo_labels.ESTIMATORS[kind](model, MNIST.taps(length), images, many), PLAIN[kind](Z, G)
     torch.testing.assert_close(ours, theirs, rtol=1e-6, atol=1e-6)
