@@ -204,6 +204,8 @@ class Journal:
         }
         save_checkpoint(self.checkpoint(b), outcome.weights, about)
         self._read[self.checkpoint(b)] = about
+        if outcome.acquired:
+            self._export_query(b, outcome.acquired)
         self.folder.add_results([outcome.record])
 
     def delete_temporary(self, b: int) -> None:

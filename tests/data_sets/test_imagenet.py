@@ -213,11 +213,7 @@ def test_wrong_use_takes_one_line(tree, started, tmp_path):
         ("-a", "vgg"): "invalid choice",
         ("--methods", "Rz", "-dl", "20"): "there are 448, 512, 768",
         ("-a", "resnet34", "--methods", "random", *HERE[2:]): "was made with network = resnet10",
-        (
-            "--methods",
-            "flqmi_rare",
-            *HERE[2:],
-        ): "of the pool at ir=2 none is known",
+        ("--methods", "flqmi_rare", *HERE[2:]): "none is known to be rare in the pool at ir=2",
         ("--methods", "Rz", "--holdout-val", "0.2"): "holdout = 0.4",
         ("--initial", "--save-folder", tmp_path, "--holdout-val", "0.01"): "leaves none for one side",
     }

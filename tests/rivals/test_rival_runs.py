@@ -8,7 +8,8 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from alfk.experiment.round import Round
+from alfk.experiment.journal import Journal
+from alfk.experiment.round import begin
 from alfk.experiment.trial import Trial
 from alfk.own.queries import query
 from alfk.rivals import RIVALS
@@ -98,7 +99,7 @@ def test_the_query_of_a_run_is_that_of_the_library(finished):
     """From the same models and draws. The pool's labels simulate galaxy's annotator; its minority classes are rare."""
     work = workspace(EXPERIMENT, finished[0], *DIGITS.load(None))
     for key, b in (("galaxy", 1), ("flqmi_rare", 0), ("badge", 1)):
-        current = Round(work, Trial(20, key, 0), b)
+        current = begin(Journal(work, Trial(20, key, 0)), b)
         (model,), _ = current.starting_models()
         found = query(
             key,

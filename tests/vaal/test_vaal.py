@@ -25,7 +25,7 @@ from mnist.custom_models.lenet import LeNet
 from tests.helpers import SMALL, Killed, call, command, draw, outcome, records, refused, start, wait_for, workspace
 from vaal import config
 from vaal.config import RECIPES, Recipe
-from vaal.main import Vaal, in_vaals_range
+from vaal.main import Vaal, in_vaals_range, in_vaals_range_of
 from vaal.model import (
     VAE,
     Discriminator,
@@ -401,7 +401,7 @@ def test_a_part_of_other_settings_is_not_gone_on_with(data, uninterrupted, tmp_p
 
 def test_iterations_choose_by_the_scores_of_the_one_before(uninterrupted):
     work, _ = uninterrupted
-    journal = Journal(work, TRIAL)
+    journal = Journal(in_vaals_range_of(work, SHORT), TRIAL)
     first, second = (journal.acquired(b).queried.numpy() for b in (0, 1))
     scores = journal.left_before(1)["scores"].numpy()
     assert second[:15].tolist() == first.tolist()
