@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 
 from alfk.experiment.journal import Journal
-from alfk.experiment.round import begin
+from alfk.experiment.round import Round, begin
 from alfk.experiment.trial import Trial
 from alfk.own.queries import query
 from alfk.rivals import RIVALS
