@@ -1,9 +1,12 @@
 """VAAL: loss terms by hand, sampling, shapes, the alternation of steps, resume, and its scripts beside the others."""
 
+import argparse
+import contextlib
 import dataclasses
 import itertools
 import json
 import math
+import pickle
 import re
 import shutil
 from pathlib import Path
@@ -15,30 +18,22 @@ from torch import nn
 
 from alfk.data.split import Split
 from alfk.experiment.journal import Journal
-from alfk.experiment.pretrain import make_initial_models
 from alfk.experiment.train import Selector
 from alfk.experiment.trial import Trial
 from alfk.networks.weights import snapshot
 from alfk.support.errors import UserError
 from mnist.config import DIGITS
 from mnist.custom_models.lenet import LeNet
-from tests.helpers import SMALL, Killed, call, command, draw, outcome, records, refused, start, wait_for, workspace
+from tests.helpers import SMALL, Killed, call, draw, outcome, records, refused, workspace
 from vaal import config
 from vaal.config import RECIPES, Recipe
-from vaal.main import Vaal, in_vaals_range, in_vaals_range_of
-from vaal.model import (
-    VAE,
-    Discriminator,
-    fit_to_vae,
-    initialise_discriminator,
-    initialise_vae,
-    task_model,
-)
+from vaal.main import Vaal, VaalRun, in_vaals_range, in_vaals_range_of
+from vaal.model import VAE, Discriminator, fit_to_vae, initialise_discriminator, initialise_vae, task_model
 from vaal.sampler import labelled_scores, least_labelled
 from vaal.solver import Solver, adversarial_loss, discriminator_loss, endless, transductive_loss
 
 TRIAL = Trial(20, "vaal", 0)
-TINY = Recipe(divisor=32, batch_size=8, train_iterations=10, lr=1e-3, training_threads=1)
+TINY = Recipe(divisor=64, batch_size=8, train_iterations=10, lr=1e-3, training_threads=1)
 
 
 def seeded(number=0):
@@ -93,7 +88,8 @@ def test_shapes(shape):
 
 @pytest.mark.parametrize("divisor", [1, 2])
 def test_layers_are_the_papers(divisor):
-    vae, discriminator = VAE(3, divisor, 32), Discriminator(divisor, 32)
+    with torch.device("meta"):
+        vae, discriminator = VAE(3, divisor, 32), Discriminator(divisor, 32)
     convolutions = [m for m in vae.modules() if isinstance(m, nn.Conv2d)]
     widths = [width // divisor for width in (128, 256, 512, 1024)]
     assert [c.out_channels for c in convolutions] == widths
@@ -189,10 +185,10 @@ def test_the_least_labelled_are_chosen():
 
 def test_scores_are_the_discriminators_whatever_the_batch(digits):
     solver = solver_for(digits)
-    solver.train(torch.arange(20), torch.arange(20, 400), seeded(), lambda: None)
-    whole = labelled_scores(solver.vae, solver.discriminator, digits, 400)
+    train(solver)
+    whole = labelled_scores(solver.vae, solver.discriminator, digits, 120)
     assert solver.vae.training
-    assert torch.allclose(whole, labelled_scores(solver.vae, solver.discriminator, digits, 7), atol=1e-4)
+    assert torch.allclose(whole, labelled_scores(solver.vae, solver.discriminator, digits, 50), atol=1e-4)
     solver.vae.eval()
     with torch.no_grad():
         mu, _ = solver.vae.encode(fit_to_vae(next(digits.batches(5))[0]))
@@ -220,23 +216,40 @@ def data():
 
 @pytest.fixture(scope="module")
 def digits(data):
-    """400 digits in [0, 1], 28x28."""
-    return in_vaals_range(data[1], dataclasses.replace(RECIPES["DIGITS"], padding=0))
+    """120 digits in [0, 1], 28x28."""
+    return in_vaals_range(data[1].subset(torch.arange(120)), TINY)
 
 
-def solver_for(split, recipe=TINY, task=None):
+def solver_for(split, recipe=TINY):
     torch.manual_seed(0)
-    return Solver(recipe, task or Normed(), split, seeded(1), seeded(2))
+    return Solver(recipe, Normed(), split, seeded(1), seeded(2))
+
+
+def train(solver, *callbacks):
+    """All steps, with the first 20 of 120 images labelled."""
+    solver.train(torch.arange(20), torch.arange(20, 120), seeded(), *callbacks or [lambda: None])
 
 
 def test_one_step_of_the_task_model_two_of_the_others(digits):
+    """The task model trains on after a check; the released experiments left it in evaluation mode."""
     solver = solver_for(digits)
-    taken = [0, 0, 0]
+    selector = Selector("test", digits, digits.subset(torch.arange(50)), 100)
+    taken, averages = [0, 0, 0], []
     for i, optimiser in enumerate(solver.optimisers):
         optimiser.register_step_post_hook(lambda *_, i=i: taken.__setitem__(i, taken[i] + 1))
-    solver.train(torch.arange(20), torch.arange(20, 400), seeded(), lambda: None)
+
+    def after_check():
+        selector(solver.step, solver.task)
+        assert all(module.training for module in solver.task.modules())
+        averages.append(solver.task.norm.running_mean.clone())
+
+    train(solver, after_check)
     assert taken == [10, 20, 20]
+    assert solver.step == 10
     assert solver.optimisers[1].param_groups[0]["lr"] == pytest.approx(1e-3 * 0.9 ** (9 * 25 // 10))
+    assert len(averages) == 5
+    assert not any(torch.equal(a, b) for a, b in itertools.pairwise(averages))
+    assert selector.result(solver.task).epoch in TINY.check_steps() == [1, 3, 5, 7, 9]
 
 
 @pytest.mark.parametrize(("spoilt", "step"), [(0, 1), (2, 3), (10, 10)])
@@ -252,7 +265,7 @@ def test_a_training_that_diverges_is_stopped_at_the_next_check_or_the_end(digits
         checked.append(solver.step)
 
     with pytest.raises(UserError, match=rf"diverged by step {step}: .* the learning rate \d") as caught:
-        solver.train(torch.arange(20), torch.arange(20, 400), seeded(), check, after_step)
+        train(solver, check, after_step)
     assert "\n" not in str(caught.value)
     assert checked == [1, 3, 5, 7, 9][: step // 2]  # a state that is no use is not saved
 
@@ -261,30 +274,12 @@ def test_each_loss_moves_its_own_network(digits):
     for only in ("vae_steps", "adversary_steps"):
         solver = solver_for(digits, dataclasses.replace(TINY, **{"vae_steps": 0, "adversary_steps": 0, only: 1}))
         before = [[p.detach().clone() for p in network.parameters()] for network in solver.networks]
-        solver.train(torch.arange(20), torch.arange(20, 400), seeded(), lambda: None)
+        train(solver)
         moved = [
             any(not torch.equal(old, new) for old, new in zip(olds, network.parameters(), strict=True))
             for olds, network in zip(before, solver.networks, strict=True)
         ]
         assert moved == [True, only == "vae_steps", only == "adversary_steps"]
-
-
-def test_the_task_model_trains_on_after_a_check(data, digits):
-    """The released experiments left it in evaluation mode after its first check."""
-    solver = solver_for(digits)
-    selector = Selector("test", digits, digits.subset(torch.arange(50)), 100)
-    averages = []
-
-    def after_check():
-        selector(solver.step, solver.task)
-        assert all(module.training for module in solver.task.modules())
-        averages.append(solver.task.norm.running_mean.clone())
-
-    solver.train(torch.arange(20), torch.arange(20, 400), seeded(), after_check)
-    assert len(averages) == 5
-    assert not any(torch.equal(a, b) for a, b in itertools.pairwise(averages))
-    assert solver.step == 10
-    assert selector.result(solver.task).epoch in TINY.check_steps() == [1, 3, 5, 7, 9]
 
 
 def test_which_batches_a_step_takes(digits, monkeypatch):
@@ -298,7 +293,7 @@ def test_which_batches_a_step_takes(digits, monkeypatch):
     monkeypatch.setattr(solver.task, "forward", lambda x: (note("task", fit_to_vae(x)), task(x))[1])
     monkeypatch.setattr(solver, "_vae_loss", lambda *pair: (note("vae", *pair), vae(*pair))[1])
     monkeypatch.setattr(solver, "_discriminator_loss", lambda *pair: (note("d", *pair), discriminator(*pair))[1])
-    solver.train(torch.arange(50), torch.arange(50, 400), seeded(), lambda: None)
+    solver.train(torch.arange(50), torch.arange(50, 120), seeded(), lambda: None)
     for step in (seen[:5], seen[5:]):
         names, labelled, unlabelled = [s[0] for s in step], [s[1] for s in step], [s[2:] for s in step]
         assert names == ["task", "vae", "vae", "d", "d"]
@@ -320,75 +315,115 @@ def test_learning_to_tell_digits_from_their_negatives(digits):
     images = next(digits.batches(80))[0]
     images[20:] = 1 - images[20:]
     pool = Split(images, digits.labels[:80], (0.0,), (1.0,))
-    recipe = dataclasses.replace(TINY, train_iterations=120, vae_steps=0)
+    recipe = dataclasses.replace(TINY, train_iterations=80, lr=3e-3, vae_steps=0)
     solver = solver_for(pool, recipe)
     solver.train(torch.arange(20), torch.arange(20, 80), seeded(), lambda: None)
     scores = labelled_scores(solver.vae, solver.discriminator, pool, 80)
     assert float((scores[:20, None] > scores[20:]).float().mean()) > 0.95  # of all pairs
 
 
-# A run: the same outcome however often it is interrupted
+# Runs: in this process, with networks that are smaller still
 
-
-SHORT = dataclasses.replace(RECIPES["DIGITS"], divisor=32, batch_size=4, train_iterations=25)
-
-
-def test_the_starting_model_is_not_evaluated(data, tmp_path, monkeypatch):
-    """VAAL has no epoch 0: its task model is evaluated after the steps of the checks alone."""
-    evaluated = []
-
-    def note(self, epoch, *arguments, **options):
-        evaluated.append(epoch)
-        return evaluate(self, epoch, *arguments, **options)
-
-    evaluate = Selector.__call__
-    monkeypatch.setattr(Selector, "__call__", note)
-    run_vaal(data, tmp_path, iterations=1)
-    assert evaluated == SHORT.check_steps() == [1, 6, 11, 16, 21]
-
-
-def run_vaal(data, root, die_at=None, recipe=SHORT, iterations=3):
-    """AL iterations on DIGITS, up to a report of step `die_at` of iteration 1."""
-
-    def report(event, **info):
-        if event == "step" and "b=1" in info["doing"] and info["step"] == die_at:
-            raise Killed
-
-    pretraining = dataclasses.replace(DIGITS.pretraining, epochs=1)
-    short = dataclasses.replace(DIGITS, iterations=iterations, pretraining=pretraining)
-    work = workspace(short, root, *data, report=report)
-    make_initial_models(work, TRIAL.ir, TRIAL.nr)
-    Vaal(recipe).learn(work, [TRIAL])
-    return work
+SHORT = dataclasses.replace(RECIPES["DIGITS"], divisor=64, batch_size=3, train_iterations=15)
+CHECKS = [1, 4, 7, 10, 13]
+FEW = ["--dataset", "DIGITS", "--device", "cpu", "--unsup-epochs", 1, "--iterations", 2]
+EXPERIMENT = dataclasses.replace(DIGITS, iterations=2, pretraining=dataclasses.replace(DIGITS.pretraining, epochs=1))
 
 
 @pytest.fixture(scope="module")
-def uninterrupted(data, tmp_path_factory):
-    root = tmp_path_factory.mktemp("whole")
-    return run_vaal(data, root), root
+def finished(tmp_path_factory):
+    """Random choice and VAAL in the same folder, what VAAL printed and the steps after which its models were evaluated;
+    another method's flags do not bind VAAL's. SHORT is DIGITS's recipe from here on.
+    """
+    datadir = tmp_path_factory.mktemp("vaal")
+    for stage in (["--initial"], []):
+        both = ["--iterations", 2, "--methods", "random", "--run-stop", 1, *stage]
+        call("mnist/run.py", *SMALL, *both, "--datadir", datadir)
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setitem(RECIPES, "DIGITS", SHORT)
+        with evaluations() as steps:
+            done = call("vaal/run.py", *FEW, "--datadir", datadir, "--run-stop", 1)
+        yield datadir, done, steps
 
 
-def test_interrupted_within_an_iteration_and_resumed(data, uninterrupted, tmp_path):
-    """Between the second and the third check of its second iteration, after steps 6 and 11."""
-    with pytest.raises(Killed):
-        run_vaal(data, tmp_path, die_at=10)
-    (part,) = tmp_path.rglob("part_*")
+@contextlib.contextmanager
+def evaluations(most=math.inf):
+    """The steps of all evaluations inside the block; Killed takes the place of the one after `most`."""
+    steps, evaluate = [], Selector.__call__
+
+    def note(self, step, *arguments, **options):
+        if len(steps) == most:
+            raise Killed
+        steps.append(step)
+        return evaluate(self, step, *arguments, **options)
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(Selector, "__call__", note)
+        yield steps
+
+
+@pytest.fixture
+def begun(finished, tmp_path):
+    """A folder with the initial model alone."""
+    name = Path("DIGITS", "run0", "checkpoint", "init_unsup_batch_0_ir_20_nr_0.pt")
+    (tmp_path / name).parent.mkdir(parents=True)
+    shutil.copy(finished[0] / name, tmp_path / name)
+    return tmp_path
+
+
+def same_as(finished, folder):
+    """Whether VAAL's results, queries and models in a folder are those of the uninterrupted run."""
+    mine, whole = (outcome(place / "DIGITS" / "run0") for place in (folder, finished[0]))
+    whole["results.jsonl"] = [line for line in whole["results.jsonl"] if line["method"] == "vaal"]
+    wanted = {name: value for name, value in whole.items() if name in mine}
+    return mine == wanted and len([name for name in mine if "vaal" in name]) == 4 and not [*folder.rglob("part_*")]
+
+
+def test_its_records_are_as_the_others(finished):
+    datadir, done, steps = finished
+    assert "vaal" in done.stdout
+    assert steps == CHECKS * 2  # there is no epoch 0: the starting model is not evaluated
+    found = {(r["method"], r["b"]): r for r in records(datadir / "DIGITS" / "run0")}
+    for b in (0, 1):
+        random, vaal = found["random", b], found["vaal", b]
+        assert set(random) - set(vaal) == {"accuracy_last"}  # VAAL is not checked at its end
+        assert set(vaal) < set(random)
+        assert vaal["labelled"] == random["labelled"] == 15 * (b + 1)
+        assert (vaal["L"], vaal["init"], vaal["ensemble"]) == (0, "rotation", 1)
+        assert vaal["epochs"][0] in CHECKS
+        assert vaal["passes"]["forward"] == (473 if b else 0)
+    assert found["vaal", 0]["selected_histogram"] == found["random", 0]["selected_histogram"]
+    settings = json.loads((datadir / "DIGITS" / "run0" / "manifest.json").read_text())["settings"]
+    assert settings["vaal.train_iterations"] == 15
+    assert settings["retraining.epochs"] == 4
+
+
+def test_killed_within_an_iteration_and_started_again(finished, begun):
+    """main.py, between the second and the third check of its second iteration, ends as run.py does uninterrupted."""
+    with pytest.raises(Killed), evaluations(most=7):
+        call("vaal/main.py", *FEW, "--datadir", begun)
+    (part,) = begun.rglob("part_*")
     saved = torch.load(part, weights_only=True)["state"]
-    assert saved["solver"]["step"] == 6
-    assert saved["epoch"] in (1, 6)
-    run_vaal(data, tmp_path)
-    assert outcome(tmp_path) == outcome(uninterrupted[1])
-    assert not list(tmp_path.rglob("part_*"))
+    assert saved["solver"]["step"] == 4
+    assert saved["epoch"] in (1, 4)
+    with evaluations() as steps:
+        call("vaal/main.py", *FEW, "--datadir", begun)
+    assert steps == CHECKS[2:]
+    assert same_as(finished, begun)
 
 
-def test_a_part_of_other_settings_is_not_gone_on_with(data, uninterrupted, tmp_path):
+def test_a_part_of_other_settings_is_not_gone_on_with(data, finished, begun):
     """Nor anything else that was made with them: each file is refused by name, and deleting them is enough."""
-    with pytest.raises(Killed):
-        run_vaal(data, tmp_path, die_at=10, recipe=dataclasses.replace(SHORT, adversary_param=9.0))
+
+    def learn(recipe):
+        Vaal(recipe).learn(workspace(EXPERIMENT, begun / "DIGITS", *data), [TRIAL])
+
+    with pytest.raises(Killed), evaluations(most=7):
+        learn(dataclasses.replace(SHORT, adversary_param=9.0))
     deleted = []
     while True:
         try:
-            run_vaal(data, tmp_path)
+            learn(SHORT)
             break
         except UserError as problem:
             path = Path(re.match(r"(\S+) (?:is not the file it should be: it )?was made with", str(problem))[1])
@@ -396,11 +431,11 @@ def test_a_part_of_other_settings_is_not_gone_on_with(data, uninterrupted, tmp_p
             path.unlink()
     assert deleted[0] == "best"
     assert "part" in deleted
-    assert outcome(tmp_path) == outcome(uninterrupted[1])
+    assert same_as(finished, begun)
 
 
-def test_iterations_choose_by_the_scores_of_the_one_before(uninterrupted):
-    work, _ = uninterrupted
+def test_iterations_choose_by_the_scores_of_the_one_before(data, finished):
+    work = workspace(EXPERIMENT, finished[0] / "DIGITS", *data)
     journal = Journal(in_vaals_range_of(work, SHORT), TRIAL)
     first, second = (journal.acquired(b).queried.numpy() for b in (0, 1))
     scores = journal.left_before(1)["scores"].numpy()
@@ -409,61 +444,14 @@ def test_iterations_choose_by_the_scores_of_the_one_before(uninterrupted):
     assert second[15:].tolist() == free[scores[free].argsort()[:15]].tolist()
 
 
-# The scripts
-
-FEW = ["--dataset", "DIGITS", "--device", "cpu", "--unsup-epochs", 1, "--iterations", 2]
-FEW += ["--train-iterations", 20, "--batch-size", 4]
-
-
-@pytest.fixture(scope="module")
-def finished(tmp_path_factory):
-    """Random choice and VAAL in the same folders, two runs; another method's flags do not bind VAAL's."""
-    datadir = tmp_path_factory.mktemp("vaal")
-    for stage in (["--initial"], []):
-        both = ["--iterations", 2, "--methods", "random", "--run-stop", 2, *stage]
-        call("mnist/run.py", *SMALL, *both, "--datadir", datadir)
-    return datadir, call("vaal/run.py", *FEW, "--datadir", datadir, "--run-stop", 2, "--jobs", 2)
-
-
-def test_its_records_are_as_the_others(finished):
-    datadir, done = finished
-    assert "vaal" in done.stdout
-    for run in (0, 1):
-        found = {(r["method"], r["b"]): r for r in records(datadir / "DIGITS" / f"run{run}")}
-        for b in (0, 1):
-            random, vaal = found["random", b], found["vaal", b]
-            assert set(random) - set(vaal) == {"accuracy_last"}  # VAAL is not checked at its end
-            assert set(vaal) < set(random)
-            assert vaal["labelled"] == random["labelled"] == 15 * (b + 1)
-            assert (vaal["L"], vaal["init"], vaal["ensemble"]) == (0, "rotation", 1)
-            assert vaal["epochs"][0] in (1, 5, 9, 13, 17)
-            assert vaal["passes"]["forward"] == (473 if b else 0)
-        assert found["vaal", 0]["selected_histogram"] == found["random", 0]["selected_histogram"]
-    settings = json.loads((datadir / "DIGITS" / "run0" / "manifest.json").read_text())["settings"]
-    assert settings["vaal.train_iterations"] == 20
-    assert settings["retraining.epochs"] == 4
-
-
-def test_killed_and_started_again(finished, tmp_path):
-    """main.py on one run, killed in the midst of an iteration, ends as run.py does uninterrupted."""
-    initial = Path("DIGITS", "run0", "checkpoint", "init_unsup_batch_0_ir_20_nr_0.pt")
-    (tmp_path / initial).parent.mkdir(parents=True)
-    shutil.copy(finished[0] / initial, tmp_path / initial)
-    process = start(command("vaal/main.py", *FEW, "--datadir", tmp_path))
-    wait_for(tmp_path, "part_*.pt", process)
-    process.kill()
-    process.communicate()
-    assert list(tmp_path.rglob("part_*"))
-    call("vaal/main.py", *FEW, "--datadir", tmp_path)
-    mine, whole = outcome(tmp_path / "DIGITS" / "run0"), outcome(finished[0] / "DIGITS" / "run0")
-    results = mine.pop("results.jsonl")
-    assert results == [r for r in whole["results.jsonl"] if r["method"] == "vaal"]
-    assert len([name for name in mine if "vaal" in name]) == 4
-    assert mine == {name: value for name, value in whole.items() if name in mine}
+def test_its_runs_can_go_to_other_processes():
+    """For --jobs; tests/cli/test_scripts.py runs the other methods so."""
+    task = pickle.loads(pickle.dumps(VaalRun(DIGITS, argparse.Namespace(seed=3), [TRIAL])))
+    assert (task.experiment, task.options.seed, task.trials) == (DIGITS, 3, [TRIAL])
 
 
 def test_the_figures_have_it(finished):
-    datadir, _ = finished
+    datadir = finished[0]
     done = draw(datadir)
     assert "vaal" in done.stdout
     assert "not there" not in done.stdout
@@ -474,7 +462,7 @@ def test_the_figures_have_it(finished):
 @pytest.mark.parametrize(
     ("arguments", "words"),
     [
-        (["--train-iterations", 21], "vaal.train_iterations = 20, this command says 21"),
+        (["--train-iterations", 21], "vaal.train_iterations = 15, this command says 21"),
         (["--run-start", 3, "--run-stop", 4], " in the data set's folder makes it"),
     ],
 )
