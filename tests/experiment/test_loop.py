@@ -11,6 +11,7 @@ import torch
 from alfk.experiment import pretrain
 from alfk.experiment import train as retraining
 from alfk.experiment.choose import choose, label
+from alfk.experiment.describe import describe
 from alfk.experiment.folder import FORMAT
 from alfk.experiment.journal import Journal
 from alfk.experiment.loop import active_learning, baselines
@@ -23,7 +24,7 @@ from alfk.networks.modes import dropout_mode
 from alfk.networks.weights import fingerprint, snapshot
 from alfk.support.checkpoints import load_checkpoint, save_checkpoint
 from alfk.support.errors import UserError
-from alfk.support.files import write_json
+from alfk.support.files import read_json, write_json
 from mnist.config import DIGITS
 from mnist.custom_models.lenet import LeNet
 from svhn.custom_models.resnet10 import ResNet10
@@ -55,12 +56,13 @@ def make_initial(work, *trials):
         make_initial_models(work, trial.ir, trial.nr, trial.ensemble, trial.select)
 
 
-def everything(data, root, trial=TRIALS[0]):
+def everything(data, root, trial=TRIALS[0], **changes):
     """All the work of a run; returns what must be reproduced."""
-    work = workspace(data, root, samples=4)
+    work = workspace(data, root, samples=4, **changes)
     make_initial(work, trial)
     active_learning(work, [trial])
     lists = [Journal(work, trial).acquired(b).queried.tolist() for b in (0, 1)]
+    assert not {path.name.partition("_")[0] for path in work.folder.path.glob("checkpoint/*")} - {"best", "init"}
     exported = [work.folder.export("index_list", trial, b, 15 * (b + 1), ".npy") for b in (0, 1)]
     assert [np.load(path).tolist() for path in exported] == lists
     scores = [(r["b"], r["accuracy"], r["accuracy_per_class"], r["epochs"]) for r in work.folder.results()]
@@ -72,8 +74,9 @@ def everything(data, root, trial=TRIALS[0]):
 def test_death_between_any_two_files(data, tmp_path, monkeypatch):
     """Die just before and just after each renaming of a finished file; a second start must end the same way."""
     rename = Path.replace
-    data = data[0].subset(torch.arange(700)), data[1].subset(torch.arange(100))  # it runs a hundred times
-    wanted = everything(data, tmp_path / "whole")
+    data = data[0].subset(torch.arange(250)), data[1].subset(torch.arange(50))  # it runs some seventy times
+    few = {"validation_per_class": (8,) * 10}
+    wanted = everything(data, tmp_path / "whole", **few)
     deaths = 0
     for when in itertools.count():
         for after in (False, True):
@@ -91,7 +94,7 @@ def test_death_between_any_two_files(data, tmp_path, monkeypatch):
             root = tmp_path / f"{when}{after}"
             monkeypatch.setattr(Path, "replace", dying)
             try:
-                everything(data, root)
+                everything(data, root, **few)
             except Killed:
                 deaths += 1
             else:
@@ -99,7 +102,7 @@ def test_death_between_any_two_files(data, tmp_path, monkeypatch):
                 return
             finally:
                 monkeypatch.setattr(Path, "replace", rename)
-            assert everything(data, root) == wanted
+            assert everything(data, root, **few) == wanted
 
 
 def test_an_ensemble_with_dropout_is_reproduced(data, tmp_path):
@@ -226,6 +229,43 @@ def test_exports_are_written_again_and_never_read(data, tmp_path):
             damage(path)
         assert everything(data, tmp_path) == wanted
         assert [path.read_bytes() for path in exports] == before
+
+
+def test_a_record_states_what_the_matches_are(data, tmp_path):
+    everything(data, tmp_path)
+    work = workspace(data, tmp_path, samples=4)
+    for b, record in enumerate(work.folder.results()):
+        chosen = Journal(work, TRIALS[0]).acquired(b).selection
+        assert record["similarity"] == round(float(chosen.similarity.mean()), 4)
+        assert record["matched"] == len(set(chosen.matches.tolist()))
+
+
+def test_an_iteration_of_other_settings_is_named(data, tmp_path):
+    """Its own ones, and those of its initial model."""
+    everything(data, tmp_path)
+    with pytest.raises(UserError, match=r"best_.* was made with retraining.lr = 0.05, this command says 0.01"):
+        active_learning(altered(workspace(data, tmp_path, samples=4), "retraining", lr=0.01), TRIALS)
+    work = workspace(data, tmp_path, samples=4)
+    path = work.folder.initial(TRIALS[0].distortion, unsupervised=True)
+    state, about = load_checkpoint(path, {})
+    state = {name: value.clone() for name, value in state.items()}
+    save_checkpoint(path, state, {**about, "settings": {**about["settings"], "pretraining.epochs": 7}})
+    with pytest.raises(UserError, match=r"best_.* it was made with other settings"):
+        active_learning(work, TRIALS)
+
+
+def test_databases_of_another_model_are_refused_and_made_again(data, tmp_path):
+    work = workspace(data, tmp_path)
+    make_initial(work, *TRIALS)
+    current = begin(Journal(work, TRIALS[0]), 0)
+    describe(current)
+    header = current.database("pool").with_suffix(".json")
+    right = read_json(header)
+    write_json(header, {**right, "model": "another"})
+    with pytest.raises(UserError, match=r"pool_.* is not the file it should be: its model is another"):
+        choose(current)
+    describe(current)
+    assert read_json(header)["model"] == right["model"]
 
 
 def test_an_iteration_is_trained_from_the_one_before(data, tmp_path):

@@ -163,3 +163,10 @@ def test_what_is_no_file_is_not_read(tmp_path, make):
     make(tmp_path / "x")
     with pytest.raises(UserError, match="not a regular file"):
         files.read_file(tmp_path / "x")
+
+
+def test_a_lock_is_held_by_one(tmp_path):
+    with files.locked(tmp_path / "x"), pytest.raises(BlockingIOError), files.locked(tmp_path / "x", wait=False):
+        pass
+    with files.locked(tmp_path / "x", wait=False):
+        pass
