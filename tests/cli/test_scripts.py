@@ -1,39 +1,30 @@
-"""The scripts as a user runs them, on DIGITS, with few epochs: in this process, but each once as a real one."""
+"""The scripts as a user runs them, on DIGITS, with two epochs: in this process, but where processes die."""
 
+import functools
 import json
 import os
 import re
+import runpy
 import shutil
 import signal
 import subprocess
 import sys
 from pathlib import Path
+from unittest import mock
 
 import numpy as np
 import pytest
+import sklearn.manifold
 import torch
 
 from alfk.cli import scripts
 from alfk.method.acquisition import METHODS
 from alfk.support.errors import UserError
 from alfk.support.files import write_json
-from tests.helpers import (
-    ONE_THREAD,
-    ROOT,
-    SMALL,
-    call,
-    call_process,
-    children,
-    command,
-    draw,
-    outcome,
-    records,
-    refused,
-    start,
-    wait_for,
-    wait_until,
-)
+from tests import helpers
+from tests.helpers import ONE_THREAD, ROOT, call, children, command, draw, outcome, records, refused, wait_until
 
+SMALL = [*helpers.SMALL, "-e", "2"]
 TWO = ["--iterations", "2", "--methods", "random", "Rzg_pz", "--run-stop", "2"]
 
 
@@ -80,11 +71,11 @@ def test_a_run_leaves_what_is_promised(finished):
         assert set(r["seconds"]) == {"describe", "acquire", "retrain"}
         assert r["peak_memory_mib"] > 50
         assert len(r["epochs"]) == 1
-        assert 0 <= r["epochs"][0] <= 4
+        assert 0 <= r["epochs"][0] <= 2
     for before, after in (lines[:2], lines[2:]):
         assert after["accuracy"] >= before["accuracy"]  # since the starting model counts
     manifest = json.loads((folder / "run1" / "manifest.json").read_text())
-    assert manifest["settings"]["retraining.epochs"] == 4
+    assert manifest["settings"]["retraining.epochs"] == 2
     assert manifest["sessions"][0]["versions"]["torch"] == torch.__version__
     assert not list(folder.rglob("*.tmp"))
     assert not list((folder / "run1" / "descr").iterdir())
@@ -105,49 +96,44 @@ def test_finished_work_is_not_done_again(finished):
 
 
 @pytest.mark.slow
-def test_the_same_command_in_parallel_processes_gives_the_same(finished, tmp_path):
-    folder, _ = finished
-    call("mnist/run.py", *SMALL, *TWO, "--initial", "--save-folder", tmp_path, "--jobs", 2)
-    done = call("mnist/run.py", *SMALL, *TWO, "--save-folder", tmp_path, "--jobs", 2)
-    assert outcome(tmp_path) == outcome(folder)
-    assert len(re.findall(r"^ +[01]  R", done.stdout, re.M)) == 4
+def test_killed_in_parallel_processes_and_started_again(finished, prepared, tmp_path):
+    """SIGKILL amid the iterations: the children end too, else they would hold their runs' locks; then as one process.
+
+    tests/experiment/test_loop.py dies at every file.
+    """
+    shutil.copytree(prepared, tmp_path, dirs_exist_ok=True)
+    line = ["mnist/run.py", *SMALL, *TWO, "--save-folder", tmp_path, "--jobs", 2]
+    process = helpers.start(command(*line))
+    helpers.wait_for(tmp_path, "best_*_sub_random_*", process)
+    working = children(process)
+    assert len(children(process, b"spawn_main")) == 2
+    process.kill()
+    process.communicate()
+    assert process.returncode == -signal.SIGKILL
+    wait_until(lambda: not any(os.path.exists(f"/proc/{pid}") for pid in working))
+    done = call(*line)
+    assert outcome(tmp_path) == outcome(finished[0])
+    assert re.search(r"^ +[01]  R", done.stdout, re.M)
+    assert not list(tmp_path.glob("run*/descr/*"))
 
 
 def test_the_scripts_one_by_one_give_the_same(finished, tmp_path, monkeypatch):
     """unsup, gen_descr, main_descr by hand, from another folder, with the release's name of the method."""
-    folder, _ = finished
     monkeypatch.chdir(tmp_path)
     here = [*SMALL, "--save-folder", tmp_path / "x", "-r", 1, "-ir", 20]
     method = ["-sub", "gradFmap", "-aug", "topKandPccFprGrad", "-dl", 80, "-unsup", 1]
-    call_process(command("mnist/unsup.py", *here))
+    call("mnist/unsup.py", *here)
     for b in (0, 1):
-        run = (lambda *line: call_process(command(*line))) if b == 0 else call
-        paths = run("mnist/gen_descr.py", *here, *method, "-b", b, "-ts", 15 * b).stdout.splitlines()
+        paths = call("mnist/gen_descr.py", *here, *method, "-b", b, "-ts", 15 * b).stdout.splitlines()
         assert paths
         for path in paths:
             assert np.load(path, mmap_mode="r")["descriptor"].shape[1] == 160
             assert json.loads(Path(path).with_suffix(".json").read_text())["b"] == b
-        run("mnist/main_descr.py", *here, *method, "-b", b)
-    mine, wanted = outcome(tmp_path / "x"), outcome(folder)
+        call("mnist/main_descr.py", *here, *method, "-b", b)
+    mine, wanted = outcome(tmp_path / "x"), outcome(finished[0])
     results = "run1/results.jsonl"
     assert mine[results] == [r for r in wanted[results] if r["method"] == "Rzg_pz"]
     assert all(value == wanted[name] for name, value in mine.items() if name != results)
-
-
-@pytest.mark.slow
-def test_killed_and_started_again(finished, one, tmp_path):
-    """SIGKILL while a second query is described; tests/experiment/test_loop.py dies at every file."""
-    folder, _ = finished
-    line = [*one, "--iterations", 2, "--methods", "random", "Rzg_pz"]
-    process = start(command(*line))
-    wait_for(tmp_path, "run0/descr/pool_*batch_1_*", process)
-    process.kill()
-    process.communicate()
-    assert process.returncode == -signal.SIGKILL
-    call(*line)
-    wanted = {name: value for name, value in outcome(folder).items() if name.startswith("run0")}
-    assert outcome(tmp_path) == wanted
-    assert not list(tmp_path.glob("run*/descr/*"))
 
 
 def test_another_seed_gives_something_else(prepared, tmp_path):
@@ -169,24 +155,6 @@ def test_copies_are_those_of_the_flag(one, tmp_path):
     lists = {"degrees" in path.name: np.load(path).tolist() for path in tmp_path.glob("run0/index_list_*Rzg_trace*")}
     assert len(lists) == len(list(tmp_path.glob("run0/checkpoint/best_*"))) == 2
     assert lists[False] != lists[True]
-
-
-SLEEPS = """
-from alfk.cli.jobs import run_in_parallel
-from tests.cli.tasks import sleeps
-
-run_in_parallel([0, 1], sleeps, None, 2)
-"""
-
-
-def test_processes_end_with_a_parent_that_is_killed():
-    """Else they would hold the locks of their runs."""
-    parent = start([sys.executable, "-c", SLEEPS], cwd=ROOT)
-    wait_until(lambda: len(children(parent, b"spawn_main")) == 2)
-    working = children(parent)
-    parent.kill()
-    parent.communicate()
-    wait_until(lambda: not any(os.path.exists(f"/proc/{pid}") for pid in working))
 
 
 @pytest.mark.parametrize(("problem", "status"), [(UserError("so"), 2), (KeyError("so"), 1)])
@@ -227,7 +195,7 @@ def test_initial_models_do_not_bind_what_comes_later(one):
         (["--methods", "Rzg_px"], "no method 'Rzg_px'"),
         (["--run-start", "5", "--run-stop", "5"], "there is no run"),
         (["--run-start", "4", "--run-stop", "5"], "the same command with --initial makes it"),
-        (["-e", "5"], "retraining.epochs = 4, this command says 5"),
+        (["-e", "5"], "retraining.epochs = 2, this command says 5"),
         (["--seed", "1"], "seed = 0, this command says 1"),
         (["--select", "last"], "the same command with --initial makes it"),
         (["-as", "10"], "query_size = 15"),
@@ -241,10 +209,12 @@ def test_bad_requests_take_one_line(finished, arguments, words):
     assert written(folder) == before
 
 
-def test_more_than_the_pool_holds(tmp_path):
+def test_requests_that_leave_no_folder(tmp_path):
     big = [*SMALL, "--run-stop", 1, "-as", 100, "--iterations", 6, "--save-folder", tmp_path]
     refused("mnist/run.py", *big, "--initial", words="need 600 pool images, the pool at ir=20 has 473")
     assert not (tmp_path / "run0").exists()
+    (tmp_path / "file").touch()
+    refused("mnist/unsup.py", *SMALL, "--save-folder", tmp_path / "file", words="choose another --save-folder")
 
 
 def test_stages_out_of_order(prepared, tmp_path):
@@ -266,11 +236,6 @@ def test_stages_out_of_order(prepared, tmp_path):
     call("mnist/main_descr.py", *here)
 
 
-def test_a_file_where_the_folder_should_be(tmp_path):
-    (tmp_path / "file").touch()
-    refused("mnist/unsup.py", *SMALL, "--save-folder", tmp_path / "file", words="choose another --save-folder")
-
-
 @pytest.mark.parametrize("select", ["val", "last"])
 def test_epochs_selected_without_the_test_set(tmp_path, select):
     one = [*SMALL, "--iterations", 1, "--methods", "random", "--run-stop", 1, "--save-folder", tmp_path]
@@ -280,7 +245,7 @@ def test_epochs_selected_without_the_test_set(tmp_path, select):
     assert line["select"] == select
     assert ("accuracy_validation" in line) == (select == "val")
     assert "accuracy_last" not in line
-    assert select == "val" or line["epochs"] == [4]
+    assert select == "val" or line["epochs"] == [2]
     names = [path.name for path in (tmp_path / "run0" / "checkpoint").glob("*.pt")]
     assert sum(name.endswith(f"_select_{select}.pt") for name in names) == len(names) - 1 == 2  # but the random model
 
@@ -301,7 +266,7 @@ def test_two_initial_models_side_by_side_in_a_run(one, tmp_path):
 
 @pytest.mark.slow
 def test_every_method_and_length_runs(tmp_path):
-    few = [*SMALL, "-e", 1, "--run-stop", 1, "-smp", 4, "--save-folder", tmp_path]
+    few = [*SMALL, "-e", 1, "--run-stop", 1, "-smp", 2, "--save-folder", tmp_path]
     done = call("mnist/run.py", *few, "--initial", "-ens", 2, "--methods", "varR")
     assert "initial models: 4, random and rotation" in done.stdout
     assert "need --initial -ens" not in done.stdout
@@ -321,51 +286,27 @@ def test_every_method_and_length_runs(tmp_path):
         measured = method.needs_descriptors or line["b"] > 0
         assert (line["passes"]["forward"] > 0) == measured
         if method.needs_uncertainty and measured:
-            assert line["passes"] == {"forward": 4 * 473, "backward": 0}
+            assert line["passes"] == {"forward": 2 * 473, "backward": 0}
     assert "varR E2" in done.stdout
 
 
-HELP = """
-import os, runpy, sys
-path, scripts = list(sys.path), sys.argv[1:]
-for script in scripts:
-    for name in [n for n in sys.modules if n.partition(".")[0] in ("alfk", "mnist", "svhn", "imagenet", "vaal")]:
-        del sys.modules[name]
-    sys.path[:], sys.argv = [os.path.dirname(script), *path], [script, "--help"]
-    try:
-        runpy.run_path(script, run_name="__main__")
-    except SystemExit as end:
-        assert not end.code, script
-"""
-
-
-def test_every_script_finds_the_package_from_any_folder(tmp_path):
+def test_every_script_finds_the_package_from_any_folder(tmp_path, monkeypatch, capsys):
     """As fresh interpreters would, but with torch imported once for all."""
     folders = ("mnist", "svhn", "imagenet", "vaal", ".")
-    paths = [p for folder in folders for p in (ROOT / folder).glob("*.py") if "__main__" in p.read_text()]
-    assert len(paths) == 4 * 3 + 1 + 2 + 1
-    done = call_process([sys.executable, "-c", HELP, *map(str, paths)], cwd=tmp_path)
-    assert done.stdout.count("usage: ") == len(paths)
-
-
-@pytest.fixture
-def drawable(finished, tmp_path):
-    """The finished runs as run_plot.py looks for them."""
-    (tmp_path / "DIGITS").symlink_to(finished[0])
-    return tmp_path
-
-
-def test_curves_and_selected_images_are_drawn(drawable):
-    done = draw(drawable)
-    image = drawable / "figures" / "DIGITS_ir20.png"
-    assert str(image) in done.stdout
-    assert image.read_bytes()[:4] == b"\x89PNG"
-    assert image.with_suffix(".pdf").read_bytes()[:4] == b"%PDF"
-    assert "not there" not in done.stdout
-    done = draw(drawable, "--show-selected", "--run-stop", "1", "--methods", "Rzg_pz")
-    (sheet,) = drawable.glob("figures/*selected*.png")
-    assert str(sheet) in done.stdout
-    assert sheet.read_bytes()[:4] == b"\x89PNG"
+    found = [p for folder in folders for p in (ROOT / folder).glob("*.py") if "__main__" in p.read_text()]
+    assert len(found) == 4 * 3 + 1 + 2 + 1
+    monkeypatch.chdir(tmp_path)
+    elsewhere = [p for p in sys.path if Path(p).resolve() != ROOT]
+    for script in found:
+        monkeypatch.setattr(sys, "path", [str(script.parent), *elsewhere])
+        monkeypatch.setattr(sys, "argv", [str(script), "--help"])
+        with mock.patch.dict(sys.modules):
+            for name in [n for n in sys.modules if n.partition(".")[0] in ("alfk", *folders)]:
+                del sys.modules[name]
+            with pytest.raises(SystemExit) as end:
+                runpy.run_path(str(script), run_name="__main__")
+        assert not end.value.code, script
+    assert capsys.readouterr().out.count("usage: ") == len(found)
 
 
 def test_selected_images_need_the_index_lists(finished, tmp_path):
@@ -376,15 +317,18 @@ def test_selected_images_need_the_index_lists(finished, tmp_path):
     refused("run_plot.py", *where, "--show-selected", words="--show-selected needs")
 
 
-def test_confusion_and_maps(drawable):
-    here = ["--dataset", "DIGITS", "--datadir", drawable, "--out", drawable / "figures"]
+def test_confusion_and_maps(finished, tmp_path, monkeypatch):
+    (tmp_path / "DIGITS").symlink_to(finished[0])
+    short = functools.partial(sklearn.manifold.TSNE, max_iter=250)
+    monkeypatch.setattr(sklearn.manifold, "TSNE", short)
+    here = ["--dataset", "DIGITS", "--datadir", tmp_path, "--out", tmp_path / "figures"]
     arguments = [*here, "-b", 1, "--methods", "random", "Rzg_pz_L80"]
     first = call("mnist/visualize_tsne.py", *arguments)
-    image = drawable / "figures" / "DIGITS_tsne_ir20_b1_run0.png"
+    image = tmp_path / "figures" / "DIGITS_tsne_ir20_b1_run0.png"
     assert str(image.with_suffix("")) in first.stdout
     assert image.read_bytes()[:4] == b"\x89PNG"
     assert first.stdout.count("t-SNE of 400 test images") == 2
-    trained = {(r["method"], r["b"]): r["accuracy"] for r in records(drawable / "DIGITS" / "run0")}
+    trained = {(r["method"], r["b"]): r["accuracy"] for r in records(tmp_path / "DIGITS" / "run0")}
     for method, name in (("random", "random"), ("Rzg_pz", "Rzg_pz L80")):
         said = re.search(rf"^{name}: ([\d.]+) %", first.stdout, re.M)
         assert float(said[1]) == pytest.approx(trained[method, 0], abs=0.051)

@@ -451,12 +451,18 @@ def test_its_runs_can_go_to_other_processes():
 
 
 def test_the_figures_have_it(finished):
+    """Curves and sheets of selected images, as PNG and PDF."""
     datadir = finished[0]
     done = draw(datadir)
     assert "vaal" in done.stdout
     assert "not there" not in done.stdout
-    draw(datadir, "--show-selected", "--methods", "vaal", "--run-stop", 1)
-    assert list((datadir / "figures").glob("*selected*vaal*.png"))
+    image = datadir / "figures" / "DIGITS_ir20.png"
+    assert str(image) in done.stdout
+    assert image.with_suffix(".pdf").read_bytes()[:4] == b"%PDF"
+    done = draw(datadir, "--show-selected", "--methods", "vaal", "--run-stop", 1)
+    (sheet,) = datadir.glob("figures/*selected*vaal*.png")
+    assert str(sheet) in done.stdout
+    assert image.read_bytes()[:4] == sheet.read_bytes()[:4] == b"\x89PNG"
 
 
 @pytest.mark.parametrize(
