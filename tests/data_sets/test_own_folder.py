@@ -61,23 +61,20 @@ def finished(garden, tmp_path_factory):
 
 
 def is_count(accuracy, images):
-    """Whether an accuracy in % is one of so many images."""
+    """An accuracy in % is that of so many images."""
     return accuracy * images / 100 == pytest.approx(round(accuracy * images / 100))
 
 
 def test_the_pool_is_taken_as_it_is_and_half_of_val_is_held_out_for_test(finished):
     """Of every class half; the epoch is chosen on the others."""
     datadir, done = finished
-    run0 = datadir / NAME / "run0"
+    run0, lines = datadir / NAME / "run0", records(datadir / NAME / "run0")
     assert np.load(run0 / "data" / "pool_ir_1_nr_0.npy").tolist() == list(range(len(POOL)))
     held = np.load(run0 / "data" / "test_0.5.npy")
     assert np.bincount(np.arange(4).repeat(VAL)[held]).tolist() == [VAL // 2] * 4
-    lines = records(run0)
-    assert [(r["method"], r["b"], r["ir"], r["select"]) for r in lines] == [
-        (method, b, 1, "val") for method in ("random", "Rzg_pz") for b in (0, 1)
-    ]
+    assert [(r["method"], r["b"]) for r in lines] == [(name, b) for name in ("random", "Rzg_pz") for b in (0, 1)]
     for line in lines:
-        assert line["minority"] == [CLASSES.index("iris")]
+        assert (line["ir"], line["select"], line["minority"]) == (1, "val", [CLASSES.index("iris")])
         assert line["labelled_share"] == pytest.approx(100 * SIZE * (line["b"] + 1) / len(POOL))
         assert is_count(line["accuracy"], 2 * VAL)
         assert is_count(line["accuracy_validation"], 2 * VAL)
@@ -180,48 +177,31 @@ def warned(done):
     return set(found)
 
 
-@pytest.fixture
-def noise(tmp_path):
-    """A folder of images that no network can tell apart."""
-    image = Image.fromarray(np.full((40, 40, 3), 120, np.uint8))
-    for part, count in (("train", 6), ("val", 4)):
-        for c in range(4):
-            (tmp_path / "grey" / part / f"c{c}").mkdir(parents=True)
-            for i in range(count):
-                image.save(tmp_path / "grey" / part / f"c{c}" / f"{i}.png")
-    return tmp_path / "grey"
-
-
-def test_what_learns_nothing_is_emptied_or_left_out_is_said_once(noise, tmp_path):
-    """Two runs of one method; also by the command that makes the initial models."""
-    (noise / "train" / "c0" / "more").mkdir()
-    (noise / "train" / "c0" / "a.webp").touch()
-    (noise / "val" / "c1" / "b.heic").touch()
-    (noise / "val" / "c1" / "._0.png").touch()  # macOS's, of its folder's settings; hidden, as folders may be
-    (noise / "val" / "c1" / ".folder").mkdir()
-    more = ["--run-stop", 2, "--methods", "random", "--batch-size", 8, "-ir", 100]
+def test_what_learns_nothing_is_emptied_or_left_out_is_said_once(tmp_path):
+    """Two runs of one method, also by --initial, of images that no network can tell apart."""
+    noise = write_tree(tmp_path / "grey", classes=4, train=6, val=4)
+    for path in noise.rglob("*.JPEG"):
+        Image.new("RGB", (40, 40), "grey").save(path)
+    for folder in ("train/n00/more", "val/n01/.folder"):
+        (noise / folder).mkdir()
+    for file in ("train/n00/a.webp", "val/n01/b.heic", "val/n01/._0.png"):  # macOS hides ._0.png, as folders may be
+        (noise / file).touch()
+    more = ["-as", 3, "--run-stop", 2, "--methods", "random", "--batch-size", 8, "-ir", 100]
     first, then, again = (run(noise, tmp_path / "data", *more, *flag) for flag in (["--initial"], [], []))
     always = {"left out", "without images"}
     assert warned(first) == {"rotation accuracy", *always}
     assert warned(then) == {"fewer than a batch", "test accuracy", *always}
     assert warned(again) == {"fewer than a batch", *always}  # nothing is trained any more
-    for text in (first.stderr, then.stderr):
-        assert "warning: 3 files that are no .jpeg, .jpg or .png, or folders inside a class, were left out\n" in text
-        assert "warning: -ir 100 leaves 2 of 4 classes of the pool without images\n" in text
-    assert "more --unsup-epochs, another --lr, or a smaller --batch-size" in first.stderr
-    assert "6 labels are fewer than a batch of 8" in then.stderr
-    assert "--batch-size 2 makes more of them" in then.stderr
-    assert "more epochs (-e), another --lr, a smaller --batch-size, or more labels (-as)" in then.stderr
-
-
-def test_the_batch_that_a_warning_names_can_be_trained(noise, tmp_path):
-    """Batch norm needs two images."""
-    own = dataclasses.replace(of_folder(noise, IMAGENET), query_size=3)
-    (text,) = doubts(own, initial=False, sized=True)
-    assert "3 labels are fewer than a batch of 128" in text
-    (named,) = re.findall(r"--batch-size (\d+)", text)
-    for more in (["--initial"], ["--batch-size", named]):
-        run(noise, tmp_path / "data", "-as", 3, "--methods", "random", "--iterations", 1, *more)
+    files = "warning: 3 files that are no .jpeg, .jpg or .png, or folders inside a class, were left out\n"
+    classes = "warning: -ir 100 leaves 2 of 4 classes of the pool without images\n"
+    for text, words in (
+        (first.stderr, [files, classes, "more --unsup-epochs, another --lr, or a smaller --batch-size"]),
+        (then.stderr, [files, classes, "3 labels are fewer than a batch of 8", "--batch-size 2 makes more of them"]),
+        (then.stderr, ["more epochs (-e), another --lr, a smaller --batch-size, or more labels (-as)"]),
+    ):
+        assert [each for each in words if each not in text] == []
+    for flag in (["--initial"], []):  # the named batch can be trained: batch norm needs two images
+        run(noise, tmp_path / "named", *more, "--run-stop", 1, "--batch-size", 2, *flag)
 
 
 def test_a_ratio_that_empties_classes_says_so(tmp_path):
@@ -237,17 +217,15 @@ def test_a_ratio_that_empties_classes_says_so(tmp_path):
 
 
 def test_epochs_within_the_warm_up():
-    for stage, initial, epochs, share, flag in (
-        ("retraining", False, 4, "80%", "-e 20"),
-        ("pretraining", True, 2, "40%", "--unsup-epochs 8"),
+    for stage, initial, epochs, warm, share, flag in (
+        ("retraining", False, 4, 5, "80%", "-e 20"),
+        ("pretraining", True, 2, 2, "40%", "--unsup-epochs 8"),
     ):
-        short = dataclasses.replace(getattr(IMAGENET, stage), epochs=epochs)
-        (text,) = doubts(dataclasses.replace(IMAGENET, **{stage: short}), initial, True)
-        assert f"{epochs} epochs lie within the warm-up" in text
-        assert f"the learning rate ends at {share} of --lr" in text
-        assert f"{flag} is beyond it" in text
-        enough = dataclasses.replace(short, epochs=int(flag.split()[1]))
-        assert doubts(dataclasses.replace(IMAGENET, **{stage: enough}), initial, True) == []
+        rate = f"the learning rate ends at {share} of --lr; {flag} is beyond it"
+        wanted = [f"{epochs} epochs lie within the warm-up of {warm}: {rate}"]
+        for count, words in ((epochs, wanted), (4 * warm, [])):
+            recipe = dataclasses.replace(getattr(IMAGENET, stage), epochs=count)
+            assert doubts(dataclasses.replace(IMAGENET, **{stage: recipe}), initial, True) == words
 
 
 def test_schedules_of_own_folders_end_after_their_warm_up(tmp_path):

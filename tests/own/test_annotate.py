@@ -163,9 +163,7 @@ def test_three_rounds_with_a_late_a_wrong_and_a_skipped_label(finished):
         wrong = {} if b else {files[0]: people.other(files[0])}
         assert line["selected_histogram"] == people.histogram(files, wrong)
         assert line["labelled_share"] == pytest.approx(100 * line["labelled"] / len(people.truth))
-        assert line["select"] == "val"
-        assert line["minority"] is None  # the labels of the pool are not known
-        assert line["pseudo_label_accuracy"] is None
+        assert [line[k] for k in ("select", "minority", "pseudo_label_accuracy")] == ["val", None, None]  # unknown
     listed = np.load(next(people.folder.glob("index_list*batch_2_*.npy"))).tolist()
     assert len(set(listed)) == 12
     paths = np.load(people.datadir / NAME / "processed" / "pool_paths.npy")
@@ -196,8 +194,7 @@ def test_curves_and_sheets_of_the_loop(finished):
     assert f"{NAME}, the pool as it is, --select val" in draw(people.datadir).stdout
     done = draw(people.datadir, "--show-selected")
     for what in ("selected", "matches"):
-        (sheet,) = (people.datadir / "figures").glob(f"{NAME}_{what}_run0_*.png")
-        assert str(sheet.with_suffix("")) in done.stdout
+        assert f"{people.datadir}/figures/{NAME}_{what}_run0_" in done.stdout
 
 
 def test_a_finished_loop_is_left_alone_and_prolonged_with_the_same_pool(finished, tmp_path):
@@ -229,9 +226,10 @@ call("imagenet/run.py", *sys.argv[1:])
 
 def test_killed_it_ends_as_an_uninterrupted_loop(finished, tmp_path, monkeypatch):
     """After a query and before its ask file, and in a training, which is repeated with the labels that it had."""
-    people, deaths = Annotators(finished[0].root, finished[0].truth, tmp_path), []
+    people, stages = Annotators(finished[0].root, finished[0].truth, tmp_path), []
 
     def die(stage):
+        stages.append(stage)
         if stage == "choose 1":
             line = [sys.executable, "-c", DIE, *map(str, people.arguments)]
             done = subprocess.run(line, cwd=ROOT, env=ONE_THREAD, capture_output=True, text=True)
@@ -244,12 +242,9 @@ def test_killed_it_ends_as_an_uninterrupted_loop(finished, tmp_path, monkeypatch
                 people.run()
             monkeypatch.undo()
             people.enter(people.truth, {name: people.other(name) for name in people.files(2)}, mode="w")
-        else:
-            return
-        deaths.append(stage)
 
     mine, wanted = last_lines(loop(people, die)), last_lines(finished[1])
-    assert len(deaths) == 2
+    assert {"choose 1", "train 2"} < set(stages)
     assert mine == [line.replace(str(finished[0].datadir), str(tmp_path)) for line in wanted]
     assert outcome(tmp_path) == outcome(finished[0].datadir)
     for b in range(3):
@@ -281,33 +276,27 @@ def test_labels_from_before_and_of_a_lost_query_are_trained_on_and_not_asked_for
     draw(people.datadir, "--show-selected")
 
 
-def test_a_query_of_skipped_images_alone_and_labels_that_vanish(people):
+def test_an_old_request_is_replaced_notes_are_kept_all_is_skipped_and_labels_vanish(people):
     """A label of any other image is enough to go on. Labels of an earlier query that vanish are asked for again."""
+    request, picture = people.datadir / "ask_b0.csv", people.datadir / "ask_b0.png"
+    request.write_bytes(b"file,guess\nother.jpg,n00\n")
+    picture.write_bytes(b"old")
     people.run(*RANDOM)
     first = people.files(0)
+    assert len(set(first) & set(people.truth)) == SIZE
+    assert picture.stat().st_size > 1000
+    with open(request, "a") as file:
+        file.write("a note\n")
+    people.run(*RANDOM)
+    assert people.files(0) == [*first, "a note"]
     people.enter(first, dict.fromkeys(first, "skip"))
     people.refused(*RANDOM, words="every image so far was skipped")
     people.enter([f for f in people.truth if f not in first][:5])
     assert "b=1: 4 images to label" in people.run(*RANDOM).stdout
     people.enter(people.files(1), mode="w")
-    (printed,) = last_lines([people.run(*RANDOM)])
-    assert f"4 labels are missing, the first that of {first[0]}" in printed
+    assert f"4 labels are missing, the first that of {first[0]}" in people.run(*RANDOM).stdout
     (line,) = records(people.folder)
     assert (line["b"], line["labelled"], line["selected_histogram"]) == (0, 5, [0, 0, 0])
-
-
-def test_the_request_of_another_run_is_replaced_and_peoples_notes_are_kept(people):
-    request, picture = people.datadir / "ask_b0.csv", people.datadir / "ask_b0.png"
-    request.write_bytes(b"file,guess\nother.jpg,n00\n")
-    picture.write_bytes(b"old")
-    people.run(*RANDOM)
-    files = people.files(0)
-    assert len(set(files) & set(people.truth)) == SIZE
-    assert picture.stat().st_size > 1000
-    with open(request, "a") as file:
-        file.write("a note\n")
-    people.run(*RANDOM)
-    assert people.files(0) == [*files, "a note"]
 
 
 def test_methods_without_similarities(people):
@@ -327,10 +316,9 @@ def test_test_images_of_their_own(started, tmp_path):
     shutil.copytree(root / "val", root / "test")
     (root / "test" / "n00" / "0.JPEG").unlink()
     people = Annotators(root, started.truth, tmp_path)
-    people.enter(list(people.truth)[:3])
-    people.run(*RANDOM, "--iterations", 1)
+    people.run(*RANDOM)
     people.enter(people.files(0))
-    people.run(*RANDOM, "--iterations", 1)
+    people.run(*RANDOM)
     (line,) = records(people.folder)
     for accuracy, count in ((line["accuracy"], 17), (line["accuracy_validation"], 18)):
         assert accuracy * count / 100 == pytest.approx(round(accuracy * count / 100))
@@ -341,8 +329,7 @@ def test_test_images_of_their_own(started, tmp_path):
 def test_what_people_cannot_be_asked(finished, people, tmp_path, monkeypatch):
     for more, words in (
         (["-ir", 20], "-ir and -nr distort a pool whose labels are known"),
-        (["-ir", 20, "--initial"], "-ir and -nr distort"),
-        (["-nr", 0.1], "-ir and -nr distort"),
+        (["-nr", 0.1, "--initial"], "-ir and -nr distort"),
         (["--methods", "Rz", "random"], "one method at a time, not for random, Rz L768"),
         (["--methods", "Rzg_true"], "Rzg_true needs the labels of the whole pool"),
         (["--methods", "galaxy"], "galaxy asks for one label after another: use alfk.query in a program of your own"),
@@ -414,9 +401,9 @@ FORMS = {
 def read(tmp_path):
     """Reads a text as labels.csv."""
 
-    def written(content, files=FILES, kinds=KINDS):
+    def written(content):
         (tmp_path / "labels.csv").write_bytes(content if isinstance(content, bytes) else content.encode())
-        return read_annotations(tmp_path / "labels.csv", files, kinds)
+        return read_annotations(tmp_path / "labels.csv", FILES, KINDS)
 
     return written
 
@@ -424,11 +411,8 @@ def read(tmp_path):
 @pytest.mark.parametrize("form", FORMS)
 def test_labels_as_spreadsheets_write_them(form, read):
     found = read(FORMS[form])
-    assert found.positions.tolist() == [1, 3]
-    assert found.labels.tolist() == [1, 2]
-    assert found.skipped.tolist() == [2]
-    assert found.settled.tolist() == [1, 2, 3]
-    assert found.missing(torch.tensor([4, 2, 0, 1])).tolist() == [4, 0]
+    parts = found.positions, found.labels, found.skipped, found.settled, found.missing(torch.tensor([4, 2, 0, 1]))
+    assert [part.tolist() for part in parts] == [[1, 3], [1, 2], [2], [1, 2, 3], [4, 0]]
 
 
 def test_no_labels_yet(read, tmp_path):
@@ -463,11 +447,10 @@ ODD = [" a.jpg", "a.jpg", "a.jpg ", "line\nbreak.jpg", "b\u2028c.jpg", "d\re.jpg
 
 def test_file_names_that_only_quotes_can_hold(tmp_path):
     """A name that is not one of the pool's is taken without the spaces around it."""
-    table, kinds = tmp_path / "labels.csv", ["ant", "ant "]
-    write_csv(table, [{"file": name, "label": kinds[i % 2]} for i, name in enumerate(ODD)])
+    table, kinds, labels = tmp_path / "labels.csv", ["ant", "ant "], [i % 2 for i in range(len(ODD))]
+    write_csv(table, [{"file": name, "label": kinds[label]} for name, label in zip(ODD, labels, strict=True)])
     found = read_annotations(table, ODD, kinds)
-    assert found.positions.tolist() == list(range(len(ODD)))
-    assert found.labels.tolist() == [i % 2 for i in range(len(ODD))]
+    assert (found.positions.tolist(), found.labels.tolist()) == (list(range(len(ODD))), labels)
     write_csv(table, [{"file": " h.jpg ", "label": "ant "}])
     assert read_annotations(table, ["h.jpg"], ["ant"]).labels.tolist() == [0]
     write_csv(table, [{"file": "no\nname\u2028.jpg", "label": "ant"}])
