@@ -46,7 +46,7 @@ def choose(key, model, pool=POOL, validation=VALIDATION):
     """What a method chooses, and why, after a first query, so that uncertainty counts too."""
     more = {"annotate": lambda positions: pool.labels[positions], "rare_classes": [int(validation.labels[0])]}
     found = alfk.query(key, model, pool, validation, 8, labelled=[2], samples=4, **more)
-    return [values.tolist() for values in (found.indices, *found.reasons.values())]
+    return list(zip(*(values.tolist() for values in (found.indices, *found.reasons.values())), strict=True))
 
 
 @functools.cache
