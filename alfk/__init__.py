@@ -17,7 +17,7 @@ from alfk.own.queries import Query, query, select
 from alfk.support import distributed
 from alfk.support.errors import UserError
 
-__version__ = "0.2.0"
+__version__ = "0.3.0"
 
 __all__ = [
     "Annotations",

@@ -18,13 +18,7 @@ HOLDOUT = 0.5  # share of val/ that is kept for test in a folder of own images w
 
 
 class ImageNetFlags:
-    """See `alfk.experiment.config.Flags`.
-
-    Attributes:
-        repeat: flags that a printed command repeats.
-    """
-
-    repeat = ("--imagenetdir",)
+    """See `alfk.experiment.config.Flags`."""
 
     def add(self, parser: argparse.ArgumentParser) -> None:
         """Add the flags to a parser."""

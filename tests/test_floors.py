@@ -12,12 +12,11 @@ FLOORS = ("support", "data", "networks", "method", "rivals", "experiment", "own"
 
 def modules() -> dict[str, Path]:
     """Name -> file of every module of alfk but the package's own face."""
-    files = (ROOT / "alfk").rglob("*.py")
-    return {
-        f"alfk.{'.'.join(f.relative_to(ROOT / 'alfk').with_suffix('').parts)}": f
-        for f in files
-        if f.parent.name != "alfk"
-    }
+    found = {}
+    for file in (ROOT / "alfk").glob("*/**/*.py"):
+        name = ".".join(file.relative_to(ROOT).with_suffix("").parts)
+        found[name.removesuffix(".__init__")] = file
+    return found
 
 
 def imports(path: Path) -> set[str]:

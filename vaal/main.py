@@ -176,8 +176,6 @@ def in_vaals_range(split: Split, recipe: Recipe) -> Split:
 
 def add_recipe(parser: flags.Parser) -> None:
     """The flags that change the recipe."""
-    # Options that `experiment_of` and `ExperimentRun` read but VAAL has no flags for.
-    parser.set_defaults(epochs=None, samples=None, descr_batch=None, descr_dtype=None, initial=False, baseline=False)
     parser.set_defaults(where_run_is=" in the data set's folder")
     add = parser.add_argument
     add("--batch-size", type=flags.positive, metavar="N", help="images per batch, labelled and unlabelled each")

@@ -21,7 +21,7 @@ from alfk.experiment.folder import RunFolder
 from alfk.experiment.journal import Journal, opened
 from alfk.experiment.loop import active_learning, baselines
 from alfk.experiment.pretrain import make_initial_models
-from alfk.experiment.round import begin
+from alfk.experiment.round import Round, begin
 from alfk.experiment.train import train
 from alfk.experiment.trial import Trial
 from alfk.experiment.workspace import Report, Workspace
@@ -76,8 +76,9 @@ def gen_descr(experiments: Experiments, about: str) -> int:
     """gen_descr.py: the descriptor databases of one AL iteration."""
 
     def stage(journal: Journal, b: int) -> None:
-        current = begin(journal, b)
-        describe(current)
+        current = Round(journal.work, journal.trial, b, journal)
+        if databases(current):
+            describe(begin(journal, b))
         paths = [str(current.database(name)) for name in databases(current)]
         print("\n".join(paths) or f"{current.trial.method} needs no descriptors at b={b}")
 

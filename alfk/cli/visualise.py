@@ -69,7 +69,9 @@ def visualise(experiments: Experiments, about: str, taps: Sequence[int]) -> int:
 def _workspace(experiment: Experiment, options: argparse.Namespace) -> Workspace:
     """The workspace of the run, with the seed and query size of its manifest, which is only read."""
     folder = RunFolder(root(experiment, options), options.run)
-    settings = folder.manifest()[0]["settings"]
+    manifest, _ = folder.manifest()
+    folder.check_format(manifest)
+    settings = manifest["settings"]
     if not settings:
         raise UserError(f"there is no run {options.run} in {folder.path.parent}: run.py makes it")
     experiment = dataclasses.replace(experiment, query_size=settings.get("query_size", experiment.query_size))

@@ -32,7 +32,7 @@ class Labelled:
 
     Attributes:
         data: the labelled images, with labels.
-        newest: (m,) int64, the labels of those of this iteration's query.
+        newest: (m,) int64, labels of the images of this iteration's query.
         acquired: None if the whole pool or validation set is trained on.
     """
 

@@ -14,6 +14,7 @@ from alfk.method.acquisition import measure
 from alfk.method.inputs import File, Measurement, Sampling
 from alfk.method.perturbation import DEFAULT_COPIES, STRATEGIES
 from alfk.method.registry import Method
+from alfk.networks.contract import FEW, check_model
 from alfk.support import distributed
 from alfk.support.errors import UserError
 from alfk.support.files import complete_array, create_array, has_array, open_array, read_header, save_array
@@ -62,6 +63,8 @@ def describe(current: Round) -> None:
     models, model_hash = current.described_models()
     if distributed.broadcast_from_main(lambda: all(_is_current(current, file, model_hash) for file in files)):
         return
+    used = () if taps is None else taps
+    check_model(models[0], next(current.pool.batches(FEW))[0], used, scores=method.pool_label is not None)
     current.report("stage", trial=current.trial, b=current.b, doing=" and ".join(file.name for file in files))
     start = time.perf_counter()
     strategy = STRATEGIES[current.trial.copies or DEFAULT_COPIES]

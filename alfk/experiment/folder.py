@@ -124,11 +124,7 @@ class RunFolder:
             UserError: a setting in it differs, or the folder is of another format.
         """
         manifest, warnings = self.manifest()
-        if manifest.get("format") != FORMAT:
-            raise UserError(
-                f"{self.path} was made by another version, whose files differ: delete it, or give another "
-                "--save-folder, with --initial first"
-            )
+        self.check_format(manifest)
         differing = [key for key, value in settings.items() if manifest["settings"].get(key, value) != value]
         if differing:
             made_with = self._settings_of_checkpoints()
@@ -138,6 +134,14 @@ class RunFolder:
                 return {**manifest, "settings": made_with}, [warning]
         check_settings(self.path, manifest["settings"], settings)
         return manifest, warnings
+
+    def check_format(self, manifest: Mapping[str, Any]) -> None:
+        """Raises UserError if the folder is of another format."""
+        if manifest.get("format") != FORMAT:
+            raise UserError(
+                f"{self.path} was made by another version, whose files differ: delete it, or give another "
+                "--save-folder, with --initial first"
+            )
 
     @distributed.main_process_only
     def record_session(self, settings: Mapping[str, Any], session: Mapping[str, Any]) -> None:

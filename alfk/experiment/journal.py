@@ -3,7 +3,7 @@
 One file of an AL iteration decides:
 
     checkpoint/best_<stem>.pt     a finished iteration: weights, results record, query, labelled set
-    checkpoint/query_<stem>.pt    a query that waits for training, or for the labels of people
+    checkpoint/query_<stem>.pt    a query that waits for training, or for the labels of people; with labels it is kept
 
 Everything else is an export for people and plots, and is never read here: index_list_<stem>.npy, query_<stem>.csv,
 labels_<stem>.csv and the lines of results.jsonl. `Journal.export` writes the exports again.
@@ -30,7 +30,7 @@ from alfk.networks.weights import fingerprint
 from alfk.support import distributed
 from alfk.support.checkpoints import load_checkpoint, save_checkpoint
 from alfk.support.errors import UserError
-from alfk.support.files import FIX, atomic, check, delete_file, has_file
+from alfk.support.files import FIX, atomic, check, damaged, delete_file, has_file
 
 
 @dataclasses.dataclass(frozen=True)
@@ -98,7 +98,7 @@ class Journal:
     # Identity
 
     def size(self, b: int) -> int:
-        """Images queried up to and including iteration b; those trained on, for a trial that queries none."""
+        """Number of images queried in iterations 0 to b; for a baseline the number that it trains on."""
         return self.work.trained_on(self.trial) or self.work.experiment.query_size * (b + 1)
 
     def identity(self, b: int) -> dict[str, Any]:
@@ -139,9 +139,14 @@ class Journal:
     def acquired(self, b: int) -> Acquired | None:
         """The query of an iteration that is finished or waits; None if there is none yet. Raises UserError."""
         about = self._description(b)
-        if about is None and has_file(self.waiting(b)):
-            about = load_checkpoint(self.waiting(b), {"kind": "query", **self.identity(b)})[1]
-        return Acquired.unpack(about["acquired"]) if about and about["acquired"] else None
+        if about is not None:
+            return Acquired.unpack(about["acquired"]) if about["acquired"] else None
+        if not has_file(self.waiting(b)):
+            return None
+        about = load_checkpoint(self.waiting(b), {"kind": "query", **self.identity(b)})[1]
+        waiting, before = Acquired.unpack(about["acquired"]), self.queried_before(b)
+        follows = torch.equal(waiting.queried[: len(before)], before)  # not if earlier images were chosen again
+        return waiting if follows else None
 
     def queried_before(self, b: int) -> Tensor:
         """(k,) int64 positions in the pool queried before iteration b. Raises UserError if the previous one is lost."""
@@ -154,7 +159,10 @@ class Journal:
     def weights(self, b: int) -> tuple[dict[str, Tensor], str]:
         """The weights that a finished iteration left, of all its members, and their fingerprint. Raises UserError."""
         self._previous(b + 1)
-        return self._load(b)[0], self._description(b)["weights"]
+        state, about = self._load(b)
+        if fingerprint(state) != about["weights"]:
+            raise damaged(self.checkpoint(b), "its weights are not those that it states")
+        return state, about["weights"]
 
     def _previous(self, b: int) -> dict[str, Any]:
         about = self._description(b - 1)
@@ -209,8 +217,13 @@ class Journal:
         self.folder.add_results([outcome.record])
 
     def delete_temporary(self, b: int) -> None:
-        """Delete the files that a finished iteration does not need any longer, also those left by a crash."""
-        delete_file(self.waiting(b))
+        """Delete the files that a finished iteration does not need any longer, also those left by a crash.
+
+        A query with labels of people is kept: should the checkpoint be lost, they need not label again.
+        """
+        acquired = self.acquired(b)
+        if acquired is None or acquired.labels is None:
+            delete_file(self.waiting(b))
         delete_file(self.partial(b))
 
     # Exports
@@ -250,12 +263,10 @@ def _write_table(path: Path, columns: Mapping[str, Tensor]) -> None:
 
 @contextlib.contextmanager
 def opened(work: Workspace, trial: Trial) -> Iterator[Journal]:
-    """The journal of a trial, locked inside the block, its exports written again.
+    """The journal of a trial, locked inside the block.
 
     Raises:
         UserError: another process works on the trial.
     """
     with work.folder.lock(trial.name):
-        journal = Journal(work, trial)
-        journal.export()
-        yield journal
+        yield Journal(work, trial)

@@ -52,13 +52,18 @@ def baselines(work: Workspace, trials: Sequence[Trial]) -> None:
 
 
 def unfinished(journal: Journal, iterations: int, keep_descriptors: bool = False) -> Iterator[Round]:
-    """The AL iterations that are not finished, each for the caller to finish before it takes the next one.
+    """Yields the unfinished iterations; the caller finishes each before the next.
 
-    Every iteration, also one that was finished before, is then reported, and what it leaves over is deleted.
+    Also writes the trial's exports again, reports every iteration, and deletes its temporary files.
     """
     work, trial, worked = journal.work, journal.trial, False
+    journal.export()
+    lines = [record["b"] for record in work.folder.results() if trial.describes(record)]
     for b in range(iterations):
         worked = journal.finished(b) is None
+        if worked and b in lines:
+            text = f"the checkpoint of {trial.label()} b={b} is lost: the iteration is trained again"
+            work.report("warning", text=text)
         if worked:
             reset_peak(work.device)
             yield begin(journal, b)

@@ -9,7 +9,7 @@ from alfk.support.files import read_file, with_crc32, without_crc32
 
 Record = dict[str, Any]
 
-RESTORED = "the run's own command restores it from the checkpoint"  # said of what is lost or damaged
+RESTORED = "the run's own command restores it from the checkpoint"  # end of messages about lost or damaged lines
 
 BASELINE = "all_train"  # in place of a method: training on the whole distorted pool, a line in figures
 VALIDATION_ALONE = "validation"  # likewise: training on the validation images and nothing else
@@ -60,7 +60,6 @@ def read_results(path: Path, expected: Mapping[str, Any]) -> tuple[list[Record],
         key = key_of(record)
         if key in records:
             problems.append(f"{path}, line {number}: a second line about the same iteration; the last one counts")
-        records.pop(key, None)
         records[key] = record
     return list(records.values()), problems
 

@@ -1,4 +1,4 @@
-"""One AL iteration of a trial in a run, which the stages of the loop are given: its images, models and random draws."""
+"""One AL iteration of a trial in a run, the argument of the loop's stages: its images, models and random draws."""
 
 import dataclasses
 from collections.abc import Mapping

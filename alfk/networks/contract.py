@@ -19,6 +19,8 @@ from alfk.networks.passes import forward
 from alfk.support.errors import UserError, one_line
 from alfk.support.seeding import seeded_globally
 
+FEW = 5  # images that a model is checked on
+
 CONTRACT = (
     "forward must return (logits (B, C), list of taps); alfk.tapped(model, names of layers) makes one of any model"
 )

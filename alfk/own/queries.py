@@ -21,12 +21,11 @@ from alfk.method.inputs import POOL, VALIDATION, Sampling
 from alfk.method.perturbation import DEFAULT_COPIES, STRATEGIES, Strategy
 from alfk.method.registry import Method, Situation
 from alfk.method.selection import Selection
-from alfk.networks.contract import check_model
+from alfk.networks.contract import FEW, check_model
 from alfk.networks.modes import computing, prepare
 from alfk.support.errors import UserError
 from alfk.support.files import atomic
 
-FEW = 5  # images that a network is checked on
 CLASS_COLUMNS = ("pseudo_label", "prediction", "error_label", "error_prediction")
 
 

@@ -11,7 +11,7 @@ from alfk.experiment.folder import RunFolder
 from alfk.experiment.records import Record, read_results
 from alfk.experiment.trial import Trial
 from alfk.support.errors import DamagedFileError
-from alfk.support.files import read_json
+from alfk.support.files import damaged, read_json
 
 
 @dataclasses.dataclass
@@ -106,7 +106,10 @@ def _read_run(run: RunFolder) -> tuple[list[Record], dict[str, Any], list[str]]:
     manifest, lines = run.path / "manifest.json", run.path / "results.jsonl"
     settings, problems = {}, []
     try:
-        settings = read_json(manifest)["settings"] if manifest.exists() else {}
+        found = read_json(manifest).get("settings") if manifest.exists() else {}
+        if not isinstance(found, dict):
+            raise damaged(manifest, "no settings")
+        settings = found
     except DamagedFileError as problem:
         problems.append(f"{str(problem).partition(':')[0]}; the next command that works on the run makes it again")
     if not os.path.lexists(lines):  # there is none yet; a link that leads nowhere is an error

@@ -1,5 +1,6 @@
 """Checkpoints: tensors with a description in one file, which is a zip archive with a CRC-32 of each of its parts."""
 
+import io
 import zipfile
 from collections.abc import Mapping
 from pathlib import Path
@@ -15,11 +16,10 @@ from alfk.support.files import FIX, atomic, check, damaged, has_file, open_file
 @distributed.main_process_only
 def save_checkpoint(path: Path, state: Mapping[str, Any], about: Mapping[str, Any]) -> None:
     """Write weights and their description, nested dictionaries and lists of tensors and plain values."""
+    buffer = io.BytesIO()  # torch.save would turn a full disk or an interrupt into an error of its own
+    torch.save({"state": dict(state), "about": dict(about)}, buffer)
     with atomic(path) as file:
-        try:
-            torch.save({"state": dict(state), "about": dict(about)}, file)
-        except RuntimeError as problem:  # torch's words for a full disk
-            raise (problem.__context__ if isinstance(problem.__context__, OSError) else problem) from None
+        file.write(buffer.getbuffer())
 
 
 def load_checkpoint(

@@ -254,6 +254,20 @@ def test_an_iteration_of_other_settings_is_named(data, tmp_path):
         active_learning(work, TRIALS)
 
 
+def test_a_network_that_breaks_the_contract_is_refused(data, tmp_path):
+    """That of a data set of one's own."""
+
+    class FewTaps(LeNet):
+        def forward(self, images):
+            logits, taps = super().forward(images)
+            return logits, taps[:1]
+
+    work = workspace(data, tmp_path, network=FewTaps)
+    make_initial(work, *TRIALS)
+    with pytest.raises(UserError, match=r"there is no tap 1: the model returned 1"):
+        active_learning(work, TRIALS)
+
+
 def test_databases_of_another_model_are_refused_and_made_again(data, tmp_path):
     work = workspace(data, tmp_path)
     make_initial(work, *TRIALS)

@@ -274,6 +274,14 @@ def test_labels_from_before_and_of_a_lost_query_are_trained_on_and_not_asked_for
     draw(people.datadir, "--show-selected")
 
 
+def test_an_iteration_is_repeated_with_the_labels_that_it_had(finished, tmp_path):
+    """After its checkpoint was lost, though more labels are known by now; its query is kept with them."""
+    people = copied(finished[0], tmp_path / "data")
+    next(people.folder.glob("checkpoint/best_*batch_0_*")).unlink()
+    assert "is lost: the iteration is trained again" in people.run().stderr
+    assert outcome(people.datadir) == outcome(finished[0].datadir)
+
+
 def test_an_old_request_is_replaced_notes_are_kept_all_is_skipped_and_labels_vanish(people):
     """A label of any other image is enough to go on. Labels of an earlier query that vanish are asked for again."""
     request, picture = people.datadir / "ask_b0.csv", people.datadir / "ask_b0.png"
