@@ -259,7 +259,7 @@ def small_files(seed: int = 0) -> dict[str, bytes]:
 @contextlib.contextmanager
 def official_mnist(server: Path) -> Iterator[None]:
     """Inside the block the small files are MNIST's official ones. They are written, gzipped, into the folder `server`;
-    no mirror answers.
+    no mirror responds.
     """
     server.mkdir()
     with pytest.MonkeyPatch.context() as patch:
@@ -276,7 +276,7 @@ def official_mnist(server: Path) -> Iterator[None]:
 
 @contextlib.contextmanager
 def mnist_mirror(server: Path) -> Iterator[None]:
-    """Inside the block the second mirror of MNIST has the files of a folder; the first one does not answer."""
+    """Inside the block the second mirror of MNIST has the files of a folder; the first one does not respond."""
     with served(server) as place, pytest.MonkeyPatch.context() as patch:
         patch.setattr(torchvision.datasets.MNIST, "mirrors", ["http://127.0.0.1:9/", f"{place}/"])
         yield

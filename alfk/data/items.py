@@ -26,7 +26,7 @@ class DatasetItems:
 
     Args:
         dataset: map-style, with a length.
-        workers: processes that read items, started anew for each pass over the items; 0 reads them in this process.
+        workers: processes that read items, started again for each pass over the items; 0 reads them in this process.
     Attributes:
         shape, dtype: of all images, from the first; uint8 or float32.
     Raises:

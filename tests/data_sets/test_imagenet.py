@@ -191,8 +191,8 @@ def test_the_scripts_end_to_end(tree, started, tmp_path):
     assert (settings["image_size"], settings["classes"], settings["holdout"]) == (32, 6, 0.4)
     for b in (0, 1):
         here = ["-r", 0, "-sub", "gradFmap", *HERE, "-b", b]
-        told = script("gen_descr.py", tree, by_hand, *here).stdout.splitlines()
-        assert [np.load(path, mmap_mode="r")["descriptor"].dtype for path in told] == [np.float16] * 2
+        printed = script("gen_descr.py", tree, by_hand, *here).stdout.splitlines()
+        assert [np.load(path, mmap_mode="r")["descriptor"].dtype for path in printed] == [np.float16] * 2
         script("main_descr.py", tree, by_hand, *here)
     arguments = ["--datadir", two, *SMALL, *HERE, "--methods", "Rzg_pz", "--iterations", 1]
     call_process(command("imagenet/run.py", tree, *arguments, torchrun=2))

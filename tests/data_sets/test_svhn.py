@@ -142,14 +142,14 @@ def test_files_of_another_origin_are_refused_unless_asked_for(online, miniature)
     """Before they are converted, and after; what the message says leads back to the official ones."""
     path, header = online / "raw" / svhn.NAMES["test"], online / "processed" / "test_labels.json"
     _, labels = write_mat(path, [2] * 10, 4)
-    told = f"{path}: not the official content (md5), figures are not those of SVHN; delete it, then it is downloaded"
-    refuses(lambda: svhn.load_svhn(online), told)
+    message = f"{path}: not the official content (md5), figures are not those of SVHN; delete it, then it is downloaded"
+    refuses(lambda: svhn.load_svhn(online), message)
     refuses(lambda: svhn.load_svhn(online), "or take other files of the same form by --allow-subset")
     test = load(online)[1]
     assert test.labels.tolist() == labels.tolist()
     assert test.source.startswith(UNOFFICIAL)
-    told = f"{header}: made of test_32x32.mat, not the official content (md5), figures are not those of SVHN"
-    refuses(lambda: svhn.load_svhn(online), f"{told}; delete it, then the .mat files are converted again")
+    message = f"{header}: made of test_32x32.mat, not the official content (md5), figures are not those of SVHN"
+    refuses(lambda: svhn.load_svhn(online), f"{message}; delete it, then the .mat files are converted again")
     header.unlink()
     path.unlink()
     assert same(svhn.load_svhn(online), miniature[1])
@@ -361,8 +361,8 @@ def test_the_scripts_end_to_end(digits, tmp_path):
         assert line["labelled_share"] == pytest.approx(100 * line["labelled"] / (count - validation))
     here = ["-sub", "Rzg_pz", "-dl", 512, "--save-folder", by_hand]
     for b in (0, 1):
-        told = script("gen_descr.py", digits, *here, "-b", b).stdout.splitlines()
-        assert [np.load(path, mmap_mode="r")["descriptor"].shape[1] for path in told] == [1024, 1024]
+        printed = script("gen_descr.py", digits, *here, "-b", b).stdout.splitlines()
+        assert [np.load(path, mmap_mode="r")["descriptor"].shape[1] for path in printed] == [1024, 1024]
         script("main_descr.py", digits, *here, "-b", b)
     wanted, mine = outcome(whole), outcome(by_hand)
     assert mine["run0/results.jsonl"] == [r for r in wanted["run0/results.jsonl"] if r["method"] == "Rzg_pz"]

@@ -201,7 +201,7 @@ def test_killed_at_every_file_it_ends_the_same(finished, new, monkeypatch):
 
 
 def test_a_random_first_batch_is_that_of_all_methods(finished, copy):
-    """Only methods that would choose it are run anew; from b=1 on they choose."""
+    """Only methods that would choose it are run again; from b=1 on they choose."""
     before = {path.name for path in copy.rglob("*.pt")}
     methods = ["random", "margin", "coreset", "flqmi", "Rzg_pz"]
     more = ["--iterations", 2, "--first-batch", "random", "-dl", 20, "--methods", *methods]
@@ -229,7 +229,7 @@ def test_a_random_first_batch_is_that_of_all_methods(finished, copy):
 
 
 def test_a_part_of_the_validation_set(finished, copy):
-    """Only methods that use it are run anew, on its images alone."""
+    """Only methods that use it are run again, on its images alone."""
     methods = ["random", "badge", "flqmi", "epig", "Rz"]
     more = ["--iterations", 2, "-dl", 20, "--methods", *methods, "--validation-size", 50]
     call("mnist/run.py", *ONE, *more, "--save-folder", copy)

@@ -372,7 +372,7 @@ def test_rivals_use_one_network(problem, key):
     refuses(lambda: chosen(([problem[0]] * 2, *problem[1:]), key), f"{key} uses one network, not an ensemble")
 
 
-ANSWERS = {  # what an annotator returns for k positions
+ANNOTATORS = {  # what an annotator returns for k positions
     "a class too many": (lambda k: [CLASSES] * k, "gave the label 4, but the classes are 0 to 3"),
     "below 0": (lambda k: [-1] * k, "annotate: labels go from -1 to -1"),
     "too few": (lambda k: [0] * (k - 1), "annotate: 4 images but 3 labels"),
@@ -384,10 +384,10 @@ ANSWERS = {  # what an annotator returns for k positions
 }
 
 
-@pytest.mark.parametrize("case", ANSWERS)
+@pytest.mark.parametrize("case", ANNOTATORS)
 def test_wrong_labels_of_the_annotator_take_a_line(problem, case):
-    answer, words = ANSWERS[case]
-    refuses(lambda: chosen(problem, "galaxy", annotate=lambda positions: answer(len(positions))), words)
+    annotator, words = ANNOTATORS[case]
+    refuses(lambda: chosen(problem, "galaxy", annotate=lambda positions: annotator(len(positions))), words)
 
 
 class Wide(nn.Module):

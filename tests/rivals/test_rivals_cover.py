@@ -157,7 +157,7 @@ def test_gradients_keep_their_digits_where_the_network_is_sure():
 
 
 def plain_coreset(x, available, n):
-    """All distances anew in every step; whole numbers, so that they are exact."""
+    """All distances computed again in every step; whole numbers, so that they are exact."""
     centres, chosen = (~available).nonzero().flatten().tolist(), []
     for _ in range(n):
         squares = (x[:, None] - x[centres + chosen]).square().sum(2).amin(1)

@@ -100,9 +100,9 @@ def measured():
         known = torch.arange(5)
         model = net(dropout=method == "varR")
         found[method] = [select(method, model, pool, validation, 12, labelled=known, batch_size=10, samples=4)]
-    told = {"annotate": lambda positions: pool.labels[positions], "rare_classes": [1]}
+    given = {"annotate": lambda positions: pool.labels[positions], "rare_classes": [1]}
     for method in (rival.key for rival in RIVALS):
-        options = {"labelled": known, "batch_size": 10, "samples": 4, **told}
+        options = {"labelled": known, "batch_size": 10, "samples": 4, **given}
         found[method] = [query(method, net(dropout=True), pool, validation, 12, **options).indices]
     found["predict"] = [Evaluator(images, 10)(net()).predictions for images in (pool, few)]
     rotations = Evaluator(pool, 10, rotate)
