@@ -68,3 +68,10 @@ def test_constants_of_vaal(name):
     assert (recipe.latent_dim, recipe.adversary_param) == (32, 1.0)
     assert [recipe.rate(step) / recipe.lr for step in (0, 399, 400, 9_999)] == pytest.approx([1, 1, 0.9, 0.9**24])
     assert recipe.check_steps() == [1, 2001, 4001, 6001, 8001]
+
+
+def test_the_schedule_of_imagenet():
+    """Linear warm-up in every step of 5 epochs, then 1 until epoch 30, 0.1 until 50, 0.01 until 57, 0.001."""
+    schedule = WarmUpAndDecay(5, 5, (30, 50, 57))
+    rates = [schedule(1, 0.5), schedule(3, 0.25), schedule(5, 1.0), *map(schedule, (6, 30, 31, 50, 51, 57, 58))]
+    assert rates == pytest.approx([0.1, 0.45, 1, 1, 1, 0.1, 0.1, 0.01, 0.01, 0.001])
