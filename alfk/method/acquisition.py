@@ -32,14 +32,19 @@ def draw_at_random(situation: Situation) -> Selection:
     return Selection(matching.draw(situation.available, situation.n, situation.generator))
 
 
-def match_errors(situation: Situation) -> Selection:
-    """The pool images most similar to the misclassified validation images (docs/method.md, section 7)."""
+def match_errors(situation: Situation, random_centres: bool = False) -> Selection:
+    """The pool images most similar to the misclassified validation images (docs/method.md, section 7).
+
+    Args:
+        random_centres: see `matching.match`.
+    """
     measurement, labels = situation.measurement, situation.validation_labels
     validation, pool = measurement.validation, measurement.pool
     predictions = as_tensor(validation.predictions)
     wrong = (predictions.to(labels.device) != labels).nonzero().flatten()
     errors = matching.load_rows(validation.vectors, wrong, labels.device)
-    found = matching.match(errors, pool.vectors, situation.available, situation.n, situation.generator)
+    available, source = situation.available, situation.generator
+    found = matching.match(errors, pool.vectors, available, situation.n, source, random_centres=random_centres)
     if found.matches is None:
         return found
     matches = wrong.cpu()[found.matches]

@@ -194,7 +194,13 @@ def walk_ranks(similarity: Tensor, index: Tensor, n: int) -> tuple[Tensor, Tenso
 
 
 def match(
-    errors: Tensor, pool: Rows, available: Tensor, n: int, generator: torch.Generator, first: int | None = None
+    errors: Tensor,
+    pool: Rows,
+    available: Tensor,
+    n: int,
+    generator: torch.Generator,
+    first: int | None = None,
+    random_centres: bool = False,
 ) -> Selection:
     """The n pool images that density matching chooses for the misclassified validation images; at random if M is 0.
 
@@ -206,6 +212,7 @@ def match(
         pool: (N, D) descriptors of the pool.
         available: (N,) bool, images that are not labelled yet; at least n.
         first: the misclassified image that is the first centre; drawn from `generator` if None.
+        random_centres: whether all centres are drawn, in place of greedy k-centre (not in the paper).
     Returns:
         a selection whose `matches` are rows of `errors`, and whose `similarity` is R divided by the largest <c, c> of
         the centres.
@@ -214,7 +221,10 @@ def match(
     if count == 0:
         return Selection(draw(available, n, generator), 0, 0, at_random=n)
     centres, which = errors, torch.arange(count)
-    if n < count:
+    if n < count and random_centres:
+        which = torch.randperm(count, generator=generator)[:n].sort().values
+        centres = errors[which.to(errors.device)]
+    elif n < count:
         start = int(torch.randint(count, (1,), generator=generator)) if first is None else first
         which = distributed.broadcast_from_main(lambda: k_centre(errors, n, start).cpu())
         centres = errors[which.to(errors.device)]

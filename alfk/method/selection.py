@@ -15,13 +15,18 @@ class Selection:
         misclassified: M, the number of misclassified validation images (None for a method that does not use it).
         centres: number of centres, min(n, M) (matching methods).
         at_random: how many of the indices were drawn at random where the method had no other choice.
-        similarity: float32, similarity to the misclassified validation image that the chosen image matches: R divided
-            by its largest possible value, so a mean correlation, from -1 to 1 (matching methods).
+        similarity: float32, similarity to the misclassified validation image that the chosen image matches, from -1 to
+            1: R divided by its largest possible value, a mean correlation (matching methods); the cosine (facility
+            location).
         matches: int64, position of that validation image in the validation set.
         error_prediction: int64, the class that the model predicts for that validation image.
         rank: int64, 1 if the chosen image was that validation image's most similar available one, 2 for the next, ...
         prediction: int64, the model's prediction for the chosen image (matching methods).
         pseudo_label: int64, the label of its Fisher score (methods with Fisher scores).
+        stands_for: int64, how many misclassified validation images are more similar to the chosen image than to all
+            others of the query (facility location).
+        stands_for_label, stands_for_prediction: int64, their most frequent pair of true and predicted class, -1 if
+            there are none.
         score: larger values are chosen first (uncertainty, scores of the softmax, distances, gains).
     """
 
@@ -35,6 +40,9 @@ class Selection:
     rank: Tensor | None = None
     prediction: Tensor | None = None
     pseudo_label: Tensor | None = None
+    stands_for: Tensor | None = None
+    stands_for_label: Tensor | None = None
+    stands_for_prediction: Tensor | None = None
     score: Tensor | None = None
 
     @property

@@ -9,7 +9,7 @@ from collections.abc import Iterator
 import torch
 from torch import Tensor
 
-from alfk.method.matching import TILE
+from alfk.method.matching import TILE, Rows, load_rows
 
 
 def row_slices(rows: int, width: int) -> Iterator[slice]:
@@ -36,7 +36,10 @@ def gradients(logits: Tensor, labels: Tensor | None = None) -> Tensor:
     return found
 
 
-def squared_norms(vectors: Tensor) -> Tensor:
-    """|x|^2 of the rows (N, D): (N,) float64."""
-    tiles = [vectors[rows].double().square().sum(1) for rows in row_slices(*vectors.shape)]
-    return torch.cat(tiles) if tiles else vectors.new_zeros(0, dtype=torch.float64)
+def squared_norms(vectors: Rows) -> Tensor:
+    """|x|^2 of the rows (N, D), in memory or mapped from a file: (N,) float64."""
+    device = vectors.device if isinstance(vectors, Tensor) else torch.device("cpu")
+    found = torch.empty(len(vectors), dtype=torch.float64, device=device)
+    for rows in row_slices(*vectors.shape):
+        found[rows] = load_rows(vectors, rows, device).double().square().sum(1)
+    return found

@@ -1,4 +1,4 @@
-"""Core-set, BADGE and FLQMI: against what their authors' code chose, against plain loops, and for any input.
+"""Core-set, BADGE and FLQMI: against what their authors' code chose; core-set and BADGE against plain loops.
 
 tests/parity/rivals_cover.npz is a part of a recording of the authors' code (badge, deepALplus, DISTIL with submodlib)
 on scikit-learn's digits and a network 64-32-10 that was trained on 40 of them, made by:
@@ -28,10 +28,9 @@ from scipy.stats import chisquare
 from alfk.method import matching
 from alfk.method.matching import k_centre, smallest
 from alfk.rivals import badge as badge_module
-from alfk.rivals import flqmi as flqmi_module
 from alfk.rivals.badge import OuterProducts, badge
 from alfk.rivals.coreset import coreset
-from alfk.rivals.flqmi import Factors, Kernel, flqmi, lazy_greedy
+from alfk.rivals.facility_location import Factors, Kernel, facility_location
 from alfk.rivals.gradients import gradients, squared_norms
 from tests.helpers import ROOT
 
@@ -56,6 +55,10 @@ def factors(recorded):
     z, z_val = recorded["z_pool"], recorded["z_val"]
     a, a_val = gradients(recorded["logits_pool"]), gradients(recorded["logits_val"], recorded["y_val"])
     return {"gradients": (Factors(z, a), Factors(z_val, a_val)), "features": (Factors(z), Factors(z_val))}
+
+
+def at(factors, rows):
+    return factors.at(rows, torch.device("cpu"))
 
 
 def seeded(seed):
@@ -111,7 +114,7 @@ def test_badge_of_the_authors(recorded, available, factors, seed):
 @pytest.mark.parametrize("queries", ["wrong", "rare"])
 def test_flqmi_of_the_authors(recorded, available, factors, queries, kernel):
     pool, validation = factors[kernel]
-    indices, _ = flqmi(pool, validation[recorded[f"query_{queries}"]], available, 60)
+    indices = facility_location(pool, at(validation, recorded[f"query_{queries}"]), available, 60).indices
     for algorithm in ("NaiveGreedy", "LazyGreedy"):
         assert indices.tolist() == recorded[f"flqmi_{queries}_{kernel}_{algorithm}"].tolist()
 
@@ -120,14 +123,14 @@ def test_flqmi_of_the_authors(recorded, available, factors, queries, kernel):
 def test_flqmi_of_the_authors_for_each_eta(recorded, available, factors, eta, exact):
     """For eta=0 all is covered after 27 images, and the authors' order is that of a hash table."""
     pool, validation = factors["gradients"]
-    indices, gains = flqmi(pool, validation[recorded["query_wrong"]], available, 60, float(eta))
-    assert indices[:exact].tolist() == recorded[f"flqmi_eta{eta}_chosen"][:exact].tolist()
-    assert torch.allclose(gains, recorded[f"flqmi_eta{eta}_gains"].double(), rtol=0, atol=5e-6)
+    found = facility_location(pool, at(validation, recorded["query_wrong"]), available, 60, float(eta))
+    assert found.indices[:exact].tolist() == recorded[f"flqmi_eta{eta}_chosen"][:exact].tolist()
+    assert torch.allclose(found.gains, recorded[f"flqmi_eta{eta}_gains"].double(), rtol=0, atol=5e-6)
 
 
 def test_similarities_of_the_authors(recorded, factors):
     pool, validation = factors["gradients"]
-    kernel, expected = Kernel(pool, validation[recorded["query_wrong"]]), recorded["flqmi_kernel_rows0_20"]
+    kernel, expected = Kernel(pool, at(validation, recorded["query_wrong"])), recorded["flqmi_kernel_rows0_20"]
     assert torch.allclose(kernel(recorded["unlabelled"][:20]), expected, rtol=0, atol=1e-6)
 
 
@@ -313,101 +316,6 @@ def test_badge_draws_no_image_with_a_distance_of_0_whatever_the_number():
     assert badge(a, z, torch.ones(3, dtype=torch.bool), 2, None, 1, [0.0, 0.5]).indices.tolist() == [0, 2]
 
 
-# FLQMI
-
-
-def naive_greedy(s, available, n, eta):
-    """All gains in every step."""
-    best, left, chosen, gains = torch.zeros(s.shape[1], dtype=torch.float64), available.clone(), [], []
-    for _ in range(n):
-        gain = (s - best).clamp(min=0).sum(1) + eta * s.amax(1)
-        chosen.append(int(gain.masked_fill(~left, -torch.inf).argmax()))
-        gains.append(float(gain[chosen[-1]]))
-        left[chosen[-1]] = False
-        best = best.maximum(s[chosen[-1]])
-    return chosen, gains
-
-
-def test_flqmi_by_hand(recorded):
-    kernel = recorded["flqmi_hand_kernel"].float()
-    assert (
-        kernel.tolist() == torch.tensor([[0.9, 0.1, 0.2], [0.8, 0.3, 0.1], [0.2, 0.7, 0.6], [0.5, 0.5, 0.5]]).tolist()
-    )
-    chosen, gains = lazy_greedy(kernel.__getitem__, torch.full((4,), 4.0, dtype=torch.float64), 3, 3, 1.0)
-    assert chosen.tolist() == recorded["flqmi_hand_chosen"].tolist() == [2, 0, 1]
-    assert gains.tolist() == pytest.approx([2.2, 1.6, 0.8], abs=1e-6)
-    assert gains.tolist() == pytest.approx(recorded["flqmi_hand_gains"].tolist(), abs=1e-6)
-
-
-@settings(deadline=None, max_examples=30)
-@given(st.data(), st.integers(1, 40), st.integers(1, 12), st.sampled_from([0.0, 0.25, 1.0, 3.0]), SEEDS)
-def test_lazy_greedy_is_naive_greedy(data, rows, queries, eta, seed):
-    """Similarities are multiples of 1/8, so that many gains are equal: the lowest is taken."""
-    s, available = torch.randint(9, (rows, queries), generator=seeded(seed)) / 8, some(seed, rows)
-    n = data.draw(st.integers(1, int(available.sum())))
-    bounds = torch.full((rows,), queries + eta, dtype=torch.float64).masked_fill_(~available, -torch.inf)
-    small = {name: data.draw(st.integers(1, rows + 2)) for name in ("SHORTLIST", "RENEWED")}
-    with mock.patch.multiple(flqmi_module, **small):
-        chosen, gains = lazy_greedy(s.__getitem__, bounds, queries, n, eta)
-    expected = naive_greedy(s.double(), available, n, eta)
-    assert (chosen.tolist(), gains.tolist()) == expected
-    assert (gains.diff() <= 0).all()
-
-
-def explicit(factors):
-    """Unit vectors of the gradients by weights and bias, or of the features."""
-    z, a = factors.features.double(), factors.gradients
-    if a is None:
-        return F.normalize(z)
-    with_one = torch.cat([torch.ones_like(z[:, :1]), z], 1)
-    return F.normalize((a.double()[:, :, None] * with_one[:, None]).flatten(1))
-
-
-@settings(deadline=None, max_examples=30)
-@given(st.data(), st.integers(1, 30), st.integers(1, 20), st.booleans(), SEEDS)
-def test_flqmi_follows_the_definition(data, rows, queries, of_gradients, seed):
-    pool, query = (
-        Factors(normal(seed + i, m, 5), normal(seed + 2 + i, m, 3) if of_gradients else None)
-        for i, m in enumerate((rows, queries))
-    )
-    pool.features[seed % rows] = 0  # its cosines are 0, or those of a
-    available = some(seed, rows)
-    n = data.draw(st.integers(1, int(available.sum())))
-    s = (1 + explicit(pool) @ explicit(query).T) / 2
-    small = {name: data.draw(st.integers(1, rows + 2)) for name in ("SHORTLIST", "BLOCK")}
-    with mock.patch.multiple(flqmi_module, **small):
-        kernel = Kernel(pool, query)
-        assert torch.allclose(kernel(torch.arange(rows)).double(), s, rtol=0, atol=1e-6)
-        assert torch.allclose(kernel.sums(), s.sum(1), rtol=0, atol=1e-5)
-        chosen, gains = flqmi(pool, query, available, n)
-    assert available[chosen].all()
-    assert len(chosen.unique()) == n
-    assert (gains.diff() <= 0).all()
-    best = torch.zeros(queries, dtype=torch.float64)
-    left = available.clone()
-    for place, gain in zip(chosen.tolist(), gains.tolist(), strict=True):  # greedy up to rounding
-        all_gains = (s - best).clamp(min=0).sum(1) + s.amax(1)
-        assert gain == pytest.approx(float(all_gains[place]), abs=1e-5)
-        assert gain >= float(all_gains[left].max()) - 1e-5
-        left[place] = False
-        best = best.maximum(s[place])
-
-
-def test_more_queries_than_the_cap_are_drawn():
-    pool, queries, everything = Factors(normal(0, 40, 4)), Factors(normal(1, 30, 4)), torch.ones(40, dtype=torch.bool)
-    drawn = torch.randperm(30, generator=seeded(5))[:7].sort().values
-    capped = flqmi(pool, queries, everything, 6, max_queries=7, generator=seeded(5))
-    by_hand = flqmi(pool, queries[drawn], everything, 6, max_queries=None)
-    assert all(map(torch.equal, capped, by_hand))
-    every = flqmi(pool, queries, everything, 6)
-    assert all(map(torch.equal, every, flqmi(pool, queries, everything, 6, max_queries=None)))
-
-
-def test_a_row_of_zeros_has_cosines_of_0():
-    pool, query = Factors(torch.zeros(2, 3), torch.zeros(2, 4)), Factors(torch.ones(1, 3), torch.ones(1, 4))
-    assert Kernel(pool, query)(torch.arange(2)).tolist() == [[0.5], [0.5]]
-
-
 def test_too_few_images_or_queries_are_refused():
     z, a, available = normal(0, 6, 3), normal(1, 6, 2), torch.arange(6) < 4
     for n in (0, 5):
@@ -416,15 +324,15 @@ def test_too_few_images_or_queries_are_refused():
         with pytest.raises(ValueError, match="of 4 available"):
             badge(a, z, available, n, seeded(0))
         with pytest.raises(ValueError, match="of 4 available"):
-            flqmi(Factors(z), Factors(z), available, n)
+            facility_location(Factors(z), Factors(z), available, n)
     with pytest.raises(ValueError, match="no query"):
-        flqmi(Factors(z), Factors(z[:0]), available, 2)
+        facility_location(Factors(z), Factors(z[:0]), available, 2)
 
 
 @pytest.mark.parametrize("value", [torch.inf, torch.nan])
-def test_flqmi_refuses_what_is_not_finite(value):
+def test_facility_location_refuses_what_is_not_finite(value):
     """It would look for the largest gain for ever."""
     z, bad = normal(0, 6, 3), normal(0, 6, 3).index_fill(0, torch.tensor([4]), value)
     for pool, queries in ((bad, z), (z, bad)):
         with pytest.raises(ValueError, match="not finite"):
-            flqmi(Factors(pool), Factors(queries), torch.ones(6, dtype=torch.bool), 2)
+            facility_location(Factors(pool), Factors(queries), torch.ones(6, dtype=torch.bool), 2)
