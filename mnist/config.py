@@ -1,4 +1,5 @@
-"""MNIST (paper, Section 5, and the protocol of its release): LeNet; and DIGITS, the same in small, without a download.
+"""MNIST (paper, Section 5, and the protocol of its release): LeNet; DIGITS, the same in small, without a download;
+and SILHOUETTES, another task with the same network and recipes.
 
     python3 run.py --initial -ir 100
     python3 run.py -ir 100 --methods random Rzg_pz
@@ -12,7 +13,7 @@ from dataclasses import replace
 
 from alfk.experiment.config import Experiment, Recipe, StepDecay
 from alfk.networks.weights import uniform_fan_in
-from mnist.custom_datasets import digits, mnist
+from mnist.custom_datasets import digits, mnist, silhouettes
 from mnist.custom_models.lenet import LeNet
 
 X1, X2, X4, LOGITS = range(4)  # LeNet's taps: 10, 20, 50 and 10 channels
@@ -60,4 +61,18 @@ DIGITS = replace(
     train_images=None,
 )
 
-EXPERIMENTS = {experiment.name: experiment for experiment in (MNIST, DIGITS)}
+SILHOUETTES = replace(
+    MNIST,
+    name="SILHOUETTES",
+    mean=silhouettes.MEAN,
+    std=silhouettes.STD,
+    validation_per_class=(100,) * 10,  # leaves a pool of 6,716 at ir=1, about 3,400 at ir=20
+    query_size=50,  # 0.74 % of the undistorted pool
+    default_ir=20,
+    panels={},
+    hardest=(),
+    load=silhouettes.load_silhouettes,
+    train_images=7716,
+)
+
+EXPERIMENTS = {experiment.name: experiment for experiment in (MNIST, DIGITS, SILHOUETTES)}

@@ -5,6 +5,7 @@
     python3 run.py --unsupervised 0     # active learning from the random model
     python3 run.py --conv-only          # active learning from only the convolutions of the rotation-pretrained model
     python3 run.py --dataset DIGITS --initial && python3 run.py --dataset DIGITS    # small, without any download
+    python3 run.py --dataset SILHOUETTES --initial && python3 run.py --dataset SILHOUETTES
 
 The paper's figures (a) and (b) are the rows of cfg with ir 1 and ir 100 and --unsupervised 1; (c), the ablation, has
 those with ir 100, and Rzg_pz with --unsupervised 0.
@@ -37,7 +38,7 @@ cfg = [
     (100, "Rzg_mi", 20, 1),
 ]
 
-cfg_digits = [
+cfg_small = [  # DIGITS and SILHOUETTES
     (20, "random", 0, 1),
     (20, "varR", 0, 1),
     (20, "Rz", 20, 1),
@@ -47,4 +48,4 @@ cfg_digits = [
 ]
 
 if __name__ == "__main__":
-    sys.exit(scripts.run(EXPERIMENTS, {"MNIST": cfg, "DIGITS": cfg_digits}, __doc__))
+    sys.exit(scripts.run(EXPERIMENTS, {"MNIST": cfg, "DIGITS": cfg_small, "SILHOUETTES": cfg_small}, __doc__))

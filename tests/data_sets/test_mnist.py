@@ -1,4 +1,4 @@
-"""MNIST's files, the digits of scikit-learn, and how a run divides them."""
+"""MNIST's files, the digits of scikit-learn, the silhouettes, and how a run divides them."""
 
 import gzip
 import json
@@ -14,7 +14,7 @@ from alfk.data.split import UNOFFICIAL
 from alfk.plotting.contact_sheets import same_images
 from alfk.support.errors import UserError
 from mnist.config import DIGITS, MNIST
-from mnist.custom_datasets import mnist
+from mnist.custom_datasets import mnist, silhouettes
 from mnist.custom_datasets.digits import enlarge
 from tests.helpers import call, draw, idx, mnist_mirror, official_mnist, refused, refuses, small_files, workspace
 
@@ -220,6 +220,51 @@ def test_the_digits_of_scikit_learn():
     large = enlarge(torch.full((1, 8, 8), 16.0))  # in a margin
     assert (large[0, 0, 4:24, 4:24] == 255).all()
     assert int(large.sum()) == 255 * 400
+
+
+def write_silhouettes(folder, **changes):
+    """The path of a small file of the silhouettes' form, some of its arrays changed."""
+    rng = np.random.default_rng(0)
+    arrays = {"train_images": rng.integers(0, 256, (6, 28, 28), np.uint8), "train_labels": np.arange(6, dtype=np.uint8)}
+    arrays |= {"test_images": arrays["train_images"][:2], "test_labels": np.array([0, 9], np.uint8)}
+    np.savez(folder / silhouettes.FILE, **(arrays | changes))
+    return folder / silhouettes.FILE
+
+
+def test_the_silhouettes(tmp_path, capsys, monkeypatch):
+    refuses(lambda: silhouettes.load_silhouettes(tmp_path), "it is made of the package animal-mnist 0.4")
+    path = write_silhouettes(tmp_path)
+    refuses(lambda: silhouettes.load_silhouettes(tmp_path), f"{path}: not the known content (SHA-256)")
+    train, test = silhouettes.load_silhouettes(tmp_path, strict=False)
+    assert "not the known content" in capsys.readouterr().err
+    assert (train.images.shape, train.images.dtype) == ((6, 1, 28, 28), torch.uint8)
+    assert (train.labels.tolist(), test.labels.tolist()) == ([0, 1, 2, 3, 4, 5], [0, 9])
+    assert torch.equal(test.images, train.images[:2])
+    monkeypatch.setattr(silhouettes, "SHA256", train.source.removeprefix(f"{UNOFFICIAL} "))
+    assert silhouettes.load_silhouettes(tmp_path)[0].source is None
+
+
+@pytest.mark.parametrize(
+    ("changes", "words"),
+    [
+        ({"test_images": np.zeros((2, 32, 32), np.uint8)}, "(2, 32, 32) uint8 and (2,) uint8, not (N, 28, 28)"),
+        ({"train_labels": np.zeros(5, np.uint8)}, "(6, 28, 28) uint8 and (5,) uint8"),
+        ({"train_labels": np.zeros(6)}, "(6,) float64"),
+        ({"test_labels": np.array([0, 10], np.uint8)}, "labels that are not 0 to 9"),
+        ({"test_labels": np.array([{}, {}])}, "is damaged, or not an .npz file"),  # a pickle
+    ],
+)
+def test_silhouettes_that_do_not_fit(tmp_path, changes, words):
+    path = write_silhouettes(tmp_path, **changes)
+    for expected in (str(path), words):
+        refuses(lambda expected=expected: silhouettes.load_silhouettes(tmp_path, strict=False), expected)
+
+
+@pytest.mark.parametrize("harm", [lambda content: content[:-40], lambda content: b"", lambda content: b"\x80\4N."])
+def test_damaged_silhouettes(tmp_path, harm):
+    path = write_silhouettes(tmp_path)
+    path.write_bytes(harm(path.read_bytes()))
+    refuses(lambda: silhouettes.load_silhouettes(tmp_path), f"{path} is damaged, or not an .npz file")
 
 
 def test_runs_draw_their_own_and_keep_it(tmp_path):
