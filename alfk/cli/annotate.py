@@ -28,6 +28,11 @@ from alfk.support import distributed
 from alfk.support.errors import UserError
 from alfk.support.files import read_file
 
+UNKNOWN = {  # inputs that people's labels in a CSV file do not give
+    "annotation": "asks for labels while it chooses",
+    "labels": "asks for the known labels, which it needs of all images that are not to be chosen",
+    "rare_classes": "has to know which classes are rare",
+}
 MOST, PICTURE = 200, 160  # images drawn in the picture of a request, and their pixels
 
 
@@ -40,9 +45,9 @@ def annotate(experiment: Experiment, options: argparse.Namespace, trials: Sequen
     if trial.method == "Rzg_true":
         raise UserError("Rzg_true needs the labels of the whole pool: it is for pools whose labels are known")
     inputs = get_method(trial.method).inputs
-    if inputs & {"annotation", "rare_classes"}:
-        what = "asks for one label after another" if "annotation" in inputs else "has to know which classes are rare"
-        raise UserError(f"{trial.method} {what}: use alfk.query in a program of your own")
+    for key, what in UNKNOWN.items():
+        if key in inputs:
+            raise UserError(f"{trial.method} {what}: use alfk.query in a program of your own")
     if options.baseline:
         raise UserError("--baseline trains on the labels of the whole pool: it does not go with --annotate")
     if len(scripts.runs_of(options, options.run_start + 1)) > 1:

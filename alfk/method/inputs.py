@@ -294,6 +294,7 @@ for _input in (
     Input("logits", "the network's output for the pool", _logits, (LOGITS,)),
     Input("outputs", "inputs and outputs of the last linear layer for the pool", _pool_outputs, (POOL_OUTPUTS,)),
     Input("validation_outputs", "likewise for validation", _validation_outputs, (VALIDATION_OUTPUTS,), "labels"),
+    Input("labels", "labels of the labelled pool images"),
     Input("annotation", "labels of pool images, requested from the annotator while the query is being chosen"),
     Input("rare_classes", "which classes are rare, known beforehand"),
 ):

@@ -27,7 +27,8 @@ class Situation:
         generator: source of all random draws.
         measurement: None in an iteration in which the method draws at random.
         validation_labels: (V,) int64, true labels.
-        annotate: positions (k,) in the pool -> their labels (k,), for methods that need "annotation".
+        annotate: positions (k,) in the pool -> their labels (k,), for methods that need "annotation"; for those that
+            need "labels", of labelled images alone.
         rare_classes: for methods that need them.
         classes: their number, None if it is the network's number of outputs.
     """

@@ -173,8 +173,9 @@ def query(
         generator: source of the random draws (start of k-centre, dropout masks, ...), or a seed; seed 0 if None.
         samples: K of the uncertainty methods and of the estimators from perturbed copies.
         strategy: how copies are perturbed; if None by rotation and noise as in the paper's release.
-        annotate: pool positions (k,) -> their labels (k,), numbers or names of the pool's `classes`, for methods that
-            ask while they choose ("galaxy", "galaxy_v"): first for the labels of `labelled`, then for single images.
+        annotate: pool positions (k,) -> their labels (k,), numbers or names of the pool's `classes`. "glister" asks for
+            the labels of `labelled`; "galaxy", "galaxy_v" and "direct" ask for these first, then for labels of images
+            that they choose, the first two for one at a time, "direct" for up to 20.
         rare_classes: numbers of the classes that are known to be rare ("flqmi_rare").
     Raises:
         UserError: unknown method, fewer than n unlabelled images, arguments that do not fit together, or a model that
@@ -233,8 +234,9 @@ def _check_arguments(
     for number, name in ((batch_size, "batch_size"), (samples, "samples")):
         if number is not None and _whole_number(number, name) < 1:
             raise UserError(f"{name} is at least 1, not {number}")
-    if "annotation" in method.inputs and not callable(annotate):
-        raise UserError(f"{method.key} asks for labels while it chooses: give annotate, positions (k,) -> labels (k,)")
+    for key, what in (("annotation", "asks for labels while it chooses"), ("labels", "asks for the known labels")):
+        if key in method.inputs and not callable(annotate):
+            raise UserError(f"{method.key} {what}: give annotate, positions (k,) -> labels (k,)")
 
 
 def checked_validation(method: Method, pool: Split, validation: Split | None) -> Split | None:

@@ -16,7 +16,7 @@ images 2, 3, ... ranks apart, which needs O(N) in Python for every query.
 References: Zhang, Katz-Samuels and Nowak, GALAXY: graph-based active learning at the extreme, ICML 2022.
 """
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 
 import numpy as np
 import torch
@@ -25,7 +25,7 @@ from torch import Tensor
 from alfk.method.matching import draw
 from alfk.method.registry import Method, Situation
 from alfk.method.selection import Selection
-from alfk.support.errors import UserError
+from alfk.rivals.annotator import annotator, known_labels
 
 
 def galaxy(
@@ -65,7 +65,8 @@ def galaxy(
         probabilities = torch.cat([probabilities, known_elsewhere[0].to(probabilities)])
         known = np.concatenate([known, np.arange(images, len(probabilities))])
         labels = np.concatenate([labels, known_elsewhere[1].cpu().numpy()])
-    paths = [_Path(order, c, known, labels) for c, order in enumerate(_orders(probabilities))]
+    largest = probabilities.amax(1).double()
+    paths = [_Path(sort_by_confidence(p, largest), c, known, labels) for c, p in enumerate(probabilities.T)]
     asked, given, at_random = (np.zeros(n, dtype) for dtype in (np.int64, np.int64, bool))
     left = available.numpy().copy()
     random_order = draw(available, count, generator).numpy()
@@ -83,12 +84,15 @@ def galaxy(
     return torch.from_numpy(asked), torch.from_numpy(at_random)
 
 
-def _orders(probabilities: Tensor) -> Iterator[np.ndarray]:
-    """For every class (N,) int32: the images by ascending confidence."""
-    largest = probabilities.amax(1).double()
-    for column in probabilities.T:
-        confidence = column.double() - largest + 1e-8 * largest
-        yield confidence.argsort(stable=True).int().cpu().numpy()
+def sort_by_confidence(p: Tensor, largest: Tensor, descending: bool = False) -> np.ndarray:
+    """The images along the path of a class, equal ones in the order of their positions: (N,) int32.
+
+    Args:
+        p: (N,) probabilities of the class.
+        largest: (N,) float64, of all classes.
+    """
+    confidence = p.double() - largest + 1e-8 * largest
+    return confidence.argsort(stable=True, descending=descending).int().cpu().numpy()
 
 
 class _Path:
@@ -169,20 +173,11 @@ def choose_galaxy_with_validation(situation: Situation) -> Selection:
 def _galaxy(situation: Situation, logits: Tensor, known_elsewhere: tuple[Tensor, Tensor] | None = None) -> Selection:
     probabilities = logits.double().softmax(1)
     classes = probabilities.shape[1]
-
-    def labels_of(positions: Tensor) -> Tensor:
-        labels = situation.annotate(positions).cpu()
-        wrong = labels[(labels < 0) | (labels >= classes)]
-        if len(wrong):
-            raise UserError(f"annotate gave the label {int(wrong[0])}, but the classes are 0 to {classes - 1}")
-        return labels
-
-    labelled = (~situation.available).nonzero().flatten()
-    known = labels_of(labelled) if len(labelled) else labelled
+    labels_of = annotator(situation, classes)
     chosen, at_random = galaxy(
         probabilities,
         situation.available,
-        known,
+        known_labels(situation, classes),
         situation.n,
         lambda position: int(labels_of(torch.tensor([position]))),
         situation.generator,

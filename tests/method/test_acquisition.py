@@ -188,7 +188,8 @@ PASSES = {  # method -> images forward, images backward
     # the validation set once more, g for its predictions; the pool's g for the predictions and for the labels
     "Rzg_pzg": (BOTH + V, BOTH + V + P),
     **dict.fromkeys(("margin", "leastconf", "entropy_det", "galaxy", "badge", "coreset", "typiclust"), (P, 0)),
-    **dict.fromkeys(("galaxy_v", "flqmi", "flqmi_z", "flqmi_rare"), (BOTH, 0)),
+    "direct": (P, 0),
+    **dict.fromkeys(("galaxy_v", "glister", "flqmi", "flqmi_z", "flqmi_rare"), (BOTH, 0)),
     "epig": (K * (BOTH + 1), 0),  # one image more, for the number of classes
 }
 

@@ -28,7 +28,9 @@ STAGE = [*ONE[:-2], "-r", 0, "-ir", 20]  # for gen_descr.py and main_descr.py
 
 def forward(key, validation=V):
     """Images in forward passes of a query."""
-    return {"epig": K * (P + validation + 1)}.get(key, P + (validation if key.startswith(("flqmi", "galaxy_v")) else 0))
+    return {"epig": K * (P + validation + 1)}.get(
+        key, P + (validation if key.startswith(("flqmi", "galaxy_v", "glister")) else 0)
+    )
 
 
 @pytest.fixture(scope="module")
@@ -89,7 +91,7 @@ def test_rivals_are_all_of_them(finished):
         table = queried(folder, key, b)
         assert len(set(table["index"])) == 15
         assert b or (table["index"] == drawn) == (not acts)
-        scored = acts and key not in ("badge", "galaxy", "galaxy_v", "typiclust")
+        scored = acts and key not in ("badge", "galaxy", "galaxy_v", "direct", "typiclust")
         assert list(table) == (["index", "score"] if scored else ["index"])
         assert f" {key} " in done.stdout
     assert not list((folder / "run0" / "descr").iterdir())

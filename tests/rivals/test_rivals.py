@@ -22,8 +22,10 @@ from alfk.rivals import RIVALS, scores
 from alfk.rivals import epig as epig_module
 from alfk.rivals.badge import badge
 from alfk.rivals.coreset import coreset
+from alfk.rivals.direct import direct
 from alfk.rivals.flqmi import Factors, flqmi
 from alfk.rivals.galaxy import galaxy
+from alfk.rivals.glister import glister
 from alfk.rivals.gradients import gradients
 from alfk.rivals.typiclust import typiclust
 from alfk.support.seeding import draw_seed
@@ -93,6 +95,11 @@ def by_galaxy(o, known_elsewhere=None):
     return galaxy(o.p, o.available, labels, N, lambda i: int(o.y[i]), seeded(), known_elsewhere)[0], None
 
 
+def by_glister(o):
+    pool, validation = Outputs(o.z, o.logits), Outputs(o.z_v, o.logits_v)
+    return glister(pool, validation, o.y_v, o.available, o.y[~o.available], N)
+
+
 BY_HAND = {  # key -> the indices, and the scores if there are any
     "margin": top(scores.margin),
     "leastconf": top(scores.least_confidence),
@@ -101,6 +108,8 @@ BY_HAND = {  # key -> the indices, and the scores if there are any
     "coreset": lambda o: coreset(o.z, o.available, N),
     "galaxy": by_galaxy,
     "galaxy_v": lambda o: by_galaxy(o, (o.p_v, o.y_v)),
+    "direct": lambda o: (direct(o.p, o.available, o.y[~o.available], N, lambda at: o.y[at], seeded()), None),
+    "glister": by_glister,
     "typiclust": lambda o: (typiclust(o.z, o.available, N, seeded()), None),
     "flqmi": lambda o: by_flqmi(o, o.wrong, True),
     "flqmi_z": lambda o: by_flqmi(o, o.wrong, False),
@@ -174,6 +183,20 @@ def test_galaxy_asks_for_the_labelled_images_and_then_for_one_after_another(prob
     assert found.at_random < (N if key == "galaxy" else 1)
 
 
+def test_what_glister_and_direct_ask_for(problem):
+    """Labels of the labelled images in one call; direct then for those that it draws, half of the query."""
+    for key, more in (("glister", 0), ("direct", N // 2)):
+        asked = []
+
+        def annotate(positions, asked=asked):
+            asked.append(positions)
+            return problem[1].labels[positions]
+
+        found = chosen(problem, key, annotate=annotate)
+        assert torch.cat(asked).tolist() == [*sorted(LABELLED), *found.indices.tolist()[:more]]
+        assert len(asked[0]) == len(LABELLED)
+
+
 def test_galaxy_v_asks_for_nothing_where_nothing_is_labelled(problem):
     """A function that stacks the labels of its positions cannot be called with none."""
     _, pool, _ = problem
@@ -215,10 +238,11 @@ def test_what_the_methods_know(problem):
     def keys(has):
         return {key for key in KEYS if has(METHODS[key])}
 
-    informed = {"galaxy_v", "flqmi", "flqmi_z", "flqmi_rare"}
+    informed = {"galaxy_v", "glister", "flqmi", "flqmi_z", "flqmi_rare"}
     assert keys(lambda m: m.needs_validation_labels) == informed
-    assert keys(lambda m: m.is_informed) == informed | {"galaxy", "epig"}
-    assert keys(lambda m: "annotation" in m.inputs) == {"galaxy", "galaxy_v"}
+    assert keys(lambda m: m.is_informed) == informed | {"galaxy", "direct", "epig"}
+    assert keys(lambda m: "annotation" in m.inputs) == {"galaxy", "galaxy_v", "direct"}
+    assert keys(lambda m: "labels" in m.inputs) == {"glister"}
     assert keys(lambda m: "rare_classes" in m.inputs) == {"flqmi_rare"}
     assert keys(lambda m: m.of_rotation_model) == {"typiclust"}
     assert not keys(lambda m: m.needs_descriptors or m.needs_uncertainty)
@@ -291,7 +315,7 @@ def test_a_head_that_is_no_linear_layer_needs_taps(problem):
 def test_taps_replace_the_last_layers_input(problem, given):
     model = Head(HEADS["linear"]())
     of = functools.partial(chosen, (model, *problem[1:]))
-    for key in ("badge", "coreset", "typiclust", "flqmi", "flqmi_z"):
+    for key in ("badge", "coreset", "typiclust", "glister", "flqmi", "flqmi_z"):
         assert of(key, taps=(1,)).indices.tolist() == of(key).indices.tolist()
     z = outputs_of(model, problem[1], (0,)).features
     assert z.shape == (60, 6)
@@ -335,6 +359,7 @@ def perceptron(*last):
 
 WRONG = {  # case: (problem -> a call that is refused, words of the message)
     "no annotator": (lambda p: chosen(p, "galaxy", annotate=None), "galaxy asks for labels while it chooses"),
+    "no annotator for labels": (lambda p: chosen(p, "glister", annotate=None), "glister asks for the known labels"),
     "no rare classes": (lambda p: chosen(p, "flqmi_rare", rare_classes=None), "flqmi_rare needs to know which classes"),
     "no rare class": (lambda p: chosen(p, "flqmi_rare", rare_classes=[]), "flqmi_rare needs to know which classes"),
     "one rare class": (lambda p: chosen(p, "flqmi_rare", rare_classes=np.int64(3)), "flqmi_rare needs to know which"),
