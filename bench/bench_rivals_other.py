@@ -1,21 +1,22 @@
-"""Scores of the softmax, EPIG, GALAXY and TypiClust on random clustered images: seconds and memory, beside plain loops.
+"""Scores, EPIG, GALAXY, TypiClust and GLISTER on random clustered images: seconds and memory, beside plain loops.
 
     python3 bench/bench_rivals_other.py             # MNIST's size: 25,851 images, n=125, K=128, T=1,000; a minute
-    python3 bench/bench_rivals_other.py --svhn      # GALAXY and TypiClust: 500,000 x 512, n=1,250, 12,500 labelled
+    python3 bench/bench_rivals_other.py --svhn      # all but EPIG: 500,000 x 512, n=1,250, 12,500 labelled
     python3 bench/bench_rivals_other.py --methods galaxy
     python3 bench/bench_rivals_other.py --quick     # small sizes: a quick check of this script
 
 The references follow the authors' formulations: EPIG as the divergence of every pair of images, GALAXY by a walk along
-the whole path for every query, TypiClust by all distances within a cluster. They score some images or make some of the
-choices; their seconds are extrapolated in proportion. "equal" counts their choices (scores, to 1e-12) that agree with
-ours for the same images. Memory is what a method takes in addition to its inputs.
+the whole path for every query, TypiClust by all distances within a cluster, GLISTER by the gradients of all images.
+They score some images or make some of the choices; their seconds are extrapolated in proportion. "equal" counts their
+choices (scores, to 1e-12) that agree with ours for the same images. Memory is what a method takes in addition to its
+inputs.
 """
 
 import argparse
 import dataclasses
 import sys
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 ROOT = Path(__file__).resolve().parents[1]
@@ -28,9 +29,12 @@ from torch import Tensor
 
 from alfk.cli.options import Parser
 from alfk.experiment.memory import peak_mib, reset_peak
+from alfk.networks.outputs import Outputs
 from alfk.rivals import scores
 from alfk.rivals.epig import epig
 from alfk.rivals.galaxy import galaxy
+from alfk.rivals.glister import RATE, glister
+from alfk.rivals.gradients import gradients
 from alfk.rivals.typiclust import k_means, typiclust
 from alfk.support.seeding import generator
 from bench.common import guarded, machine
@@ -40,7 +44,9 @@ CPU = torch.device("cpu")
 
 @dataclasses.dataclass(frozen=True)
 class Size:
-    """Pool images, labelled ones among them, length of the features, query size, samples and target images of EPIG."""
+    """Pool images, labelled ones among them, length of the features, query size, samples and target images of EPIG,
+    validation images of GLISTER.
+    """
 
     pool: int
     labelled: int
@@ -48,10 +54,11 @@ class Size:
     n: int
     samples: int = 128
     targets: int = 1_000
+    validation: int = 10_000
 
 
-SIZES = {"MNIST": Size(25_851, 375, 50, 125), "SVHN": Size(500_000, 12_500, 512, 1_250)}
-QUICK = Size(2_000, 100, 20, 30, samples=8, targets=50)
+SIZES = {"MNIST": Size(25_851, 375, 50, 125), "SVHN": Size(500_000, 12_500, 512, 1_250, validation=104_388)}
+QUICK = Size(2_000, 100, 20, 30, samples=8, targets=50, validation=500)
 CLASSES = 10
 FEW = 10  # choices, or images, of the references
 
@@ -201,7 +208,47 @@ def compare_typiclust(problem: Problem) -> Row:
     return seconds, memory, clustering + reference, agreement(found[turns], wanted)
 
 
-METHODS = {"scores": compare_scores, "epig": compare_epig, "galaxy": compare_galaxy, "typiclust": compare_typiclust}
+def compare_glister(problem: Problem) -> Row:
+    """The first images of the pool are the validation images; the reference makes a few choices."""
+    size, available, labels = problem.size, problem.available, problem.labels
+    pool = Outputs(problem.features, problem.logits)
+    validation = Outputs(problem.features[: size.validation], problem.logits[: size.validation])
+    truth = labels[: size.validation]
+
+    def outer(logits: Tensor, features: Tensor, of: Tensor | None = None) -> Tensor:
+        """g of every image: (N, C, 1 + D)."""
+        return gradients(logits, of)[:, :, None] * torch.cat([torch.ones(len(features), 1), features], 1)[:, None]
+
+    def parts(*tensors: Tensor) -> Iterator[Tensor]:
+        """`outer` of 1,000 images at a time."""
+        return (outer(*rows) for rows in zip(*(x.split(1000) for x in tensors), strict=True))
+
+    def plain() -> Tensor:
+        left, chosen, logits = available.clone(), [], validation.logits.double()
+        step = sum(g.sum(0) for g in parts(pool.logits[~left], pool.features[~left], labels[~left]))
+        for _ in range(FEW):
+            logits -= RATE * (validation.features @ step[:, 1:].T + step[:, 0])
+            mean = sum(g.sum(0) for g in parts(logits, validation.features, truth)) / len(logits)
+            gains = torch.cat([g.flatten(1) @ mean.flatten() for g in parts(pool.logits, pool.features)])
+            chosen.append(int(gains.masked_fill(~left, -torch.inf).argmax()))
+            left[chosen[-1]] = False
+            step = outer(pool.logits[chosen[-1:]], pool.features[chosen[-1:]])[0]
+        return torch.tensor(chosen)
+
+    found, seconds, memory = measured(
+        lambda: glister(pool, validation, truth, available, labels[~available], size.n)[0]
+    )
+    wanted, reference, _ = measured(plain)
+    return seconds, memory, reference * size.n / FEW, agreement(found[:FEW], wanted)
+
+
+METHODS = {
+    "scores": compare_scores,
+    "epig": compare_epig,
+    "galaxy": compare_galaxy,
+    "typiclust": compare_typiclust,
+    "glister": compare_glister,
+}
 
 
 def main() -> int:

@@ -39,7 +39,7 @@ def glister(
 ) -> tuple[Tensor, Tensor]:
     """The n images in the order of choice, and <g_j, G> of each. Of equal ones the lowest is taken.
 
-    O(n (N + V) C D) operations; O(N C) memory and a tile, in addition to the inputs.
+    O(n (N + V) C D) operations; O((N + V) C) memory in addition to the inputs.
 
     Args:
         pool, validation: features (N, D) and (V, D), and logits, as tensors on one device.
@@ -63,7 +63,7 @@ def glister(
     for _ in range(n):
         logits -= rate * times(validation.features, step)
         mean = summed(gradients(logits, validation_labels), validation.features) / len(logits)
-        gain = torch.cat([(a[rows] * times(z[rows], mean)).sum(1) for rows in row_slices(*z.shape)])
+        gain = torch.cat([(a[rows] * times(z[rows], mean)).sum(1) for rows in row_slices(*a.shape)])
         best = gain.masked_fill_(~left, -torch.inf).argmax()
         step = summed(a[best, None], z[best, None])
         left[best] = False

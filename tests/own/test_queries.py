@@ -31,7 +31,7 @@ from tests.helpers import SmallNet, random_problem, refuses, workspace
 CLASSES, NAMES = 4, ("ant", "bee", "cat", "dog")
 MATCHING = [key for key, method in METHODS.items() if method.needs_descriptors]
 UNCERTAIN = [key for key, method in METHODS.items() if method.needs_uncertainty]
-SCORED = ("margin", "leastconf", "entropy_det", "coreset", "epig", "flqmi", "flqmi_z", "flqmi_rare")
+SCORED = ("margin", "leastconf", "entropy_det", "coreset", "epig", "glister", "flqmi", "flqmi_z", "flqmi_rare")
 LABELLED = [3, 17, 40]
 N = 9
 

@@ -61,7 +61,7 @@ def some(seed, count, share=0.7):
 @pytest.mark.parametrize("rate", [0.05, 0.5])
 def test_glister_chooses_as_the_authors_code(recorded, rate, monkeypatch):
     """Also in tiles."""
-    monkeypatch.setattr(gradients_module, "TILE", 32 * 100)
+    monkeypatch.setattr(gradients_module, "TILE", 10 * 100)
     pool, validation = (Outputs(recorded[f"z_{end}"], recorded[f"logits_{end}"]) for end in ("pool", "val"))
     chosen, _ = glister(pool, validation, recorded["y_val"], recorded["available"], recorded["known"], 20, rate)
     assert chosen.tolist() == recorded[f"glister_lr{rate}_chosen"].tolist()
