@@ -32,7 +32,7 @@ from alfk.cli.options import Parser, device_of
 from alfk.experiment.memory import peak_mib, reset_peak
 from alfk.rivals.badge import badge
 from alfk.rivals.coreset import coreset
-from alfk.rivals.flqmi import Factors, flqmi
+from alfk.rivals.facility_location import Factors, facility_location
 from alfk.rivals.gradients import gradients
 from alfk.support.seeding import generator
 from bench.common import guarded, machine
@@ -181,7 +181,7 @@ METHODS = {
         False,
         lambda p: badge(p.a, p.features, p.available, p.n, None, 1, uniforms(p.n)).indices,
     ),
-    "flqmi": Method(lambda p: flqmi(p.pool, p.queries, p.available, p.n)[0], plain_flqmi, True),
+    "flqmi": Method(lambda p: facility_location(p.pool, p.queries, p.available, p.n).indices, plain_flqmi, True),
 }
 
 

@@ -3,12 +3,16 @@
     python3 bench/bench_scale.py                       # 500,000 x 768 pool, 20,000 x 768 misclassified, n=1250
     python3 bench/bench_scale.py -L 1536 --errors 40000    # [z, g] of L=768, and twice the misclassified images
     python3 bench/bench_scale.py --imagenet --part 10      # a tenth of 1,281,167 x 1536, 50,000 misclassified, n=64,000
+    python3 bench/bench_scale.py -L 1536 --facility        # facility location, of rows with a spectrum as MNIST's
 
 k-centre chooses the centres, then the matching streams over the pool. The pool's file (4 bytes per entry, 2 with
---half) is written to --folder first and deleted at the end.
+--half) is written to --folder first and deleted at the end. The rows are normal; what facility location takes depends
+on them, so that its rows are as MNIST's descriptors R_{z,g} of the rotation model: a mean of norm 0.67, and variances
+that fall by 13 % from one main direction to the next, 64 of them, and a little noise.
 """
 
 import argparse
+import functools
 import sys
 import tempfile
 from collections.abc import Callable
@@ -20,10 +24,13 @@ sys.path.insert(0, str(ROOT))
 import numpy as np
 import torch
 from tabulate import tabulate
+from torch import Tensor
 
 from alfk.cli.options import Parser, device_of, positive
 from alfk.experiment.memory import peak_mib, reset_peak
 from alfk.method.matching import budget, k_centre, match
+from alfk.rivals.facility_location import Factors, facility_location
+from alfk.rivals.flqmi import RENEW
 from alfk.support.seeding import generator
 from bench.common import Clock, guarded, machine
 
@@ -38,10 +45,17 @@ def main() -> int:
         print(f"1/{options.part} of pool, misclassified images and n: full size takes {options.part**2} times as long")
     print(f"pool {options.pool:,} x {options.length}, {options.errors:,} misclassified, n={options.query_size:,}")
     source = generator(0, "bench_scale")
+    draw = descriptors(options.length, source) if options.facility else normal(options.length, source)
     with tempfile.TemporaryDirectory(dir=options.folder) as folder:
-        pool = write_pool(Path(folder) / "pool.npy", options, source)
-        errors = torch.randn(options.errors, options.length, generator=source).to(device)
+        pool, errors = write_pool(Path(folder) / "pool.npy", options, draw), draw(options.errors).to(device)
         rows = []
+        if options.facility:
+            available = torch.ones(options.pool, dtype=torch.bool)
+            factors = Factors(pool), Factors(errors)
+            chosen = functools.partial(facility_location, *factors, available, options.query_size, renew=RENEW)
+            seconds, peak = timed(device, chosen)
+            print(tabulate([["facility location", f"{seconds:.1f}", peak]], headers=["stage", "seconds", "peak MiB"]))
+            return 0
         if options.query_size < options.errors:
             seconds, peak = timed(device, lambda: k_centre(errors, options.query_size, 0))
             rows.append(["k-centre", f"{seconds:.1f}", peak])
@@ -66,6 +80,7 @@ def parse() -> argparse.Namespace:
     add("--errors", type=positive, default=20_000, help="misclassified validation images (20,000)")
     add("-L", "--length", type=positive, default=768, help="entries of a descriptor (768)")
     add("-n", "--query-size", type=positive, default=1250, help="images to choose (1,250)")
+    add("--facility", action="store_true", help="facility location instead of k-centre and matching")
     add("--half", action="store_true", help="store the pool's file in half precision")
     add("--imagenet", action="store_true", help="ImageNet's sizes at L=768 with g, in half precision")
     add("--part", type=positive, default=1, metavar="F", help="divide pool, misclassified images and n by F (1)")
@@ -81,13 +96,32 @@ def parse() -> argparse.Namespace:
     return options
 
 
-def write_pool(path: Path, options: argparse.Namespace, source: torch.Generator) -> np.ndarray:
+def normal(length: int, source: torch.Generator) -> Callable[[int], Tensor]:
+    """Draws rows of independent normal entries."""
+    return lambda count: torch.randn(count, length, generator=source)
+
+
+def descriptors(length: int, source: torch.Generator) -> Callable[[int], Tensor]:
+    """Draws rows with a spectrum as that of descriptors."""
+    rank = min(64, length - 1)
+    directions = torch.linalg.qr(torch.randn(length, rank + 1, generator=source))[0].T
+    scales = 0.87 ** (torch.arange(rank) / 2)
+    scales *= 0.74 / scales.norm()
+
+    def draw(count: int) -> Tensor:
+        rows = (torch.randn(count, rank, generator=source) * scales) @ directions[1:] + 0.67 * directions[0]
+        return rows.add_(torch.randn(count, length, generator=source), alpha=0.05 / length**0.5)
+
+    return draw
+
+
+def write_pool(path: Path, options: argparse.Namespace, draw: Callable[[int], Tensor]) -> np.ndarray:
     """Random rows, written in chunks, then memory-mapped read-only."""
     dtype = np.dtype("<f2" if options.half else "<f4")
     array = np.lib.format.open_memmap(path, mode="w+", dtype=dtype, shape=(options.pool, options.length))
     for start in range(0, options.pool, CHUNK):
         count = min(CHUNK, options.pool - start)
-        array[start : start + count] = torch.randn(count, options.length, generator=source).numpy()
+        array[start : start + count] = draw(count).numpy()
     array.flush()
     del array
     return np.load(path, mmap_mode="r")

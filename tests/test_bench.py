@@ -13,6 +13,7 @@ from tests.helpers import call
     ("script", "flags"),
     [
         ("bench_scale.py", "--pool 5000 --errors 500 -n 100"),
+        ("bench_scale.py", "--pool 3000 --errors 400 -n 50 -L 200 --facility"),
         ("bench_rivals.py", "--quick"),
         ("bench_rivals_other.py", "--quick"),
     ],

@@ -10,7 +10,7 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
-from alfk.own.queries import Query, write_csv
+from alfk.own.queries import Query, stands_for, write_csv
 from alfk.support.errors import UserError
 from alfk.support.files import read_file
 
@@ -118,8 +118,9 @@ def write_request(path: str | Path, query: Query, files: Sequence[str], validati
     """Write a CSV file for the annotators: the files of a query in order, and why each was chosen.
 
     Its columns: file; guess, the method's pseudo-label or prediction; nearest_error, the misclassified validation image
-    that it matches; error_class, the class of that image; mistaken_for, its prediction; similarity of both. Methods
-    without matching have the columns file, guess and, if there is one, score.
+    that it matches; error_class, the class of that image; mistaken_for, its prediction; similarity of both; with
+    facility location also stands_for, in words. Methods without matching have the columns file, guess and, if there is
+    one, score.
 
     Args:
         files, validation_files: names of all pool images and of all validation images.
@@ -133,7 +134,9 @@ def write_request(path: str | Path, query: Query, files: Sequence[str], validati
         if "matches" in row:
             error = {"nearest_error": row["matches_file"], "error_class": row["error_label"]}
             entry |= error | {"mistaken_for": row["error_prediction"], "similarity": row["similarity"]}
-        if "score" in row:
+        if "stands_for" in row:
+            entry["stands_for"] = stands_for(row).removeprefix("stands for ")
+        elif "score" in row:
             entry["score"] = row["score"]
         rows.append(entry)
     write_csv(path, rows)

@@ -26,7 +26,14 @@ from alfk.networks.modes import computing, prepare
 from alfk.support.errors import UserError
 from alfk.support.files import atomic
 
-CLASS_COLUMNS = ("pseudo_label", "prediction", "error_label", "error_prediction")
+CLASS_COLUMNS = (
+    "pseudo_label",
+    "prediction",
+    "error_label",
+    "error_prediction",
+    "stands_for_label",
+    "stands_for_prediction",
+)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -95,7 +102,9 @@ class Query(Selection):
         return [dict(zip(columns, row, strict=True)) for row in zip(*columns.values(), strict=True)]
 
     def class_name(self, label: int) -> object:
-        """The name of a class, or its number."""
+        """The name of a class, or its number; None for -1."""
+        if label == -1:
+            return None
         return self.classes[label] if self.classes and 0 <= label < len(self.classes) else label
 
     def to_csv(
@@ -106,6 +115,21 @@ class Query(Selection):
     ) -> None:
         """Write `rows` as a CSV file. Raises UserError if it cannot be written."""
         write_csv(path, self.rows(names, validation_names), ["index"])
+
+
+def stands_for(row: dict[str, object], shorten: Callable[[str], str] = str) -> str:
+    """A row of `Query.rows` in words: "stands for 212 errors, most often 8 taken for 3".
+
+    Args:
+        shorten: applied to the names of classes.
+    """
+    count = row["stands_for"]
+    if not count:
+        return "stands for no error of its own"
+    truth, prediction = (shorten(str(row[f"stands_for_{key}"])) for key in ("label", "prediction"))
+    if count == 1:
+        return f"stands for 1 error, {truth} taken for {prediction}"
+    return f"stands for {count:,} errors, most often {truth} taken for {prediction}"
 
 
 def _named(positions: Sequence[int], names: Sequence[object], what: str) -> list[str]:

@@ -179,8 +179,8 @@ BOTH = P + V
 PASSES = {  # method -> images forward, images backward
     "random": (0, 0),
     **dict.fromkeys(("varR", "entropy", "BALD", "std"), (K * P, 0)),
-    "Rz": (BOTH, 0),
-    **dict.fromkeys(("Rzg_true", "Rzg_pred", "Rzg_pz"), (BOTH, BOTH)),
+    **dict.fromkeys(("Rz", "Rz_fl", "Rz_rc"), (BOTH, 0)),
+    **dict.fromkeys(("Rzg_true", "Rzg_pred", "Rzg_pz", "Rzg_fl", "Rzg_flw", "Rzg_rc"), (BOTH, BOTH)),
     # two for every copy: J^T v, and the derivative of its product with z
     "Rzg_trace": (BOTH + K * BOTH, BOTH + 2 * K * BOTH),
     # one for every copy and class

@@ -29,9 +29,10 @@ from mnist.config import DIGITS
 from tests.helpers import SmallNet, random_problem, refuses, workspace
 
 CLASSES, NAMES = 4, ("ant", "bee", "cat", "dog")
-MATCHING = [key for key, method in METHODS.items() if method.needs_descriptors]
+COVERING = ("flqmi", "flqmi_z", "Rz_fl", "Rzg_fl", "Rzg_flw")
+MATCHING = [key for key, method in METHODS.items() if method.needs_descriptors and key not in COVERING]
 UNCERTAIN = [key for key, method in METHODS.items() if method.needs_uncertainty]
-SCORED = ("margin", "leastconf", "entropy_det", "coreset", "epig", "glister", "flqmi", "flqmi_z", "flqmi_rare")
+SCORED = ("margin", "leastconf", "entropy_det", "coreset", "epig", "glister", "flqmi_rare", *COVERING)
 LABELLED = [3, 17, 40]
 N = 9
 
@@ -133,9 +134,11 @@ def test_the_indices_are_those_of_select(problem, key):
     assert len(found) == N
     assert found.indices.tolist() == select(key, *problem, N, **options).tolist()
     assert not set(found.indices.tolist()) & set(LABELLED)
-    matches = {"similarity", "matches", "error_label", "error_prediction", "rank", "prediction"}
+    matches = {"similarity", "matches", "error_label", "error_prediction", "prediction"}
     scored = METHODS[key].pool_label is not None
-    wanted = matches if key in MATCHING else {"score"} if key in (*UNCERTAIN, *SCORED) else set()
+    wanted = matches | {"rank"} if key in MATCHING else {"score"} if key in (*UNCERTAIN, *SCORED) else set()
+    if key in COVERING:
+        wanted |= matches | {"stands_for", "stands_for_label", "stands_for_prediction"}
     assert set(found.reasons) == wanted | ({"pseudo_label"} if scored else set())
     assert all(len(values) == N for values in found.reasons.values())
     assert [list(row) for row in found.rows()] == [["index", *found.reasons]] * N
@@ -158,13 +161,13 @@ def test_the_first_query_of_an_uncertainty_method_has_no_reasons(problem):
     assert (found.reasons, found.at_random, found.misclassified) == ({}, N, None)
 
 
-@pytest.mark.parametrize("key", ["Rz", "Rzg_pz"])
+@pytest.mark.parametrize("key", ["Rz", "Rzg_pz", "Rz_fl", "Rzg_flw", "Rzg_rc"])
 def test_without_errors_images_are_drawn_at_random(problem, key):
     model, pool, validation = problem
     _, _, predictions = plain(model, validation)
     sure = Split(validation.images, predictions, validation.mean, validation.std)
     found = query(key, model, pool, sure, N, labelled=LABELLED)
-    assert (found.misclassified, found.centres, found.at_random) == (0, 0, N)
+    assert (found.misclassified, found.centres, found.at_random) == (0, None if key in COVERING else 0, N)
     assert found.reasons == {}
     assert [list(row) for row in found.rows()] == [["index"]] * N
     assert len({*found.indices.tolist(), *LABELLED}) == N + len(LABELLED)

@@ -8,8 +8,13 @@ import torch.nn.functional as F
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from alfk.method.acquisition import METHODS, acquire
+from alfk.method.descriptors import Descriptors
+from alfk.method.matching import match
+from alfk.method.registry import Measurement, Situation
+from alfk.own.queries import Query, stands_for
 from alfk.rivals import facility_location as module
-from alfk.rivals.facility_location import Factors, Kernel, facility_location, lazy_greedy
+from alfk.rivals.facility_location import Factors, Kernel, facility_location, lazy_greedy, shortened
 
 SEEDS = st.integers(0, 10**6)
 
@@ -58,10 +63,18 @@ def test_lazy_greedy_is_naive_greedy(data, rows, queries, eta, renew, weighted, 
     s, available = torch.randint(9, (rows, queries), generator=seeded(seed)) / 8, some(seed, rows)
     weights = torch.randint(1, 5, (queries,), generator=seeded(seed)) / 2 if weighted else torch.ones(queries)
     n = data.draw(st.integers(1, int(available.sum())))
-    bounds = weights.sum().double().expand(rows).masked_fill(~available, -torch.inf)
-    small = {name: data.draw(st.integers(1, rows + 2)) for name in ("SHORTLIST", "RENEWED")}
+    ends = sorted(data.draw(st.sets(st.integers(1, queries - 1)))) if queries > 1 else []
+    groups = [slice(*pair) for pair in zip([0, *ends], [*ends, queries], strict=True)]
+    bounds = torch.stack([weights[group].sum() for group in groups]).double().expand(rows, -1)
+    small = {name: data.draw(st.integers(1, rows + 2)) for name in ("FEWEST", "MOST")}
+
+    above = s if data.draw(st.booleans()) else s + torch.rand(s.shape, generator=seeded(seed)) / 4
+
+    def of(matrix):
+        return lambda rows: lambda some, columns: matrix[rows if some is None else rows[some], columns].clone()
+
     with mock.patch.multiple(module, **small):
-        found = lazy_greedy(s.__getitem__, bounds, weights, n, eta, renew)
+        found = lazy_greedy(of(s), of(above), bounds, weights, groups, available, n, eta, renew)
     expected = naive_greedy(s.double(), available, n, eta, weights.double(), renew)
     assert (found.indices.tolist(), found.gains.tolist(), found.nearest.tolist()) == expected
 
@@ -86,11 +99,13 @@ def test_flqmi_follows_the_definition(data, rows, queries, of_gradients, seed):
     available = some(seed, rows)
     n = data.draw(st.integers(1, int(available.sum())))
     s = (1 + explicit(pool) @ explicit(query).T) / 2
-    small = {name: data.draw(st.integers(1, rows + 2)) for name in ("SHORTLIST", "BLOCK")}
+    small = {name: data.draw(st.integers(1, rows + 2)) for name in ("GROUP", "GROUPS", "FEWEST", "MOST")}
     with mock.patch.multiple(module, **small):
         kernel = Kernel(pool, query)
-        assert torch.allclose(kernel(torch.arange(rows)).double(), s, rtol=0, atol=1e-6)
-        assert torch.allclose(kernel.sums(torch.ones(queries)), s.sum(1), rtol=0, atol=1e-5)
+        found = kernel(torch.arange(rows))(None, slice(None))
+        assert torch.allclose(found.double(), s, rtol=0, atol=1e-6)
+        sums = kernel.sums(torch.ones(queries), [slice(0, 1), slice(1, queries)])
+        assert torch.allclose(sums.double(), torch.stack([s[:, 0], s[:, 1:].sum(1)], 1), rtol=0, atol=1e-5)
         cover = facility_location(pool, query, available, n)
     chosen, gains = cover.indices, cover.gains
     assert available[chosen].all()
@@ -108,4 +123,103 @@ def test_flqmi_follows_the_definition(data, rows, queries, of_gradients, seed):
 
 def test_a_row_of_zeros_has_cosines_of_0():
     pool, query = Factors(torch.zeros(2, 3), torch.zeros(2, 4)), Factors(torch.ones(1, 3), torch.ones(1, 4))
-    assert Kernel(pool, query)(torch.arange(2)).tolist() == [[0.5], [0.5]]
+    assert Kernel(pool, query)(torch.arange(2))(None, slice(None)).tolist() == [[0.5], [0.5]]
+
+
+@settings(deadline=None, max_examples=20)
+@given(st.integers(1, 12), st.integers(3, 30), st.booleans(), SEEDS)
+def test_shortened_features_have_larger_cosines(queries, width, duplicates, seed):
+    pool, query = normal(seed, 20, width), normal(seed + 1, queries, width)
+    if duplicates:
+        pool[:queries] = 3 * query
+    with mock.patch.object(module, "RANK", max(1, width // 3)):
+        short = [factors.features for factors in shortened(Factors(pool), Factors(query))]
+    assert all(features.shape[1] == max(1, width // 3) + 1 for features in short)
+    cosine, larger = (F.normalize(a.double()) @ F.normalize(b.double()).T for a, b in ((pool, query), short))
+    assert (larger >= cosine - 1e-6).all()
+    whole = F.normalize(normal(seed, 20, 3) @ normal(seed + 2, 3, width))  # in the span of 3 directions
+    with mock.patch.object(module, "RANK", 3):
+        short = shortened(Factors(whole), Factors(whole))[0].features
+    assert torch.allclose(F.normalize(short) @ F.normalize(short).T, whole @ whole.T, atol=1e-3)
+
+
+def test_long_features_are_chosen_by_the_coarse_kernel_as_without():
+    """With features that it bounds well, and noise, which it does not."""
+    everything = torch.ones(300, dtype=torch.bool)
+    for noise in (0.01, 3.0):
+        pool, query = (
+            normal(i, m, 4) @ normal(9, 4, 40) + noise * normal(i + 2, m, 40) for i, m in ((0, 300), (1, 90))
+        )
+        with mock.patch.multiple(module, RANK=5, GROUP=20):
+            found = facility_location(Factors(pool), Factors(query), everything, 30, renew=0.1)
+        s = (1 + F.normalize(pool.double()) @ F.normalize(query.double()).T) / 2
+        chosen, gains, nearest = naive_greedy(s, everything, 30, 1.0, torch.ones(90), 0.1)
+        assert (found.indices.tolist(), found.nearest.tolist()) == (chosen, nearest)
+        assert torch.allclose(found.gains, torch.tensor(gains).double(), rtol=0, atol=1e-4)
+
+
+# The methods
+
+
+@pytest.fixture
+def situation():
+    """Random descriptors of 60 pool images and 40 validation images of 4 classes, about 25 of them misclassified."""
+    sides = {
+        side: Descriptors(normal(i, count, 6), labels, labels.roll(1))
+        for i, (side, count) in enumerate((("pool", 60), ("validation", 40)))
+        for labels in [torch.randint(4, (count,), generator=seeded(i))]
+    }
+    labels = torch.randint(4, (40,), generator=seeded(5))
+    return Situation(some(1, 60), 9, seeded(3), Measurement(**sides), labels)
+
+
+@pytest.mark.parametrize("key", ["Rz_fl", "Rzg_fl", "Rzg_flw"])
+def test_what_the_methods_choose_and_why(situation, key):
+    """Against the definition: similarities of descriptors of norm 1, weights by class, rounds below 0.1."""
+    validation, pool = situation.measurement.validation, situation.measurement.pool
+    truth, predictions = situation.validation_labels, validation.predictions
+    wrong = (predictions != truth).nonzero().flatten()
+    x, e = F.normalize(pool.vectors.double()), F.normalize(validation.vectors[wrong].double())
+    weights = torch.ones(len(wrong)).double()
+    if key == "Rzg_flw":
+        counts = [int((truth[wrong] == truth[i]).sum()) for i in wrong]
+        weights = torch.tensor([1 / count for count in counts]).double()
+        weights /= weights.mean()
+    s = (1 + x @ e.T) / 2
+    chosen, gains, nearest = naive_greedy(s, situation.available, 9, 1.0, weights, 0.1)
+    found = Query.of(acquire(METHODS[key], situation), key, truth, ("ant", "bee", "cat", "dog"))
+    assert found.indices.tolist() == chosen
+    assert found.score.tolist() == pytest.approx(gains, abs=1e-4)
+    assert (found.misclassified, found.at_random) == (len(wrong), 0)
+    assert found.stands_for.tolist() == [nearest.count(k) for k in range(9)]
+    best = torch.zeros(len(wrong)).double()
+    for k, (image, row) in enumerate(zip(chosen, found.rows(), strict=True)):
+        error = int((weights * (s[image] - best).clamp(min=0)).argmax())
+        best = best.maximum(s[image])
+        assert found.matches[k] == wrong[error]
+        assert row["similarity"] == pytest.approx(float(2 * s[image, error] - 1), abs=1e-4)
+        assert found.prediction[k] == pool.predictions[image]
+        kinds = [(int(truth[wrong[i]]), int(predictions[wrong[i]])) for i in range(len(wrong)) if nearest[i] == k]
+        pair = int(found.stands_for_label[k]), int(found.stands_for_prediction[k])
+        assert kinds.count(pair) == max(map(kinds.count, kinds), default=0)
+        names = [("ant", "bee", "cat", "dog")[c] for c in pair] if kinds else [None, None]
+        assert [row["stands_for_label"], row["stands_for_prediction"]] == names
+    assert (found.pseudo_label is None) == (not METHODS[key].pool_label) or key == "Rz_fl"
+
+
+def test_what_an_image_stands_for_in_words():
+    row = {"stands_for": 1212, "stands_for_label": "dog", "stands_for_prediction": "cat"}
+    assert stands_for(row) == "stands for 1,212 errors, most often dog taken for cat"
+    assert stands_for(row | {"stands_for": 1}) == "stands for 1 error, dog taken for cat"
+    assert stands_for(row | {"stands_for": 0}) == "stands for no error of its own"
+
+
+def test_random_centres_are_the_walk_of_drawn_errors(situation):
+    validation, pool = situation.measurement.validation, situation.measurement.pool
+    wrong = (validation.predictions != situation.validation_labels).nonzero().flatten()
+    found = acquire(METHODS["Rzg_rc"], situation)
+    drawn = wrong[torch.randperm(len(wrong), generator=seeded(3))[:9].sort().values]
+    by_hand = match(validation.vectors[drawn], pool.vectors, situation.available, 9, seeded(0))
+    assert found.indices.tolist() == by_hand.indices.tolist()
+    assert found.matches.tolist() == drawn[by_hand.matches].tolist()
+    assert (found.misclassified, found.centres) == (len(wrong), 9)

@@ -18,7 +18,8 @@ from mnist.config import DIGITS
 from tests.helpers import SMALL, Killed, call, outcome, records, refused, workspace
 
 KEYS = [method.key for method in RIVALS]
-ACT = ["coreset", "galaxy_v", "typiclust", "flqmi", "flqmi_z", "flqmi_rare"]  # at b=0 too
+BY_DESCRIPTORS = [key for key in KEYS if key.startswith("R")]
+ACT = ["coreset", "galaxy_v", "typiclust", "flqmi", "flqmi_z", "flqmi_rare", *BY_DESCRIPTORS]  # at b=0 too
 P, V, K = 473, 500, 4  # images of pool and validation set, and samples
 SHORT = {name: dataclasses.replace(getattr(DIGITS, name), epochs=1) for name in ("retraining", "pretraining")}
 EXPERIMENT = dataclasses.replace(DIGITS, iterations=2, samples=K, **SHORT)  # what ONE makes of it
@@ -29,7 +30,7 @@ STAGE = [*ONE[:-2], "-r", 0, "-ir", 20]  # for gen_descr.py and main_descr.py
 def forward(key, validation=V):
     """Images in forward passes of a query."""
     return {"epig": K * (P + validation + 1)}.get(
-        key, P + (validation if key.startswith(("flqmi", "galaxy_v", "glister")) else 0)
+        key, P + (validation if key.startswith(("flqmi", "galaxy_v", "glister", "R")) else 0)
     )
 
 
@@ -69,7 +70,7 @@ def lines_of(folder, of=lambda line: True):
 
 def queried(folder, key, b, suffix="", start="unsup_"):
     """The columns of an iteration's query, in the order its images were chosen."""
-    length = 20 if key[0] == "R" else 0
+    length = 80 if key[0] == "R" else 0
     stem = f"{start}batch_{b}_size_{15 * (b + 1)}_ir_20_nr_0_sub_{key}_L_{length}{suffix}"
     with open(folder / "run0" / f"query_{stem}.csv", newline="") as file:
         rows = list(csv.DictReader(file))
@@ -83,16 +84,20 @@ def test_rivals_are_all_of_them(finished):
     drawn = queried(folder, "random", 0)["index"]
     for (key, b), line in lines.items():
         acts = key in KEYS and (b > 0 or key in ACT)
-        assert line["passes"] == {"forward": forward(key) if acts else 0, "backward": 0}
+        backward = P + V if key.startswith("Rzg") else 0
+        assert line["passes"] == {"forward": forward(key) if acts else 0, "backward": backward}
         assert line["labelled"] == 15 * (b + 1)
-        assert (line["misclassified"] is not None) == key.startswith("flqmi")
-        assert (line["L"], line["ensemble"], line["minority"]) == (0, 1, [5, 6, 7, 8, 9])
+        assert (line["misclassified"] is not None) == key.startswith(("flqmi", "R"))
+        length = 80 if key in BY_DESCRIPTORS else 0
+        assert (line["L"], line["ensemble"], line["minority"]) == (length, 1, [5, 6, 7, 8, 9])
         assert not {"first_batch", "validation_size", "adds_validation", "copies"} & set(line)
         table = queried(folder, key, b)
         assert len(set(table["index"])) == 15
         assert b or (table["index"] == drawn) == (not acts)
-        scored = acts and key not in ("badge", "galaxy", "galaxy_v", "direct", "typiclust")
-        assert list(table) == (["index", "score"] if scored else ["index"])
+        scored = acts and key not in ("badge", "galaxy", "galaxy_v", "direct", "typiclust", "Rz_rc", "Rzg_rc")
+        assert ("score" in table) == scored
+        assert ("stands_for" in table) == (key in ("flqmi", "flqmi_z", "Rz_fl", "Rzg_fl", "Rzg_flw"))
+        assert ("rank" in table) == key.endswith("_rc")
         assert f" {key} " in done.stdout
     assert not list((folder / "run0" / "descr").iterdir())
 
@@ -206,7 +211,7 @@ def test_a_random_first_batch_is_that_of_all_methods(finished, copy):
     """Only methods that would choose it are run again; from b=1 on they choose."""
     before = {path.name for path in copy.rglob("*.pt")}
     methods = ["random", "margin", "coreset", "flqmi", "Rzg_pz"]
-    more = ["--iterations", 2, "--first-batch", "random", "-dl", 20, "--methods", *methods]
+    more = ["--iterations", 2, "--first-batch", "random", "-dl", 80, "--methods", *methods]
     done = call("mnist/run.py", *ONE, *more, "--save-folder", copy)
     lines = lines_of(copy, lambda line: "first_batch" in line)
     assert sorted(lines) == sorted((key, b) for key in ("coreset", "flqmi", "Rzg_pz") for b in (0, 1))
@@ -233,7 +238,7 @@ def test_a_random_first_batch_is_that_of_all_methods(finished, copy):
 def test_a_part_of_the_validation_set(finished, copy):
     """Only methods that use it are run again, on its images alone."""
     methods = ["random", "badge", "flqmi", "epig", "Rz"]
-    more = ["--iterations", 2, "-dl", 20, "--methods", *methods, "--validation-size", 50]
+    more = ["--iterations", 2, "-dl", 80, "--methods", *methods, "--validation-size", 50]
     call("mnist/run.py", *ONE, *more, "--save-folder", copy)
     lines = lines_of(copy, lambda line: line.get("validation_size") == 50)
     assert sorted(lines) == sorted((key, b) for key in ("flqmi", "epig", "Rz") for b in (0, 1))

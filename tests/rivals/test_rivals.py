@@ -23,7 +23,7 @@ from alfk.rivals import epig as epig_module
 from alfk.rivals.badge import badge
 from alfk.rivals.coreset import coreset
 from alfk.rivals.direct import direct
-from alfk.rivals.flqmi import Factors, flqmi
+from alfk.rivals.facility_location import Factors, facility_location
 from alfk.rivals.galaxy import galaxy
 from alfk.rivals.glister import glister
 from alfk.rivals.gradients import gradients
@@ -87,7 +87,8 @@ def top(score):
 
 def by_flqmi(o, queries, of_gradients):
     of_pool, of_queries = (gradients(o.logits), gradients(o.logits_v, o.y_v)[queries]) if of_gradients else (None, None)
-    return flqmi(Factors(o.z, of_pool), Factors(o.z_v[queries], of_queries), o.available, N)
+    cover = facility_location(Factors(o.z, of_pool), Factors(o.z_v[queries], of_queries), o.available, N)
+    return cover.indices, cover.gains
 
 
 def by_galaxy(o, known_elsewhere=None):
@@ -125,7 +126,8 @@ def test_a_method_chooses_from_what_it_declares(problem, given, key):
     assert (found.score is None) == (values is None)
     assert values is None or torch.allclose(found.score.double(), values.double(), rtol=1e-4, atol=1e-4)
     assert found.misclassified == (len(given.wrong) if key.startswith("flqmi") else None)
-    assert (found.centres, found.matches) == (None, None)
+    assert found.centres is None
+    assert (found.matches is None) == (key not in ("flqmi", "flqmi_z"))
 
 
 @pytest.mark.parametrize(("limit", "value", "most"), [("TARGETS", 1000, 1000), ("TARGETS", 7, 7), ("JOINT", 115, 7)])
@@ -223,7 +225,8 @@ def test_galaxy_takes_labels_in_every_form(problem, form):
     assert found.indices.tolist() == chosen(problem, "galaxy").indices.tolist()
 
 
-ACT = {"coreset", "galaxy_v", "typiclust", "flqmi", "flqmi_z", "flqmi_rare"}
+BY_DESCRIPTORS = {"Rz_fl", "Rzg_fl", "Rzg_flw", "Rz_rc", "Rzg_rc"}
+ACT = {"coreset", "galaxy_v", "typiclust", "flqmi", "flqmi_z", "flqmi_rare", *BY_DESCRIPTORS}
 
 
 @pytest.mark.parametrize("key", KEYS)
@@ -238,14 +241,14 @@ def test_what_the_methods_know(problem):
     def keys(has):
         return {key for key in KEYS if has(METHODS[key])}
 
-    informed = {"galaxy_v", "glister", "flqmi", "flqmi_z", "flqmi_rare"}
+    informed = {"galaxy_v", "glister", "flqmi", "flqmi_z", "flqmi_rare", *BY_DESCRIPTORS}
     assert keys(lambda m: m.needs_validation_labels) == informed
     assert keys(lambda m: m.is_informed) == informed | {"galaxy", "direct", "epig"}
     assert keys(lambda m: "annotation" in m.inputs) == {"galaxy", "galaxy_v", "direct"}
     assert keys(lambda m: "labels" in m.inputs) == {"glister"}
     assert keys(lambda m: "rare_classes" in m.inputs) == {"flqmi_rare"}
     assert keys(lambda m: m.of_rotation_model) == {"typiclust"}
-    assert not keys(lambda m: m.needs_descriptors or m.needs_uncertainty)
+    assert keys(lambda m: m.needs_descriptors or m.needs_uncertainty) == BY_DESCRIPTORS
     model, pool, _ = problem
     for key in keys(lambda m: not m.needs_validation):
         assert chosen((model, pool, None), key).indices.tolist() == chosen(problem, key).indices.tolist()
