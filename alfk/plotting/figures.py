@@ -201,6 +201,7 @@ def figures(
 FAMILIES = {  # suffix of the name -> title
     "rivals": "rivals that know the pool alone",
     "rivals_informed": "rivals that know more",
+    "kernel": "other choices with the paper's similarity",
     "first_random": "the first batch random for all",
     "and_validation": "trained on the validation images too",
 }
@@ -217,16 +218,20 @@ def families(trials: Trials, ordinary: Trials) -> dict[str, Trials]:
     rivals = [t for t in ordinary if t.method in RIVAL_KEYS]
     groups = {
         "rivals": [t for t in rivals if not RIVAL_KEYS[t.method].is_informed],
-        "rivals_informed": [t for t in rivals if RIVAL_KEYS[t.method].is_informed],
+        "rivals_informed": [t for t in rivals if RIVAL_KEYS[t.method].is_informed and not t.length],
+        "kernel": [t for t in rivals if t.length],
         "first_random": [t for t in trials if t.first_batch and not t.validation_size and not t.adds_validation],
         "and_validation": [t for t in trials if t.adds_validation and not t.first_batch],
     }
     single = [t for t in ordinary if t.ensemble == 1]
-    random, varr = ([t for t in single if t.method == key] for key in ("random", "varR"))
-    ours = sorted((t for t in ordinary if t.method == "Rzg_pz"), key=lambda t: t.length)[-1:]
+    random, varr, matching, by_features = (
+        [t for t in single if t.method == key] for key in ("random", "varR", "Rzg_pz", "flqmi_z")
+    )
+    ours = sorted(matching, key=lambda t: t.length)[-1:]
     beside = {
         "rivals": random + varr + ours,
         "rivals_informed": random + varr + ours,
+        "kernel": random + matching + by_features,
         "first_random": [t for t in single if t.method in METHODS and not get_method(t.method).acts_first],
         "and_validation": random + ours + [t for t in trials if t.method == VALIDATION_ALONE],
     }
