@@ -188,14 +188,14 @@ def facility_location(
     device = order.device
     queries = queries.at(order, device)
     kernel = coarse = Kernel(pool, queries)
-    if queries.gradients is None and queries.features.shape[1] > 2 * RANK:
-        coarse = Kernel(*shortened(pool, queries))
     weights = torch.ones(len(queries)) if weights is None else weights
     weights = weights.to(device, torch.float32)[order]
     bounds = kernel.sums(weights, groups)
     if not bounds.isfinite().all():
         raise ValueError("features or gradients are not finite")
     bounds += 1e-5 * torch.stack([weights[group].sum() for group in groups])  # rounding
+    if queries.gradients is None and queries.features.shape[1] > 2 * RANK:
+        coarse = Kernel(*shortened(pool, queries))
     cover = lazy_greedy(kernel, coarse, bounds, weights, groups, available.to(device), n, eta, renew)
     order = order.cpu()
     nearest = torch.empty_like(cover.nearest).index_copy_(0, order, cover.nearest)
@@ -269,7 +269,7 @@ class _Candidates:
     def compute(self, limit: float) -> Tensor:
         """Compute coverage and relevance of the next images, whose bounds are largest: (r,) int64.
 
-        None if all bounds are below `limit`.
+        Empty if all bounds are below `limit`.
         """
         while True:
             self._keep(self.bounds >= max(limit, 0))
