@@ -27,7 +27,7 @@ from alfk.method.acquisition import METHODS
 from alfk.plotting import contact_sheets, plots, results
 from alfk.plotting.curves import ranges
 from alfk.plotting.distortions import distortions_table
-from alfk.plotting.figures import FigureData, Setting, figures, not_drawn, print_missing, select
+from alfk.plotting.figures import FigureData, Setting, by_setting, figures, not_drawn, print_missing, select
 from alfk.plotting.names import parse_series
 from alfk.plotting.pages import Page, page_of, page_of_sizes
 from alfk.plotting.results import Results
@@ -168,8 +168,14 @@ def draw_selected(found: Results, options: argparse.Namespace) -> int:
 
 def draw_plain(data_sets: Sequence[Results], options: argparse.Namespace) -> None:
     """Draw the figure of --plain, with the paper's curve of --claim. Raises UserError if the flags do not name one."""
-    drawn = [(found.dataset, figure) for found in data_sets for figure in figures_of(found, options)]
-    wanted = [each for dataset, each in drawn if each.curves and each.name == Setting(each.ir).name(dataset)]
+    wanted = []
+    for found in data_sets:
+        settings = by_setting(record for record in found.records if record["method"] not in BASELINES)
+        for figure in figures_of(found, options):
+            setting = Setting(figure.ir)
+            trials = {t: r for t, r in settings.get(setting, {}).items() if t == t.plain}  # rivals too
+            if trials and figure.name == setting.name(found.dataset):
+                wanted.append(dataclasses.replace(figure, trials=trials))
     if len(wanted) != 1:
         raise UserError(f"--plain draws one figure, not {len(wanted)}: name a --dataset with results and one -ir of it")
     plots.plot_plain(options.plain, wanted[0], claim_trial(wanted[0], options.claim))

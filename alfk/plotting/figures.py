@@ -224,14 +224,14 @@ def families(trials: Trials, ordinary: Trials) -> dict[str, Trials]:
         "and_validation": [t for t in trials if t.adds_validation and not t.first_batch],
     }
     single = [t for t in ordinary if t.ensemble == 1]
-    random, varr, matching, by_features = (
-        [t for t in single if t.method == key] for key in ("random", "varR", "Rzg_pz", "flqmi_z")
+    random, varr, entropy, matching, by_features = (
+        [t for t in single if t.method == key] for key in ("random", "varR", "entropy_det", "Rzg_pz", "flqmi_z")
     )
     ours = sorted(matching, key=lambda t: t.length)[-1:]
     beside = {
         "rivals": random + varr + ours,
         "rivals_informed": random + varr + ours,
-        "kernel": random + matching + by_features,
+        "kernel": random + entropy + matching + by_features,
         "first_random": [t for t in single if t.method in METHODS and not get_method(t.method).acts_first],
         "and_validation": random + ours + [t for t in trials if t.method == VALIDATION_ALONE],
     }

@@ -114,7 +114,7 @@ def markdown(rows: list[list[str]]) -> str:
 @pytest.mark.parametrize(
     ("page", "name"),
     [(REPORT, name) for name in ("MNIST_ir100", "MNIST_ir100_ablation", "MNIST_ir1")]
-    + [(RIVALS, name) for name in ("MNIST_ir100_rivals", "MNIST_ir100_rivals_informed")],
+    + [(RIVALS, f"MNIST_ir100_{name}") for name in ("kernel", "rivals", "rivals_informed")],
 )
 def test_tables_of_curves(page, name):
     figure = figures()[name]
@@ -155,6 +155,30 @@ def test_paired_differences_of_the_report():
         values = [paired(f"{a}, ir {ir}", f"{b}, ir {ir}", at) for at in (1, 2, 4, 9)]
         rows.append([f"{a} - {b}", str(ir), str(len(values[0])), *map(with_interval, values)])
     assert block(REPORT, "paired differences") == markdown(rows)
+
+
+CHOICES = [  # one trial, the other
+    ("Rzg_fl L80", "Rzg_pz L80"),
+    ("Rzg_fl L80, select val", "Rzg_pz L80, select val"),
+    ("Rzg_fl L80", "flqmi_z"),
+    ("Rzg_flw L80", "Rzg_fl L80"),
+    ("Rzg_rc L80", "Rzg_pz L80"),
+    ("Rzg_fl L80", "Rzg_rc L80"),
+    ("Rzg_fl L80", "entropy_det"),
+]
+
+
+def choices() -> str:
+    """The table of paired differences at the top of docs/rivals.md."""
+    rows = [["difference", "runs", "125 labels", "250", "375", "625", "1,250"]]
+    for one, other in CHOICES:
+        values = [paired(one, other, b) for b in (0, 1, 2, 4, 9)]
+        rows.append([f"{one} - {other}", str(len(values[0])), *map(with_interval, values)])
+    return markdown(rows)
+
+
+def test_paired_differences_of_choices():
+    assert block(RIVALS, "choices") == choices()
 
 
 # Sentences
