@@ -278,7 +278,7 @@ def test_what_is_agreed(both):
 
 
 SCRIPT = [*SMALL, "-e", "8", "-smp", "4", "--run-stop", "1", "--iterations", "2"]
-SCRIPT += ["--methods", "random", "Rzg_pz", "varR"]
+SCRIPT += ["--methods", "random", "Rzg_pz", "Rzg_fl", "varR"]
 
 
 def started(*arguments):
@@ -335,7 +335,7 @@ def test_one_goes_on_with_what_two_began_and_chooses_what_they_choose(killed, tw
     ours, theirs = outcome(folder), outcome(two)
     assert ours.keys() == theirs.keys()
     lists = [name for name in ours if name.endswith(".npy") and ("batch_0" in name or "varR" not in name)]
-    assert len(lists) == 5
+    assert len(lists) == 7
     for name in lists:
         assert ours[name] == theirs[name], name
     ours, theirs = results(folder), results(two)
