@@ -130,6 +130,7 @@ VARIANTS = {
     "all by margin": Variant(queries="all by margin"),
     "unsure by margin": Variant(doubt="margin"),
     "unsure by label": Variant(doubt="label"),
+    "unsure, all": Variant(doubt="label", queries="all"),
     "same label": Variant(same="label"),
     "same error": Variant(same="error"),
     "same label, unsure": Variant(same="label", doubt="margin"),
