@@ -112,7 +112,7 @@ class Method:
     @property
     def is_informed(self) -> bool:
         """Whether it knows more than the pool: the validation set, rare classes, or labels inside the query."""
-        return any(each.validation or each.compute is None for each in self.declared)
+        return any(each.validation or (each.compute is None and each.key != "labels") for each in self.declared)
 
     @property
     def acts_first(self) -> bool:

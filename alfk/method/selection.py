@@ -23,8 +23,8 @@ class Selection:
         rank: int64, 1 if the chosen image was that validation image's most similar available one, 2 for the next, ...
         prediction: int64, the model's prediction for the chosen image (matching methods).
         pseudo_label: int64, the label of its Fisher score (methods with Fisher scores).
-        stands_for: int64, how many misclassified validation images are more similar to the chosen image than to all
-            others of the query (facility location).
+        stands_for: int64, of how many misclassified validation images it is the most similar image of the query
+            (facility location).
         stands_for_label, stands_for_prediction: int64, their most frequent pair of true and predicted class, -1 if
             there are none.
         score: larger values are chosen first (uncertainty, scores of the softmax, distances, gains).

@@ -135,7 +135,7 @@ def write_request(path: str | Path, query: Query, files: Sequence[str], validati
             error = {"nearest_error": row["matches_file"], "error_class": row["error_label"]}
             entry |= error | {"mistaken_for": row["error_prediction"], "similarity": row["similarity"]}
         if "stands_for" in row:
-            entry["stands_for"] = stands_for(row).removeprefix("stands for ")
+            entry["stands_for"] = stands_for(row)
         elif "score" in row:
             entry["score"] = row["score"]
         rows.append(entry)

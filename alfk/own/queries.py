@@ -117,19 +117,14 @@ class Query(Selection):
         write_csv(path, self.rows(names, validation_names), ["index"])
 
 
-def stands_for(row: dict[str, object], shorten: Callable[[str], str] = str) -> str:
-    """A row of `Query.rows` in words: "stands for 212 errors, most often 8 taken for 3".
-
-    Args:
-        shorten: applied to the names of classes.
-    """
-    count = row["stands_for"]
+def stands_for(row: dict[str, object]) -> str:
+    """What the image of a row of `Query.rows` stands for, as "212 errors, most often 8 taken for 3"."""
+    count, truth, prediction = (row[f"stands_for{key}"] for key in ("", "_label", "_prediction"))
     if not count:
-        return "stands for no error of its own"
-    truth, prediction = (shorten(str(row[f"stands_for_{key}"])) for key in ("label", "prediction"))
+        return "no error of its own"
     if count == 1:
-        return f"stands for 1 error, {truth} taken for {prediction}"
-    return f"stands for {count:,} errors, most often {truth} taken for {prediction}"
+        return f"1 error, {truth} taken for {prediction}"
+    return f"{count:,} errors, most often {truth} taken for {prediction}"
 
 
 def _named(positions: Sequence[int], names: Sequence[object], what: str) -> list[str]:

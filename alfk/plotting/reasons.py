@@ -13,7 +13,7 @@ from matplotlib.patches import Rectangle
 from torch import Tensor
 
 from alfk.data.split import Split
-from alfk.own.queries import Query, stands_for
+from alfk.own.queries import Query
 from alfk.plotting.saving import save
 from alfk.plotting.text import shortened
 from alfk.support.errors import UserError
@@ -21,7 +21,6 @@ from alfk.support.errors import UserError
 PER_LINE = 4  # pairs beside each other
 SIDE, GAP, CAPTION, HEADING = 0.95, 0.12, 0.42, 0.3  # inches: side of an image, gaps, height of captions and headings
 LONGEST = 11  # characters of a class name in a caption, which is as wide as an image
-SHORT = 7  # characters of a class name in the line below both images
 DPI = 160  # pixels per inch of the files
 CHOSEN, ERROR = "#D55E00", "#555555"
 
@@ -97,11 +96,18 @@ def _caption(number: int, row: dict[str, object]) -> str:
     if "similarity" in row:
         lines.append(f"similarity {row['similarity']:.2f}")
     if "stands_for" in row:
-        words = stands_for(row, lambda name: shortened(name, SHORT))  # below both images
-        lines.append(words.replace(" taken for ", " as "))
+        lines.append(_stands_for(row))
     elif "score" in row:
         lines.append(f"score {row['score']:.3g}")
     return "\n".join(lines)
+
+
+def _stands_for(row: dict[str, object]) -> str:
+    """What an image stands for, in a line below both images."""
+    if not row["stands_for"]:
+        return "stands for no error of its own"
+    kind = [shortened(str(row[f"stands_for_{key}"]), LONGEST) for key in ("label", "prediction")]
+    return f"for {row['stands_for']:,} errors, mostly {' as '.join(kind)}"
 
 
 def _error_caption(row: dict[str, object]) -> str:

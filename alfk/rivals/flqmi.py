@@ -132,7 +132,7 @@ def _explained(cover: Cover, wrong: Tensor, predictions: Tensor, labels: Tensor)
     return Selection(
         cover.indices,
         misclassified=len(wrong),
-        similarity=2 * cover.similarity - 1,
+        similarity=(2 * cover.similarity - 1).clamp(-1, 1),
         matches=matches,
         error_prediction=predictions[matches],
         stands_for=counts,

@@ -1,5 +1,6 @@
 """Facility location: against the definition with the whole matrix of similarities, and the methods that use it."""
 
+import dataclasses
 from unittest import mock
 
 import pytest
@@ -63,18 +64,19 @@ def test_lazy_greedy_is_naive_greedy(data, rows, queries, eta, renew, weighted, 
     s, available = torch.randint(9, (rows, queries), generator=seeded(seed)) / 8, some(seed, rows)
     weights = torch.randint(1, 5, (queries,), generator=seeded(seed)) / 2 if weighted else torch.ones(queries)
     n = data.draw(st.integers(1, int(available.sum())))
-    ends = sorted(data.draw(st.sets(st.integers(1, queries - 1)))) if queries > 1 else []
-    groups = [slice(*pair) for pair in zip([0, *ends], [*ends, queries], strict=True)]
-    bounds = torch.stack([weights[group].sum() for group in groups]).double().expand(rows, -1)
-    small = {name: data.draw(st.integers(1, rows + 2)) for name in ("FEWEST", "MOST")}
+    bounds = weights.sum().double().expand(rows)
+    small = {name: data.draw(st.integers(1, rows + 2)) for name in ("COMPUTED", "LOWERED")}
+    cut = data.draw(st.integers(0, queries))
 
-    above = s if data.draw(st.booleans()) else s + torch.rand(s.shape, generator=seeded(seed)) / 4
+    more = torch.rand(s.shape, generator=seeded(seed)) / 4
+    above = data.draw(st.sampled_from([s, s + more, s - 5e-7]))
 
     def of(matrix):
-        return lambda rows: lambda some, columns: matrix[rows if some is None else rows[some], columns].clone()
+        blocks = [columns for columns in (slice(0, cut), slice(cut, queries)) if columns.start < columns.stop]
+        return lambda rows: [(columns, matrix[rows, columns].clone()) for columns in blocks]
 
     with mock.patch.multiple(module, **small):
-        found = lazy_greedy(of(s), of(above), bounds, weights, groups, available, n, eta, renew)
+        found = lazy_greedy(of(s), of(above), bounds, weights, available, n, eta, renew)
     expected = naive_greedy(s.double(), available, n, eta, weights.double(), renew)
     assert (found.indices.tolist(), found.gains.tolist(), found.nearest.tolist()) == expected
 
@@ -99,13 +101,13 @@ def test_flqmi_follows_the_definition(data, rows, queries, of_gradients, seed):
     available = some(seed, rows)
     n = data.draw(st.integers(1, int(available.sum())))
     s = (1 + explicit(pool) @ explicit(query).T) / 2
-    small = {name: data.draw(st.integers(1, rows + 2)) for name in ("GROUP", "GROUPS", "FEWEST", "MOST")}
+    small = {name: data.draw(st.integers(1, rows + 2)) for name in ("COMPUTED", "LOWERED", "BLOCK")}
+    weights = torch.rand(queries, generator=seeded(seed)) * 2
     with mock.patch.multiple(module, **small):
         kernel = Kernel(pool, query)
-        found = kernel(torch.arange(rows))(None, slice(None))
+        found = torch.cat([similarities for _, similarities in kernel(torch.arange(rows))], 1)
         assert torch.allclose(found.double(), s, rtol=0, atol=1e-6)
-        sums = kernel.sums(torch.ones(queries), [slice(0, 1), slice(1, queries)])
-        assert torch.allclose(sums.double(), torch.stack([s[:, 0], s[:, 1:].sum(1)], 1), rtol=0, atol=1e-5)
+        assert torch.allclose(kernel.sums(weights), s @ weights.double(), rtol=0, atol=1e-5)
         cover = facility_location(pool, query, available, n)
     chosen, gains = cover.indices, cover.gains
     assert available[chosen].all()
@@ -123,7 +125,8 @@ def test_flqmi_follows_the_definition(data, rows, queries, of_gradients, seed):
 
 def test_a_row_of_zeros_has_cosines_of_0():
     pool, query = Factors(torch.zeros(2, 3), torch.zeros(2, 4)), Factors(torch.ones(1, 3), torch.ones(1, 4))
-    assert Kernel(pool, query)(torch.arange(2))(None, slice(None)).tolist() == [[0.5], [0.5]]
+    ((_, found),) = Kernel(pool, query)(torch.arange(2))
+    assert found.tolist() == [[0.5], [0.5]]
 
 
 @settings(deadline=None, max_examples=20)
@@ -133,29 +136,51 @@ def test_shortened_features_have_larger_cosines(queries, width, duplicates, seed
     if duplicates:
         pool[:queries] = 3 * query
     with mock.patch.object(module, "RANK", max(1, width // 3)):
-        short = [factors.features for factors in shortened(Factors(pool), Factors(query))]
-    assert all(features.shape[1] == max(1, width // 3) + 1 for features in short)
-    cosine, larger = (F.normalize(a.double()) @ F.normalize(b.double()).T for a, b in ((pool, query), short))
+        short = shortened(Kernel(Factors(pool), Factors(query)))
+    assert short.right.shape[1] == max(1, width // 3) + 1
+    cosine, larger = (F.normalize(a.double()) @ F.normalize(b.double()).T for a, b in ((pool, query), ends(short)))
     assert (larger >= cosine - 1e-6).all()
     whole = F.normalize(normal(seed, 20, 3) @ normal(seed + 2, 3, width))  # in the span of 3 directions
     with mock.patch.object(module, "RANK", 3):
-        short = shortened(Factors(whole), Factors(whole))[0].features
+        short, _ = ends(shortened(Kernel(Factors(whole), Factors(whole))))
     assert torch.allclose(F.normalize(short) @ F.normalize(short).T, whole @ whole.T, atol=1e-3)
 
 
+def ends(kernel):
+    return kernel.pool.features, kernel.queries.features
+
+
 def test_long_features_are_chosen_by_the_coarse_kernel_as_without():
-    """With features that it bounds well, and noise, which it does not."""
+    """With features that it bounds well, and noise, which it does not; weighted."""
     everything = torch.ones(300, dtype=torch.bool)
     for noise in (0.01, 3.0):
         pool, query = (
             normal(i, m, 4) @ normal(9, 4, 40) + noise * normal(i + 2, m, 40) for i, m in ((0, 300), (1, 90))
         )
-        with mock.patch.multiple(module, RANK=5, GROUP=20):
-            found = facility_location(Factors(pool), Factors(query), everything, 30, renew=0.1)
+        weights = 2 * torch.rand(90, generator=seeded(4))
+        with mock.patch.multiple(module, RANK=5, BLOCK=1000):
+            found = facility_location(Factors(pool), Factors(query), everything, 30, weights=weights, renew=0.1)
         s = (1 + F.normalize(pool.double()) @ F.normalize(query.double()).T) / 2
-        chosen, gains, nearest = naive_greedy(s, everything, 30, 1.0, torch.ones(90), 0.1)
+        chosen, gains, nearest = naive_greedy(s, everything, 30, 1.0, weights.double(), 0.1)
         assert (found.indices.tolist(), found.nearest.tolist()) == (chosen, nearest)
         assert torch.allclose(found.gains, torch.tensor(gains).double(), rtol=0, atol=1e-4)
+
+
+def test_of_duplicates_the_lowest_is_taken():
+    """And a duplicate of a chosen image covers nothing: it is for the most similar query."""
+    x, queries = normal(0, 50, 70), normal(1, 33, 70)
+    order = torch.randperm(200, generator=seeded(2))
+    pool = x.repeat(4, 1)[order]
+    found = facility_location(Factors(pool), Factors(queries), torch.ones(200, dtype=torch.bool), 60)
+    seen = {}
+    for place in found.indices.tolist():
+        copies = (order % 50 == order[place] % 50).nonzero().flatten().tolist()
+        assert place == copies[seen.setdefault(int(order[place] % 50), 0)]
+        seen[int(order[place] % 50)] += 1
+    assert max(seen.values()) > 1
+    s = F.normalize(pool) @ F.normalize(queries).T
+    again = [k for k, place in enumerate(found.indices) if (pool[found.indices[:k]] == pool[place]).all(1).any()]
+    assert found.gained_for[again].tolist() == s[found.indices[again]].argmax(1).tolist()
 
 
 # The methods
@@ -173,8 +198,9 @@ def situation():
     return Situation(some(1, 60), 9, seeded(3), Measurement(**sides), labels)
 
 
+@pytest.mark.parametrize("n", [9, 45])  # 45: in several rounds
 @pytest.mark.parametrize("key", ["Rz_fl", "Rzg_fl", "Rzg_flw"])
-def test_what_the_methods_choose_and_why(situation, key):
+def test_what_the_methods_choose_and_why(situation, key, n):
     """Against the definition: similarities of descriptors of norm 1, weights by class, rounds below 0.1."""
     validation, pool = situation.measurement.validation, situation.measurement.pool
     truth, predictions = situation.validation_labels, validation.predictions
@@ -186,14 +212,16 @@ def test_what_the_methods_choose_and_why(situation, key):
         weights = torch.tensor([1 / count for count in counts]).double()
         weights /= weights.mean()
     s = (1 + x @ e.T) / 2
-    chosen, gains, nearest = naive_greedy(s, situation.available, 9, 1.0, weights, 0.1)
-    found = Query.of(acquire(METHODS[key], situation), key, truth, ("ant", "bee", "cat", "dog"))
+    chosen, gains, nearest = naive_greedy(s, situation.available, n, 1.0, weights, 0.1)
+    acquired = acquire(METHODS[key], dataclasses.replace(situation, n=n))
+    found = Query.of(acquired, key, truth, ("ant", "bee", "cat", "dog"))
+    assert (n == 9) == (found.score.diff() < 1e-6).all()
     assert found.indices.tolist() == chosen
     assert found.score.tolist() == pytest.approx(gains, abs=1e-4)
     assert (found.misclassified, found.at_random) == (len(wrong), 0)
-    assert found.stands_for.tolist() == [nearest.count(k) for k in range(9)]
+    assert found.stands_for.tolist() == [nearest.count(k) for k in range(n)]
     best = torch.zeros(len(wrong)).double()
-    for k, (image, row) in enumerate(zip(chosen, found.rows(), strict=True)):
+    for k, (image, row) in enumerate(zip(chosen[:9], found.rows(), strict=False)):
         error = int((weights * (s[image] - best).clamp(min=0)).argmax())
         best = best.maximum(s[image])
         assert found.matches[k] == wrong[error]
@@ -209,9 +237,9 @@ def test_what_the_methods_choose_and_why(situation, key):
 
 def test_what_an_image_stands_for_in_words():
     row = {"stands_for": 1212, "stands_for_label": "dog", "stands_for_prediction": "cat"}
-    assert stands_for(row) == "stands for 1,212 errors, most often dog taken for cat"
-    assert stands_for(row | {"stands_for": 1}) == "stands for 1 error, dog taken for cat"
-    assert stands_for(row | {"stands_for": 0}) == "stands for no error of its own"
+    assert stands_for(row) == "1,212 errors, most often dog taken for cat"
+    assert stands_for(row | {"stands_for": 1}) == "1 error, dog taken for cat"
+    assert stands_for(row | {"stands_for": 0}) == "no error of its own"
 
 
 def test_random_centres_are_the_walk_of_drawn_errors(situation):

@@ -168,7 +168,8 @@ def test_direct_follows_the_definition(data, images, classes, seed, coarse, unla
     assert chosen[: len(first)] == first
 
     known = {i: int(y[i]) for i in (~available).nonzero().flatten().tolist()}
-    d = p - p.amax(1, keepdim=True) * (1 - 1e-8)
+    largest = p.double().amax(1, keepdim=True)
+    d = p.double() - largest + 1e-8 * largest
     paths = [sorted(range(images), key=lambda i: (-float(d[i, c]), i)) for c in range(classes)]
     counts = [list(known.values()).count(c) for c in range(classes)]
     rarest = sorted(range(classes), key=lambda c: (counts[c], c))
