@@ -13,7 +13,7 @@ from imagenet.config import IMAGENET
 from imagenet.run import cfg as imagenet_rows
 from mnist.config import DIGITS, MNIST
 from mnist.run import cfg as mnist_rows
-from mnist.run import cfg_digits
+from mnist.run import cfg_small
 from svhn.config import SVHN
 from svhn.run import cfg as svhn_rows
 from tests.helpers import refuses
@@ -27,7 +27,12 @@ EXPERIMENTS = {
     "1,000 classes": dataclasses.replace(IMAGENET, flags=None, classes=1000),
     "photos": dataclasses.replace(IMAGENET, flags=None, name="photos", own_images=True, default_ir=1),
 }
-RIVAL_KEYS = [rival.key for rival in RIVALS]
+
+
+def rivals(length: int, without: str = "") -> str:
+    """All rivals but one, as `shown` has them."""
+    keys = [rival.key for rival in RIVALS if rival.key != without]
+    return ", ".join(f"{key} L{length}" if key.startswith("R") else key for key in keys)
 
 
 def trials(line: str, name: str = "MNIST", cfg=FEW) -> list[Trial]:
@@ -69,8 +74,8 @@ def shown(found: list[Trial]) -> str:
         ("-ir 1 -ens 2 --methods varR", "1: varR E2"),
         ("-ir 1 -ens 4 -dl 20 --methods varR", "1: varR E4"),
         # rivals: all that the ratio allows
-        ("-ir 100 --methods random rivals badge", f"100: random, {', '.join(RIVAL_KEYS)}"),
-        ("-ir 1 --methods rivals", f"1: {', '.join(key for key in RIVAL_KEYS if key != 'flqmi_rare')}"),
+        ("-ir 100 --methods random rivals badge", f"100: random, {rivals(80)}"),
+        ("-ir 1 --methods rivals", f"1: {rivals(80, 'flqmi_rare')}"),
         # variants, of the methods to which they make a difference
         ("-ir 1 --methods Rz Rzg_mi -dl 20 --copies degrees", "1: Rz L20, Rzg_mi L20 copies by degrees"),
         ("-ir 1 --methods random margin Rz --first-batch random", "1: random, Rz L20 first random, margin"),
@@ -98,7 +103,7 @@ def test_trials_of_a_command_line(line, expected):
         ("photos", "-dl 512", "1: Rz L512, Rzg_true L512, Rzg_pred L512, Rzg_pz L512"),
         ("photos", "--methods flqmi_rare", "1: flqmi_rare"),  # a user's own images may be unbalanced as they are
         ("ImageNet", "-ir 1 --methods epig", "1: epig"),  # the number of classes is not known yet
-        ("1,000 classes", "-ir 9 --methods rivals", f"9: {', '.join(key for key in RIVAL_KEYS if key != 'epig')}"),
+        ("1,000 classes", "-ir 9 --methods rivals", f"9: {rivals(768, 'epig')}"),
     ],
 )
 def test_trials_of_other_data_sets(name, line, expected):
@@ -145,7 +150,7 @@ def test_initial_models():
 def test_rows_of_the_scripts_are_possible_trials():
     """With single models, so that a bare --initial makes all that are needed."""
     parser = run_parser({"MNIST": MNIST}, "")
-    pairs = [(MNIST, mnist_rows), (DIGITS, cfg_digits), (SVHN, svhn_rows), (EXPERIMENTS["ImageNet"], imagenet_rows)]
+    pairs = [(MNIST, mnist_rows), (DIGITS, cfg_small), (SVHN, svhn_rows), (EXPERIMENTS["ImageNet"], imagenet_rows)]
     for experiment, rows in pairs:
         found = trials_of(rows, experiment, parser.parse_args(["--select", "test"]))
         assert [(t.ir, t.method, t.length, t.ensemble) for t in found] == rows
