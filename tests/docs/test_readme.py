@@ -164,6 +164,7 @@ def test_paired_differences_of_the_report():
 
 CHOICES = [  # one trial, the other
     ("Rzg_fl L80", "Rzg_pz L80"),
+    ("Rzg_fl L20", "Rzg_pz L20"),
     ("Rzg_fl L80", "flqmi_z"),
     ("Rzg_flw L80", "Rzg_fl L80"),
     ("Rzg_rc L80", "Rzg_pz L80"),
