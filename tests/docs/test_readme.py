@@ -170,6 +170,7 @@ CHOICES = [  # one trial, the other
     ("Rzg_rc L80", "Rzg_pz L80"),
     ("Rzg_fl L80", "Rzg_rc L80"),
     ("Rzg_fl L80", "entropy_det"),
+    ("Rzg_fl L80, V 1000", "Rzg_pz L80, V 1000"),
 ]
 
 
