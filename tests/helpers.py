@@ -83,6 +83,19 @@ class Killed(BaseException):
     """Stands for SIGKILL: nothing in the program catches it."""
 
 
+def seeded(seed: int) -> torch.Generator:
+    return torch.Generator().manual_seed(seed)
+
+
+def normal(seed: int, *shape: int) -> torch.Tensor:
+    return torch.randn(*shape, generator=seeded(seed))
+
+
+def some(seed: int, count: int) -> torch.Tensor:
+    """Available images (count,) bool, at least one."""
+    return (torch.rand(count, generator=seeded(seed)) < 0.8).index_fill_(0, torch.tensor([seed % count]), True)
+
+
 def command(script: str, *arguments: object, torchrun: int = 0) -> list[str]:
     """The command line of a script, e.g. "mnist/run.py", or of so many processes of it under torchrun."""
     launch = ["-m", "torch.distributed.run", "--standalone", "--nproc-per-node", torchrun] if torchrun else []

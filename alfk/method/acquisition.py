@@ -15,6 +15,7 @@ from torch import Tensor, nn
 
 from alfk.data.split import Split
 from alfk.method import matching
+from alfk.method.descriptors import Descriptors
 from alfk.method.inputs import Measurement, Sampling, Storage, Task
 from alfk.method.registry import METHODS, Method, Situation, register, take_top
 from alfk.method.selection import Selection
@@ -41,18 +42,22 @@ def match_errors(situation: Situation, random_centres: bool = False) -> Selectio
     measurement, labels = situation.measurement, situation.validation_labels
     validation, pool = measurement.validation, measurement.pool
     predictions = as_tensor(validation.predictions)
-    wrong = (predictions.to(labels.device) != labels).nonzero().flatten()
+    wrong = (predictions != labels.cpu()).nonzero().flatten()
     errors = matching.load_rows(validation.vectors, wrong, labels.device)
     available, source = situation.available, situation.generator
     found = matching.match(errors, pool.vectors, available, situation.n, source, random_centres=random_centres)
     if found.matches is None:
         return found
-    matches = wrong.cpu()[found.matches]
+    matches = wrong[found.matches]
+    found = dataclasses.replace(found, matches=matches, error_prediction=predictions[matches])
+    return with_classes(found, pool)
+
+
+def with_classes(found: Selection, pool: Descriptors) -> Selection:
+    """A selection with the predictions and pseudo-labels of the chosen images."""
     pseudo_label = as_tensor(pool.pseudo_labels, found.indices)
     return dataclasses.replace(
         found,
-        matches=matches,
-        error_prediction=predictions[matches],
         prediction=as_tensor(pool.predictions, found.indices),
         pseudo_label=None if (pseudo_label < 0).any() else pseudo_label,  # -1 without Fisher scores
     )

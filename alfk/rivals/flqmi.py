@@ -17,7 +17,7 @@ import functools
 import torch
 from torch import Tensor
 
-from alfk.method.acquisition import as_tensor
+from alfk.method.acquisition import as_tensor, with_classes
 from alfk.method.matching import draw, load_rows
 from alfk.method.registry import Method, Situation
 from alfk.method.selection import Selection
@@ -76,13 +76,7 @@ def choose_by_descriptors(situation: Situation, by_class: bool = False) -> Selec
             Factors(pool.vectors), queries, situation.available, situation.n, weights=weights, renew=RENEW
         )
     )
-    found = _explained(cover, wrong, predictions, labels.cpu())
-    pseudo_label = as_tensor(pool.pseudo_labels, cover.indices)
-    return dataclasses.replace(
-        found,
-        prediction=as_tensor(pool.predictions, cover.indices),
-        pseudo_label=None if (pseudo_label < 0).any() else pseudo_label,  # -1 without Fisher scores
-    )
+    return with_classes(_explained(cover, wrong, predictions, labels.cpu()), pool)
 
 
 def class_weights(labels: Tensor) -> Tensor:

@@ -16,21 +16,9 @@ from alfk.method.registry import Measurement, Situation
 from alfk.own.queries import Query, stands_for
 from alfk.rivals import facility_location as module
 from alfk.rivals.facility_location import Factors, Kernel, facility_location, lazy_greedy, shortened
+from tests.helpers import normal, seeded, some
 
 SEEDS = st.integers(0, 10**6)
-
-
-def seeded(seed):
-    return torch.Generator().manual_seed(seed)
-
-
-def normal(seed, *shape):
-    return torch.randn(*shape, generator=seeded(seed))
-
-
-def some(seed, rows, share=0.8):
-    """Available images, at least one."""
-    return (torch.rand(rows, generator=seeded(seed)) < share).index_fill_(0, torch.tensor([seed % rows]), True)
 
 
 def naive_greedy(s, available, n, eta, weights, renew):

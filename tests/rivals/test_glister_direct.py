@@ -26,7 +26,7 @@ from alfk.rivals import gradients as gradients_module
 from alfk.rivals.direct import around, direct, signs_of, threshold, uncertain
 from alfk.rivals.galaxy import sort_by_confidence
 from alfk.rivals.glister import glister
-from tests.helpers import ROOT
+from tests.helpers import ROOT, normal, seeded, some
 
 SEEDS = st.integers(0, 10**6)
 
@@ -40,19 +40,6 @@ def recorded():
     found = {name: x.long() if x.dtype == torch.int16 else x for name, x in arrays.items()}
     available = torch.zeros(751, dtype=torch.bool).index_fill_(0, found["unlabelled"], True)
     return found | {"available": available, "known": found["y_pool"][~available]}
-
-
-def seeded(seed):
-    return torch.Generator().manual_seed(seed)
-
-
-def normal(seed, *shape):
-    return torch.randn(*shape, generator=seeded(seed))
-
-
-def some(seed, count, share=0.7):
-    """Available images, at least one."""
-    return (torch.rand(count, generator=seeded(seed)) < share).index_fill_(0, torch.tensor([seed % count]), True)
 
 
 # GLISTER

@@ -32,7 +32,7 @@ from alfk.rivals.badge import OuterProducts, badge
 from alfk.rivals.coreset import coreset
 from alfk.rivals.facility_location import Factors, Kernel, facility_location
 from alfk.rivals.gradients import gradients, squared_norms
-from tests.helpers import ROOT
+from tests.helpers import ROOT, normal, seeded, some
 
 SEEDS = st.integers(0, 10**6)
 
@@ -61,22 +61,9 @@ def at(factors, rows):
     return factors.at(rows, torch.device("cpu"))
 
 
-def seeded(seed):
-    return torch.Generator().manual_seed(seed)
-
-
-def normal(seed, *shape):
-    return torch.randn(*shape, generator=seeded(seed))
-
-
 def whole(seed, largest, *shape):
     """Whole numbers, of which many are equal."""
     return torch.randint(-largest, largest + 1, shape, generator=seeded(seed)).float()
-
-
-def some(seed, rows, share=0.8):
-    """Available images, at least one."""
-    return (torch.rand(rows, generator=seeded(seed)) < share).index_fill_(0, torch.tensor([seed % rows]), True)
 
 
 # What the authors' code chose
