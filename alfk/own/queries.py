@@ -5,8 +5,10 @@ import csv
 import dataclasses
 import io
 import operator
-from collections.abc import Callable, Iterator, Sequence
+import re
+from collections.abc import Callable, Iterator, Mapping, Sequence, Set
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import numpy as np
 import torch
@@ -23,8 +25,12 @@ from alfk.method.registry import Method, Situation
 from alfk.method.selection import Selection
 from alfk.networks.contract import FEW, check_model
 from alfk.networks.modes import computing, prepare
+from alfk.own.percentiles import percentiles
 from alfk.support.errors import UserError
 from alfk.support.files import atomic
+
+if TYPE_CHECKING:
+    import pandas
 
 CLASS_COLUMNS = (
     "pseudo_label",
@@ -34,6 +40,8 @@ CLASS_COLUMNS = (
     "stands_for_label",
     "stands_for_prediction",
 )
+FOLLOWING = {"similarity": "percentile", "matches": "error_label"}  # columns that a query adds to those of a selection
+DECIMALS = {"similarity": 4, "percentile": 1}  # decimals of numbers in a table
 
 
 @dataclasses.dataclass(frozen=True)
@@ -43,29 +51,43 @@ class Query(Selection):
     Attributes:
         method: key of the acquisition method.
         error_label: (n,) int64, the true class of the validation image that the chosen image matches.
+        percentile: (n,) float64, the share, in percent, of pairs of an available pool image and a misclassified
+            validation image that are less similar than the chosen image and its match; of large sets, of evenly spaced
+            images. 97 means that 3 % of pairs are as similar. None without matches or without a measurement.
         classes: names of the classes, None if they are numbers.
+        pool_size, validation_size: numbers of images of both sets; None if they are not known.
     """
 
     method: str = ""
     error_label: Tensor | None = None
+    percentile: Tensor | None = None
     classes: tuple[str, ...] | None = None
+    pool_size: int | None = None
+    validation_size: int | None = None
 
     def __len__(self) -> int:
         return len(self.indices)
 
     @property
     def reasons(self) -> dict[str, Tensor]:
-        """See `Selection`; with `error_label` before `error_prediction`, the order of columns."""
+        """See `Selection`; with `percentile` after `similarity` and `error_label` after `matches`, as in a table."""
         columns: dict[str, Tensor] = {}
         for name, values in super().reasons.items():
-            if name == "error_prediction" and self.error_label is not None:
-                columns["error_label"] = self.error_label
             columns.setdefault(name, values)
+            following = FOLLOWING.get(name)
+            if following and getattr(self, following) is not None:
+                columns[following] = getattr(self, following)
         return columns
 
     @classmethod
     def of(
-        cls, selection: Selection, method: str, labels: Tensor | None = None, classes: Sequence[str] | None = None
+        cls,
+        selection: Selection,
+        method: str,
+        labels: Tensor | None = None,
+        classes: Sequence[str] | None = None,
+        percentile: Tensor | None = None,
+        pool_size: int | None = None,
     ) -> "Query":
         """A query from a selection.
 
@@ -75,30 +97,40 @@ class Query(Selection):
         values = {field.name: getattr(selection, field.name) for field in dataclasses.fields(Selection)}
         matches = selection.matches
         error_label = None if matches is None or labels is None else labels.cpu()[matches]
-        return cls(**values, method=method, error_label=error_label, classes=tuple(classes) if classes else None)
+        return cls(
+            **values,
+            method=method,
+            error_label=error_label,
+            percentile=percentile,
+            classes=tuple(classes) if classes else None,
+            pool_size=pool_size,
+            validation_size=None if labels is None else len(labels),
+        )
 
     def rows(
         self, names: Sequence[object] | None = None, validation_names: Sequence[object] | None = None
     ) -> list[dict[str, object]]:
-        """One dictionary per chosen image, for example for `pandas.DataFrame(query.rows())`.
+        """One dictionary per chosen image.
 
         Args:
-            names: of all pool images, e.g. files; a column `file` is added to `index`.
+            names: of all pool images in order, e.g. files; a column `file` is added to `index`. A pandas Series is read
+                by position too, whatever its index.
             validation_names: likewise for `matches`, in the column `matches_file`.
         Raises:
-            UserError: fewer names than images.
+            UserError: not one name for each image.
         """
         columns: dict[str, list[object]] = {}
         for name, values in {"index": self.indices, **self.reasons}.items():
             columns[name] = values.tolist()
             if name == "index" and names is not None:
-                columns["file"] = _named(columns["index"], names, "pool")
+                columns["file"] = _named(columns["index"], names, "pool", self.pool_size)
             if name == "matches" and validation_names is not None:
-                columns["matches_file"] = _named(columns["matches"], validation_names, "validation")
+                found = _named(columns["matches"], validation_names, "validation", self.validation_size)
+                columns["matches_file"] = found
             if name in CLASS_COLUMNS:
                 columns[name] = [self.class_name(label) for label in columns[name]]
-            if name == "similarity":
-                columns[name] = [round(value, 4) for value in columns[name]]
+            if name in DECIMALS:
+                columns[name] = [round(value, DECIMALS[name]) for value in columns[name]]
         return [dict(zip(columns, row, strict=True)) for row in zip(*columns.values(), strict=True)]
 
     def class_name(self, label: int) -> object:
@@ -116,6 +148,16 @@ class Query(Selection):
         """Write `rows` as a CSV file. Raises UserError if it cannot be written."""
         write_csv(path, self.rows(names, validation_names), ["index"])
 
+    def to_frame(
+        self, names: Sequence[object] | None = None, validation_names: Sequence[object] | None = None
+    ) -> "pandas.DataFrame":
+        """`rows` as a table. Raises UserError if pandas is not installed."""
+        try:
+            import pandas
+        except ImportError:
+            raise UserError("to_frame needs pandas: pip install pandas, or use query.rows()") from None
+        return pandas.DataFrame(self.rows(names, validation_names))
+
 
 def stands_for(row: dict[str, object]) -> str:
     """What the image of a row of `Query.rows` stands for, as "212 errors, most often 8 taken for 3"."""
@@ -127,13 +169,28 @@ def stands_for(row: dict[str, object]) -> str:
     return f"{count:,} errors, most often {truth} taken for {prediction}"
 
 
-def _named(positions: Sequence[int], names: Sequence[object], what: str) -> list[str]:
-    if max(positions, default=-1) >= len(names):
-        raise UserError(
-            f"there are {len(names)} names, but the query has {what} image {max(positions)}: give the names of all "
-            f"{what} images"
-        )
+def _named(positions: Sequence[int], names: Sequence[object], what: str, count: int | None) -> list[str]:
+    """The names at some positions of the names of all `count` images."""
+    if isinstance(names, str | Mapping | Set):
+        raise UserError(f"names of {what} images are a {type(names).__name__}: give a list, in the order of the images")
+    names = list(names)  # a pandas Series would be indexed by its labels
+    if len(names) != count if count is not None else max(positions, default=-1) >= len(names):
+        there = f"{count} {what} images" if count is not None else f"{what} image {max(positions)}"
+        raise UserError(f"there are {len(names)} names for {there}: give the names of all {what} images, in order")
     return [str(names[i]) for i in positions]
+
+
+FORMULA = re.compile(r"'*[=+\-@\t\r\n]")  # how texts begin that a spreadsheet may execute; escaped or not
+
+
+def escaped(value: object) -> object:
+    """A value for a CSV file: an apostrophe precedes a text that a spreadsheet may execute; numbers stay as they are."""
+    return f"'{value}" if isinstance(value, str) and FORMULA.match(value) else value
+
+
+def unescaped(cell: str) -> str:
+    """The text whose `escaped` form is a cell."""
+    return cell[1:] if cell.startswith("'") and FORMULA.match(cell) else cell
 
 
 class _Lines(io.StringIO):
@@ -143,17 +200,20 @@ class _Lines(io.StringIO):
         return super().write(line.removesuffix("\r\n") + "\n")
 
 
-def write_csv(path: str | Path, rows: Sequence[dict[str, object]], heads: Sequence[str] = ()) -> None:
-    """Write rows with the same keys as a CSV file in UTF-8. Raises UserError if it cannot be written.
+def write_csv(
+    path: str | Path, rows: Sequence[dict[str, object]], heads: Sequence[str] = (), encoding: str = "utf-8"
+) -> None:
+    """Write rows with the same keys as a CSV file, with texts `escaped`. Raises UserError if it cannot be written.
 
     Args:
         heads: names of the columns if there is no row.
+        encoding: "utf-8", or "utf-8-sig" with the mark by which spreadsheets recognise it.
     """
     text = _Lines()
     writer = csv.DictWriter(text, list(rows[0]) if rows else list(heads))
     writer.writeheader()
-    writer.writerows(rows)
-    content = text.getvalue().encode("utf-8", "surrogateescape")  # names of files that are not UTF-8
+    writer.writerows({key: escaped(value) for key, value in row.items()} for row in rows)
+    content = text.getvalue().encode(encoding, "surrogateescape")  # names of files that are not UTF-8
     with atomic(Path(path)) as file:
         file.write(content)
 
@@ -225,11 +285,12 @@ def query(
             situation.measurement = measure(definition, networks, pool, validation, sampling, taps, batch_size)
         # Choose
         selection = acquire(definition, situation)
-    # Explain
+        # Explain
+        percentile = percentiles(definition.key, selection, situation)
     if definition.needs_passes and not measures:
         selection = dataclasses.replace(selection, at_random=len(selection.indices))
     classes = (validation and validation.classes) or pool.classes
-    return Query.of(selection, method, situation.validation_labels, classes)
+    return Query.of(selection, method, situation.validation_labels, classes, percentile, len(pool))
 
 
 def select(method: str, model: nn.Module | Sequence[nn.Module], *arguments: object, **options: object) -> Tensor:

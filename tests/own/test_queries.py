@@ -2,6 +2,7 @@
 
 import csv
 import dataclasses
+import sys
 from pathlib import Path
 
 import numpy as np
@@ -134,7 +135,7 @@ def test_the_indices_are_those_of_select(problem, key):
     assert len(found) == N
     assert found.indices.tolist() == select(key, *problem, N, **options).tolist()
     assert not set(found.indices.tolist()) & set(LABELLED)
-    matches = {"similarity", "matches", "error_label", "error_prediction", "prediction"}
+    matches = {"similarity", "percentile", "matches", "error_label", "error_prediction", "prediction"}
     scored = METHODS[key].pool_label is not None
     wanted = matches | {"rank"} if key in MATCHING else {"score"} if key in (*UNCERTAIN, *SCORED) else set()
     if key in COVERING:
@@ -261,13 +262,14 @@ def test_a_csv_file_has_the_reasons_with_names(problem, tmp_path):
     found = query("Rzg_pz", *problem, N)
     found.to_csv(tmp_path / "query.csv", names=names, validation_names=others)
     rows = read(tmp_path / "query.csv")
-    head = ["index", "file", "similarity", "matches", "matches_file", "error_label", "error_prediction"]
+    head = ["index", "file", "similarity", "percentile", "matches", "matches_file", "error_label", "error_prediction"]
     assert list(rows[0]) == [*head, "rank", "prediction", "pseudo_label"]
     for k, row in enumerate(rows):
         i, error = int(found.indices[k]), int(found.matches[k])
         assert (row["index"], row["file"]) == (str(i), str(names[i]))
         assert (row["matches"], row["matches_file"]) == (str(error), others[error])
         assert float(row["similarity"]) == pytest.approx(float(found.similarity[k]), abs=5.1e-5)
+        assert float(row["percentile"]) == pytest.approx(float(found.percentile[k]), abs=0.051)
         for column in ("error_label", "error_prediction", "prediction", "pseudo_label"):
             assert row[column] == NAMES[getattr(found, column)[k]], column
     assert [{key: str(value) for key, value in row.items()} for row in found.rows(names, others)] == rows
@@ -295,9 +297,36 @@ def test_a_query_without_images_has_a_heading(tmp_path):
 
 @pytest.mark.parametrize("key", ["Rzg_pz", "random"])
 def test_names_have_to_be_those_of_all_images(problem, key):
-    """And not of the chosen ones alone."""
-    found = query(key, *problem, N)
-    refuses(lambda: found.rows([f"{i}.png" for i in range(N)]), "give the names of all pool images")
+    """And not of the chosen ones alone, nor of a larger table."""
+    found, names = query(key, *problem, N), [f"{i}.png" for i in range(70)]
+    for count in (N, 59, 70):
+        refuses(lambda count=count: found.rows(names[:count]), f"{count} names for 60 pool images: give the names of")
+    for wrong in (set(names[:60]), dict(enumerate(names[:60])), "x" * 60):
+        refuses(lambda wrong=wrong: found.rows(wrong), f"are a {type(wrong).__name__}: give a list")
+    if found.matches is not None:
+        refuses(lambda: found.rows(names[:60], names[:31]), "31 names for 30 validation images")
+
+
+class Shuffled(list):
+    """Like a pandas Series of a shuffled table: it is iterated by position, and indexed by labels."""
+
+    def __getitem__(self, label):
+        return super().__getitem__(len(self) - 1 - label)
+
+
+def test_names_are_taken_by_position(problem):
+    found, names = query("Rzg_pz", *problem, N), [f"{i}.png" for i in range(60)]
+    assert found.rows(Shuffled(names), Shuffled(names[:30])) == found.rows(names, names[:30])
+
+
+def test_a_query_is_a_pandas_table(problem, monkeypatch):
+    found, names = query("Rzg_pz", *problem, N), [f"{i}.png" for i in range(60)]
+    monkeypatch.setitem(sys.modules, "pandas", None)
+    refuses(found.to_frame, "to_frame needs pandas: pip install pandas")
+    monkeypatch.undo()
+    pandas = pytest.importorskip("pandas")
+    series = pandas.Series(names, index=range(60, 0, -1))
+    assert found.to_frame(series).to_dict("records") == found.rows(names)
 
 
 # What is refused
