@@ -20,6 +20,7 @@ from matplotlib.ticker import AutoMinorLocator, MaxNLocator
 from alfk.experiment.records import BASELINE, VALIDATION_ALONE
 from alfk.experiment.trial import Trial
 from alfk.method.uncertainty import MEASURES
+from alfk.plotting.axes import label_ends, tidy
 from alfk.plotting.curves import Curve
 from alfk.plotting.figures import FigureData
 from alfk.plotting.names import STYLES, count_of_runs, name_of, notation, parse_series, place
@@ -91,7 +92,7 @@ def plot_curves(path: Path, figure: FigureData, with_reference: bool) -> None:
         axes.set_title(title, loc="left")  # centred, a long one would begin outside the figure
         axes.set(xlabel="labelled images, % of the undistorted pool", ylabel="test accuracy, %")
         axes.yaxis.set_minor_locator(AutoMinorLocator(2))
-        _tidy(axes)
+        tidy(axes)
         shares = sorted({float(share) for each in ours + others for share in each.curve.shares})
         if 1 < len(shares) <= 10:
             axes.set_xticks(shares, [f"{share:.2f}".rstrip("0").rstrip(".") for share in shares])
@@ -124,26 +125,10 @@ def plot_plain(path: Path, figure: FigureData, claim: Trial | None) -> None:
         axes.xaxis.set_major_locator(MaxNLocator(6, steps=[1, 2.5, 5, 10]))
         axes.set_title(figure.title, loc="left")
         axes.text(0.99, 0.02, f"mean ± standard deviation, {number}", transform=axes.transAxes, ha="right", fontsize=11)
-        _tidy(axes)
-        _label_ends(axes, ends)
+        tidy(axes)
+        label_ends(axes, ends)
         save(drawing, path, dpi=100)
         plt.close(drawing)
-
-
-def _label_ends(axes: Axes, ends: Sequence[tuple[float, float, str, str]]) -> None:
-    """Write labels beside the right ends (height, x, label, colour) of curves, moved apart where they would overlap."""
-    low, high = axes.get_ylim()
-    gap = 0.065 * (high - low)  # height of a label
-    heights = [end[0] for end in sorted(ends)]
-    for _ in range(100):
-        for i in range(len(heights) - 1):
-            overlap = gap - (heights[i + 1] - heights[i])
-            if overlap > 0:
-                heights[i], heights[i + 1] = heights[i] - overlap / 2, heights[i + 1] + overlap / 2
-    for height, (end, x, label, colour) in zip(heights, sorted(ends), strict=True):
-        line = {"arrowstyle": "-", "color": colour, "linewidth": 0.8, "shrinkA": 0, "shrinkB": 2}
-        place = {"xytext": (1.03, axes.transLimits.transform((0, height))[1]), "textcoords": "axes fraction"}
-        axes.annotate(label, (x, end), **place, color=colour, va="center", arrowprops=line, annotation_clip=False)
 
 
 def _reference_curves(figure: FigureData) -> list[PlottedCurve]:
@@ -156,12 +141,6 @@ def _reference_curves(figure: FigureData) -> list[PlottedCurve]:
                 trial = Trial(figure.ir, method, length, ensemble, init="random" if init == "random" else "rotation")
                 found.append(PlottedCurve(curve, trial, source))
     return sorted(found, key=lambda each: place(each.trial))
-
-
-def _tidy(axes: Axes) -> None:
-    axes.grid(color="0.92")
-    axes.set_axisbelow(True)
-    axes.spines[["top", "right"]].set_visible(False)
 
 
 def _draw_ours(axes: Axes, each: PlottedCurve) -> Line2D:
@@ -234,7 +213,7 @@ def plot_sizes(path: Path, figure: SizesData) -> None:
             axes.set(title=labels, xlabel="validation images, V", xscale="log")
             axes.set_xticks(sizes, [f"{size:,}" for size in sizes], minor=False)
             axes.set_xticks([], minor=True)
-            _tidy(axes)
+            tidy(axes)
         grid[0, 0].set_ylabel("test accuracy, %")
         drawing.suptitle(figure.title, fontsize=10.5)
         drawing.legend(list(handles.values()), list(handles), loc="outside right center", frameon=False)
