@@ -13,6 +13,7 @@ from alfk.data.split import Split
 from alfk.networks.suggestions import suggest_taps
 from alfk.networks.taps import tapped
 from alfk.own.annotations import Annotations, read_annotations, write_request
+from alfk.own.linear import linear
 from alfk.own.queries import Query, query, select
 from alfk.support import distributed
 from alfk.support.errors import UserError
@@ -25,6 +26,7 @@ __all__ = [
     "Split",
     "UserError",
     "distributed",
+    "linear",
     "query",
     "read_annotations",
     "rivals",

@@ -25,6 +25,7 @@ from alfk.method.registry import Method, Situation
 from alfk.method.selection import Selection
 from alfk.networks.contract import FEW, check_model
 from alfk.networks.modes import computing, prepare
+from alfk.own.linear import classifier_of
 from alfk.own.percentiles import percentiles
 from alfk.support.errors import UserError
 from alfk.support.files import atomic
@@ -184,7 +185,7 @@ FORMULA = re.compile(r"'*[=+\-@\t\r\n]")  # how texts begin that a spreadsheet m
 
 
 def escaped(value: object) -> object:
-    """A value for a CSV file: an apostrophe precedes a text that a spreadsheet may execute; numbers stay as they are."""
+    """A cell of a CSV file: an apostrophe precedes a text that a spreadsheet may execute; numbers stay as they are."""
     return f"'{value}" if isinstance(value, str) and FORMULA.match(value) else value
 
 
@@ -243,6 +244,8 @@ def query(
         method: a key of METHODS; "Rzg_pz" is the paper's (Section 4.4).
         model: any module that returns (logits (B, C), list of taps), each tap (B, c, h, w) or (B, c), c at least 2;
             `alfk.tapped` makes one of any network. For uncertainty methods one with dropout layers, or a list of such.
+            For splits of embeddings (N, D) also a linear classifier: `alfk.linear(weights, bias)`, or a fitted one of
+            scikit-learn whose probabilities are a softmax.
         pool: its labels may be None (except for the oracle Rzg_true).
         validation: labelled, distributed as the test data; may be None for methods that do not use it.
         labelled: positions of pool images that are labelled already (k,), or a boolean mask (N,). Uncertainty methods
@@ -412,7 +415,8 @@ def _checked_networks(
     Raises:
         UserError: they do not fit the method, the number of samples, the images or the labels.
     """
-    networks = [prepare(each) for each in (model if isinstance(model, list | tuple | nn.ModuleList) else [model])]
+    models = model if isinstance(model, list | tuple | nn.ModuleList) else [model]
+    networks = [prepare(classifier_of(each, pool, validation)) for each in models]
     if method.needs_uncertainty and (not networks or samples % len(networks)):
         raise UserError(f"{samples} samples cannot be shared equally by {len(networks)} models: change samples")
     if len(networks) != 1 and not method.needs_uncertainty:

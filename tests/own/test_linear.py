@@ -1,0 +1,157 @@
+"""Queries on embeddings with a linear classifier: equal to the network path and to the closed form."""
+
+import warnings
+
+import numpy as np
+import pytest
+import torch
+from sklearn.linear_model import LogisticRegression, RidgeClassifier, SGDClassifier
+from sklearn.pipeline import make_pipeline
+from sklearn.preprocessing import StandardScaler
+from torch import nn
+
+import alfk
+from alfk.method.acquisition import METHODS
+from alfk.method.descriptors import ForwardPass
+from alfk.own.linear import LinearClassifier
+from tests.helpers import refuses
+
+RNG = np.random.default_rng(0)
+CLASSES, WIDTH, N = 4, 12, 6
+CENTRES = RNG.normal(5, 2, (CLASSES, WIDTH))  # far from 0, so that normalised columns would be seen
+LABELS = RNG.integers(0, CLASSES, 100)
+EMBEDDINGS = CENTRES[LABELS] + RNG.normal(0, 2.5, (100, WIDTH))
+LABELLED = range(20)
+NAMES = np.array(["dog", "ant", "cat", "bee"])  # not sorted
+
+
+def splits(labels=LABELS, **options):
+    """Pool of 60 and validation set of 40."""
+    pool = alfk.Split.of(EMBEDDINGS[:60], mean=0, std=1, **options)
+    return pool, alfk.Split.of(EMBEDDINGS[60:], labels[60:], like=pool)
+
+
+def fitted(labels=LABELS, kind=LogisticRegression, rows=LABELLED, **options):
+    return kind(max_iter=1000, **options).fit(EMBEDDINGS[rows], labels[rows])
+
+
+def everything(query):
+    """What a query says of every chosen embedding."""
+    return {name: values.tolist() for name, values in {"index": query.indices, **query.reasons}.items()}
+
+
+def asked(key, model, pool, validation, **options):
+    truth = torch.from_numpy(LABELS)
+    options = {"labelled": LABELLED, "annotate": lambda rows: truth[rows], "rare_classes": [1], **options}
+    return everything(alfk.query(key, model, pool, validation, N, **options))
+
+
+def test_fisher_scores_are_the_closed_form():
+    """g = W'(p - e_s)."""
+    model = fitted()
+    weights, bias, labels = model.coef_, model.intercept_, LABELS[:60]
+    p = np.exp(EMBEDDINGS[:60] @ weights.T + bias)
+    wanted = (p / p.sum(1, keepdims=True) - np.eye(CLASSES)[labels]) @ weights
+    classifier, x = alfk.linear(weights, bias), torch.from_numpy(EMBEDDINGS[:60]).float()
+    (found,) = ForwardPass(classifier, x, None, None, grad=True).scores(torch.from_numpy(labels))
+    assert np.allclose(found, wanted, atol=1e-5)
+
+
+USABLE = [
+    key
+    for key, method in METHODS.items()
+    if not (method.needs_uncertainty or key in ("epig", "Rzg_true") or method.pool_label in ("trace", "mi", "mi_diag"))
+]
+
+
+@pytest.mark.parametrize("key", USABLE)
+def test_every_method_chooses_as_with_a_network(key):
+    model, (pool, validation) = fitted(), splits()
+    network = nn.Sequential(nn.Identity(), nn.Linear(WIDTH, CLASSES))
+    network[1].weight.data, network[1].bias.data = (
+        torch.from_numpy(values).float() for values in (model.coef_, model.intercept_)
+    )
+    wanted = asked(key, alfk.tapped(network, ["0"]), pool, validation)
+    assert asked(key, alfk.linear(model.coef_, model.intercept_), pool, validation) == wanted
+    assert asked(key, model, pool, validation) == wanted
+    assert not set(wanted["index"]) & set(LABELLED)
+
+
+@pytest.mark.parametrize("key", ["varR", "entropy", "BALD", "std", "epig"])
+def test_methods_that_need_dropout_are_refused(key):
+    refuses(lambda: asked(key, fitted(), *splits(), samples=8), "dropout")
+
+
+@pytest.mark.parametrize("count", [2, CLASSES])
+def test_classes_of_scikit_learn_are_found_by_name(count):
+    """It sorts them, the splits need not: then rows of the weights change places."""
+    rows = np.flatnonzero(count > LABELS)
+    rows, others = rows[:25], rows[25:]
+    pool = alfk.Split.of(EMBEDDINGS[rows], mean=0, std=1, classes=NAMES[:count])
+    validation = alfk.Split.of(EMBEDDINGS[others], LABELS[others], like=pool)
+    by_number, by_name = (fitted(labels, rows=rows[:12]) for labels in (LABELS, NAMES[LABELS]))
+    wanted, found = (alfk.query("Rzg_pz", model, pool, validation, 4) for model in (by_number, by_name))
+    assert 0 < found.misclassified < len(others)
+    assert found.classes == tuple(NAMES[:count])
+    assert found.indices.tolist() == wanted.indices.tolist()
+    assert torch.allclose(found.similarity, wanted.similarity, atol=1e-4)
+    predicted = by_name.predict(EMBEDDINGS[rows][found.indices])
+    assert [row["prediction"] for row in found.rows()] == predicted.tolist()
+
+
+def test_numbers_of_classes_that_skip_are_names():
+    numbers = np.array([1, 2, 5, 10])[LABELS]
+    words = "the classifier knows the classes 1, 2, 5, 10, but those of the splits are numbers from 0"
+    refuses(lambda: asked("Rz", fitted(numbers), *splits()), words)
+    pool = alfk.Split.of(EMBEDDINGS[:60], mean=0, std=1, classes=["10", "1", "2", "5"])
+    validation = alfk.Split.of(EMBEDDINGS[60:], numbers[60:].astype(str), like=pool)
+    assert asked("Rz", fitted(numbers), pool, validation)["index"] == asked("Rz", fitted(), *splits())["index"]
+    assert asked("margin", fitted(numbers), splits()[0], None) == asked("margin", fitted(), *splits())
+
+
+def test_a_classifier_fitted_on_a_table_gives_no_warning():
+    pandas = pytest.importorskip("pandas")
+    table = pandas.DataFrame(EMBEDDINGS, columns=[f"x{i}" for i in range(WIDTH)])
+    model = LogisticRegression(max_iter=1000).fit(table[:20], LABELS[:20])
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        assert asked("Rz", model, *splits()) == asked("Rz", fitted(), *splits())
+
+
+NORMALISED = alfk.Split.of(EMBEDDINGS[:60])
+WIDE = alfk.Split.of(EMBEDDINGS[:60, 1:], mean=0, std=1)
+REFUSED = {
+    "one against the rest": (lambda: fitted(kind=SGDClassifier, loss="log_loss"), None, "not the softmax"),
+    "without probabilities": (lambda: RidgeClassifier().fit(EMBEDDINGS, LABELS), None, "has no probabilities"),
+    "not fitted": (LogisticRegression, None, "LogisticRegression has no coef_"),
+    "a pipeline": (lambda: make_pipeline(StandardScaler(), fitted()), None, "of a pipeline its last step"),
+    "a class not seen": (lambda: fitted(rows=np.flatnonzero(LABELS > 0)), None, "fit it on embeddings of every class"),
+    "normalised columns": (fitted, NORMALISED, "make both splits with mean=0, std=1"),
+    "the same of alfk.linear": (lambda: alfk.linear(fitted().coef_), NORMALISED, "make both splits with mean=0"),
+    "another width": (fitted, WIDE, "takes embeddings (N, 12), but the pool is (60, 11)"),
+}
+
+
+@pytest.mark.parametrize("case", REFUSED)
+def test_classifiers_that_do_not_fit_are_refused(case):
+    model, pool, words = REFUSED[case]
+    refuses(lambda: alfk.query("entropy_det", model(), pool or splits()[0], splits()[1], N, labelled=[0]), words)
+
+
+def test_digits_of_another_order_are_refused():
+    pool, validation = splits(classes=["1", "0", "2", "3"])
+    refuses(lambda: asked("Rz", fitted(), pool, validation), "also names of classes in another order")
+
+
+def test_weights_that_are_none_are_refused():
+    weights = np.ones((3, 5))
+    refuses(lambda: alfk.linear(weights[0]), "shape (5,)")
+    refuses(lambda: alfk.linear(weights[:1]), "for each of C >= 2 classes")
+    refuses(lambda: alfk.linear(weights, np.ones(5)), "bias has the shape (5,): give (3,)")
+    refuses(lambda: alfk.linear(weights * np.nan), "NaN or infinite")
+    refuses(lambda: alfk.linear("weights"), "give an array")
+    given = torch.ones(3, 5, dtype=torch.float64)
+    model = alfk.linear(given)
+    given.zero_()
+    assert isinstance(model, LinearClassifier)
+    assert model(torch.ones(1, 5))[0].tolist() == [[5.0] * 3]
