@@ -89,7 +89,7 @@ def test_classes_of_scikit_learn_are_found_by_name(count):
     rows, others = rows[:25], rows[25:]
     pool = alfk.Split.of(EMBEDDINGS[rows], mean=0, std=1, classes=NAMES[:count])
     validation = alfk.Split.of(EMBEDDINGS[others], LABELS[others], like=pool)
-    by_number, by_name = (fitted(labels, rows=rows[:12]) for labels in (LABELS, NAMES[LABELS]))
+    by_number, by_name = (fitted(labels, rows=rows[:14]) for labels in (LABELS, NAMES[LABELS]))
     wanted, found = (alfk.query("Rzg_pz", model, pool, validation, 4) for model in (by_number, by_name))
     assert 0 < found.misclassified < len(others)
     assert found.classes == tuple(NAMES[:count])
