@@ -32,7 +32,7 @@ def splits(labels=LABELS, **options):
 
 
 def fitted(labels=LABELS, kind=LogisticRegression, rows=LABELLED, **options):
-    return kind(max_iter=1000, **options).fit(EMBEDDINGS[rows], labels[rows])
+    return kind(max_iter=1000, tol=1e-6, **options).fit(EMBEDDINGS[rows], labels[rows])
 
 
 def everything(query):
@@ -94,7 +94,7 @@ def test_classes_of_scikit_learn_are_found_by_name(count):
     assert 0 < found.misclassified < len(others)
     assert found.classes == tuple(NAMES[:count])
     assert found.indices.tolist() == wanted.indices.tolist()
-    assert torch.allclose(found.similarity, wanted.similarity, atol=1e-4)
+    assert torch.allclose(found.similarity, wanted.similarity, atol=1e-3)
     predicted = by_name.predict(EMBEDDINGS[rows][found.indices])
     assert [row["prediction"] for row in found.rows()] == predicted.tolist()
 
