@@ -1,89 +1,143 @@
-"""Labels from people: read from a CSV file, and requests for labels that say why each image was chosen."""
+"""What people enter: read from CSV files and from Label Studio's exports; and requests for labels, to be filled in.
+
+Beside the names of classes two words are entered: `skip` takes an image out, `unsure` leaves it for later.
+"""
 
 import csv
 import dataclasses
+import difflib
+import functools
 import io
+import itertools
 import os
-from collections.abc import Container, Sequence
+import re
+import unicodedata
+from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
+from typing import NamedTuple
 
 import torch
 from torch import Tensor
 
-from alfk.own.queries import Query, stands_for, write_csv
+from alfk.own import label_studio
+from alfk.own.label_studio import SKIP, UNSURE
+from alfk.own.queries import Query, unescaped, write_csv
 from alfk.support.errors import UserError
 from alfk.support.files import read_file
 
-SKIP = "skip"  # in place of a label: the file is left out
+WORDS = (SKIP, UNSURE)
+MOST_PROBLEMS = 20  # that an error lists
+MOST_COMPARED = 2000  # names with which a misspelt one is compared: 50 ms
 
 
 @dataclasses.dataclass(frozen=True)
 class Annotations:
-    """What people entered into labels.csv.
+    """What people entered. All tensors are int64 and ordered by position.
 
     Attributes:
-        positions: (k,) int64, positions in the pool of the labelled files, ascending.
-        labels: (k,) int64, their classes.
-        skipped: (s,) int64, positions of the files that people skipped, ascending.
+        positions: (k,), positions in the pool of the labelled images.
+        labels: (k,), their classes.
+        skipped: (s,), positions of the images that are not to be trained on, nor asked for again.
+        unsure: (u,), positions of the images that are not to be trained on, but may be asked for again.
     """
 
     positions: Tensor
     labels: Tensor
     skipped: Tensor
+    unsure: Tensor
 
     @property
     def settled(self) -> Tensor:
-        """Positions of the files that are labelled or skipped, ascending."""
+        """Positions of the images that are labelled or skipped, ascending."""
         return torch.cat([self.positions, self.skipped]).sort().values
 
     def missing(self, indices: Tensor) -> Tensor:
-        """The pool positions among `indices` (n,) that are neither labelled nor skipped, in order."""
-        return indices[~torch.isin(indices, self.settled)]
+        """The pool positions among `indices` (n,) for which nothing is entered, in order."""
+        return indices[~torch.isin(indices, torch.cat([self.settled, self.unsure]))]
 
 
-def read_annotations(path: str | Path, files: Sequence[str], classes: Sequence[str]) -> Annotations:
-    """Read a CSV file with the columns `file` and `label`, separated by commas or semicolons.
+def read_annotations(
+    paths: str | Path | Iterable[str | Path], files: Sequence[object], classes: Sequence[str] | None
+) -> Annotations:
+    """Read labels from CSV files with the columns `file` and `label`, and from Label Studio's exports (.json).
 
-    An empty label is a missing one; with the label `skip` a file is neither trained on nor asked for. Spaces around a
-    name are ignored unless they belong to it. A file may be named several times if its labels that are not empty agree.
+    Values are separated by commas, semicolons or tabs; the text is UTF-8, or UTF-16 with a byte order mark. A row
+    without a label is a missing one. Names are matched exactly or, where that is not ambiguous, ignoring case, Unicode
+    form and the spaces around them. An image may be named several times if its entries agree; a label or `skip` has
+    precedence over `unsure`.
 
     Args:
-        files: names of the pool images, as in the column `file`.
-        classes: names of the classes.
+        paths: one file or several; those that do not exist yet count as empty.
+        files: names of all pool images, as in the column `file`.
+        classes: names of the classes; if None, labels are the numbers of the classes.
     Raises:
-        UserError: the file cannot be read, names a file that is not in the pool, a label that is no class, or two
-            labels for a file.
+        UserError: a file cannot be read, names an image that is not in the pool or a label that is no class, or two
+            labels disagree. The first 20 problems of all files are listed, one a line.
     """
-    if SKIP in classes:
-        raise UserError(f"a class cannot be called {SKIP!r}, the word that leaves a file out: rename it")
-    path, position = Path(path), {name: i for i, name in enumerate(files)}
-    number = {name: i for i, name in enumerate(classes)}
-    entered: dict[int, str] = {}
-    for line, file, entry in _read(path):
-        name, label = _matched(file, position), _matched(entry, number)
-        if name not in position:
-            raise UserError(f"{path}, line {line}: {shown(name)} is not among the pool's files")
-        if label == "":
+    pool, known = _Names(map(str, files)), _Names([*(classes or ()), *WORDS])
+    if len(pool.number) < len(files):
+        raise UserError("two images of the pool have the same name: give names that differ, as paths do")
+    for name in classes or ():
+        if _folded(name) in WORDS:
+            raise UserError(f"a class cannot be called {name!r}, which is entered in place of a label: rename it")
+    problems: list[_Problem] = []
+    entered = _merged(_entries(paths, problems), pool, known, classes, problems)
+    if problems:
+        more = [f"and {len(problems) - MOST_PROBLEMS} more"] if len(problems) > MOST_PROBLEMS else []
+        raise UserError("\n".join([*map(str, problems[:MOST_PROBLEMS]), *more]))
+    numbers = {i: int(x) if classes is None else known.number[x] for i, x in entered.items() if x not in WORDS}
+    skipped, unsure = ([i for i, x in entered.items() if x == word] for word in WORDS)
+    columns = list(numbers), list(numbers.values()), skipped, unsure
+    return Annotations(*(torch.tensor(column, dtype=torch.int64) for column in columns))
+
+
+def _merged(
+    entries: Iterable[tuple[str, str, str]],
+    pool: "_Names",
+    known: "_Names",
+    classes: Sequence[str] | None,
+    problems: list["_Problem"],
+) -> dict[int, str]:
+    """Position in the pool -> label or word, ascending, of entries (place, file, entry); problems are added to a list.
+
+    Args:
+        known: the classes and words.
+    """
+    merged: dict[int, tuple[str, str]] = {}  # position -> label, place
+    for place, file, entry in entries:
+        if entry == "" or not (entry.strip() or entry in known.number):
             continue
-        if label != SKIP and label not in number:
-            known = ", ".join(classes[:10]) + (", ..." if len(classes) > 10 else "")
-            remedy = f"not a class of the validation set ({known}), and not {SKIP!r}"
-            raise UserError(f"{path}, line {line}: {label!r} is {remedy}")
-        if entered.setdefault(position[name], label) != label:
-            before = entered[position[name]]
-            raise UserError(f"{path}, line {line}: {shown(name)} has the label {before} above, here {label}")
-    labelled = sorted(i for i, label in entered.items() if label != SKIP)
-    skipped = sorted(i for i, label in entered.items() if label == SKIP)
-    return Annotations(
-        torch.tensor(labelled, dtype=torch.int64),
-        torch.tensor([number[entered[i]] for i in labelled], dtype=torch.int64),
-        torch.tensor(skipped, dtype=torch.int64),
-    )
+        name, label = pool.find(file), known.find(entry) or (_number(entry) if classes is None else None)
+        if name is None:
+            unknown = f"{shown(file)} is not among the pool's files" if file.strip() else f"{entry!r} has no file"
+            problems.append(_Problem(f"{place}: {unknown}", file, pool))
+        if label is None:
+            problems.append(_Problem(f"{place}: {entry!r} is {_no_class(classes)}", entry, known))
+        if name is None or label is None:
+            continue
+        before, where = merged.setdefault(pool.number[name], (label, place))
+        if before == UNSURE:
+            merged[pool.number[name]] = label, place
+        elif label not in (before, UNSURE):
+            problems.append(_Problem(f"{place}: {shown(name)} has the label {label} here, {before} in {where}"))
+    return {position: label for position, (label, _) in sorted(merged.items())}
 
 
-def _matched(entry: str, names: Container[str]) -> str:
-    """An entry, without the spaces around it unless it is one of the names with them."""
-    return entry if entry in names else entry.strip()
+def _no_class(classes: Sequence[str] | None) -> str:
+    """What is wrong with a label, and how a new class is made."""
+    if classes is None:
+        return f"no class number, nor {SKIP} or {UNSURE}"
+    known = ", ".join(map(shown, classes[:10])) + (", ..." if len(classes) > 10 else "")
+    return f"none of the classes ({known}), nor {SKIP} or {UNSURE}; clean images of a new class make it one"
+
+
+def _number(entry: str) -> str | None:
+    """A class number, also as spreadsheets write it: 3.0."""
+    found = re.fullmatch(r"(\d{1,9})(\.0*)?", entry.strip())
+    return str(int(found[1])) if found else None
+
+
+# Names
 
 
 def shown(name: str) -> str:
@@ -91,36 +145,119 @@ def shown(name: str) -> str:
     return name if name.isprintable() and name == name.strip() else repr(name)
 
 
-def _read(path: Path) -> list[tuple[int, str, str]]:
-    """(line number, file, label) of every row with a file name; empty if there is no such file yet."""
-    if not os.path.exists(path):
-        return []
-    try:
-        text = read_file(path).decode("utf-8-sig")
-    except UnicodeDecodeError as problem:
-        raise UserError(f"cannot read {path}: {problem}; save it as CSV in UTF-8") from None
-    lines = io.StringIO(text, newline="")  # a quoted name may have line breaks, which are kept
+def _folded(name: str) -> str:
+    """The name without outer spaces, and without differences of case and of Unicode form."""
+    form = functools.partial(unicodedata.normalize, "NFD")
+    return form(form(name.strip()).casefold())
+
+
+class _Names:
+    """Known names.
+
+    Attributes:
+        number: name -> its number, from 0.
+    """
+
+    def __init__(self, names: Iterable[str]):
+        self.number = {name: i for i, name in enumerate(names)}
+
+    @functools.cached_property
+    def _alike(self) -> dict[str, list[str]]:
+        """Folded name -> names."""
+        alike: dict[str, list[str]] = {}
+        for name in self.number:
+            alike.setdefault(_folded(name), []).append(name)
+        return alike
+
+    def find(self, entry: str) -> str | None:
+        """The name that is meant; None if there is none, or more than one."""
+        for name in (entry, entry.strip()):
+            if name in self.number:
+                return name
+        alike = self._alike.get(_folded(entry), ())
+        return alike[0] if len(alike) == 1 else None
+
+    def hint(self, entry: str) -> str:
+        """What can be meant by an entry that is no name: the rest of a line."""
+        if any("\udc80" <= character <= "\udcff" for character in entry):  # bytes that are not UTF-8
+            return "; save the file as CSV in UTF-8"
+        alike = self._alike.get(_folded(entry))
+        if alike:
+            return f"; it could be {' or '.join(map(shown, alike))}: enter one of them exactly"
+        meant, names = _folded(entry), list(self._alike)
+        in_folders = [n for n in names if n.endswith(f"/{meant}")] if meant else []
+        if len(names) > MOST_COMPARED:  # of many, those that begin or end alike
+            half = len(meant) // 2 or 1
+            similar = (n for n in names if n.startswith(meant[:half]) or n.endswith(meant[-half:]))
+            names = list(itertools.islice(similar, MOST_COMPARED))
+        closest = in_folders or difflib.get_close_matches(meant, names, 1)
+        return f"; did you mean {shown(self._alike[closest[0]][0])}?" if closest else ""
+
+
+class _Problem(NamedTuple):
+    """Something wrong in a file: where and what, and for an unknown name the entry and the names that are known."""
+
+    text: str
+    entry: str = ""
+    names: _Names | None = None
+
+    def __str__(self) -> str:
+        return self.text + (self.names.hint(self.entry) if self.names else "")
+
+
+# Files
+
+
+def _entries(paths: str | Path | Iterable[str | Path], problems: list[_Problem]) -> Iterator[tuple[str, str, str]]:
+    """(place, file, entry) of all rows of all files, whose problems are added to a list."""
+    for path in map(Path, [paths] if isinstance(paths, str | Path) else paths):
+        if not os.path.exists(path):
+            continue
+        try:
+            yield from label_studio.read(path) if path.suffix.lower() == ".json" else _read_table(path, problems)
+        except UserError as problem:
+            problems.append(_Problem(str(problem)))
+
+
+def _read_table(path: Path, problems: list[_Problem]) -> Iterator[tuple[str, str, str]]:
+    """(place, file, entry) of every row of a CSV file. Raises UserError if it is none, at a line or as a whole."""
+    lines = io.StringIO(_text(path), newline="")  # a quoted name may have line breaks, which are kept
     head = lines.readline()
     lines.seek(0)
-    reader = csv.DictReader(lines, delimiter=";" if head.count(";") > head.count(",") else ",")
+    reader = csv.reader(lines, delimiter=max(",;\t", key=head.count), strict=True)
     try:
-        names = [name.strip().lower() for name in reader.fieldnames or ()]
-        if not {"file", "label"} <= set(names):
-            raise UserError(f"{path}: its first line has to be file,label")
-        reader.fieldnames = names
-        rows = [(reader.line_num, row["file"] or "", row["label"] or "") for row in reader]
+        columns = [name.strip().lower() for name in next(reader, ())]
+        if [columns.count(name) for name in ("file", "label")] != [1, 1]:
+            raise UserError(f"{path}: its first line has to name one column file and one column label; save it as CSV")
+        for row in reader:
+            place, row = f"{path}, line {reader.line_num}", [unescaped(cell) for cell in row]
+            if any(map(str.strip, row[len(columns) :])):
+                many = f"{place}: {len(row)} values in {len(columns)} columns"
+                problems.append(_Problem(f"{many}; put a name with {reader.dialect.delimiter!r} in double quotes"))
+                continue
+            values = dict(zip(columns, row, strict=False))
+            yield place, values.get("file", ""), values.get("label", "")
     except csv.Error as problem:
         raise UserError(f"{path}, line {reader.line_num}: {problem}; save it as CSV in UTF-8") from None
-    return [row for row in rows if row[1].strip()]
 
 
-def write_request(path: str | Path, query: Query, files: Sequence[str], validation_files: Sequence[str]) -> None:
-    """Write a CSV file for the annotators: the files of a query in order, and why each was chosen.
+def _text(path: Path) -> str:
+    """The text of a file; what is not UTF-8 becomes surrogates, as in names of files. Raises UserError."""
+    content = read_file(path)
+    if not content.startswith((b"\xff\xfe", b"\xfe\xff")):
+        return content.decode("utf-8-sig", "surrogateescape")
+    try:
+        return content.decode("utf-16")
+    except UnicodeDecodeError as problem:
+        raise UserError(f"cannot read {path}: {problem}; save it as CSV in UTF-8") from None
 
-    Its columns: file; guess, the method's pseudo-label or prediction; nearest_error, the misclassified validation image
-    that it matches; error_class, the class of that image; mistaken_for, its prediction; similarity of both; with
-    facility location also stands_for, in words. Methods without matching have the columns file, guess and, if there is
-    one, score.
+
+def write_request(path: str | Path, query: Query, files: Sequence[object], validation_files: Sequence[object]) -> None:
+    """Write a CSV file for the annotators: the images of a query in order, and why each was chosen.
+
+    Its columns: number, from 1, as in the picture of a query; file; label, to be filled in; then the reasons, as in
+    `Query.rows`. `pseudo_label` and `prediction` are empty where they are the class `error_label`, which stands beside
+    them. Filled in, it is a file for `read_annotations`.
 
     Args:
         files, validation_files: names of all pool images and of all validation images.
@@ -128,15 +265,11 @@ def write_request(path: str | Path, query: Query, files: Sequence[str], validati
         UserError: the file cannot be written.
     """
     rows = []
-    for row in query.rows(files, validation_files):
-        guess = row.get("pseudo_label", row.get("prediction"))
-        entry = {"file": row["file"], "guess": "" if guess is None else guess}
-        if "matches" in row:
-            error = {"nearest_error": row["matches_file"], "error_class": row["error_label"]}
-            entry |= error | {"mistaken_for": row["error_prediction"], "similarity": row["similarity"]}
-        if "stands_for" in row:
-            entry["stands_for"] = stands_for(row)
-        elif "score" in row:
-            entry["score"] = row["score"]
-        rows.append(entry)
-    write_csv(path, rows)
+    for number, reasons in enumerate(query.rows(files, validation_files), 1):
+        for guess in ("pseudo_label", "prediction"):
+            if guess in reasons and reasons[guess] == reasons.get("error_label"):
+                reasons[guess] = ""
+        file = reasons.pop("file")
+        del reasons["index"]
+        rows.append({"number": number, "file": file, "label": "", **reasons})
+    write_csv(path, rows, ("number", "file", "label"), encoding="utf-8-sig")

@@ -2,7 +2,10 @@
 
 
 class UserError(Exception):
-    """Bad input, a missing file or a damaged one. Its text is one line; the scripts print it and exit with status 2."""
+    """Bad input, a missing file or a damaged one. The scripts print its text and exit with status 2.
+
+    The text is one line; one for each problem where a file that people have filled in has several.
+    """
 
 
 class DamagedFileError(UserError):

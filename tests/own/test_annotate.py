@@ -1,4 +1,4 @@
-"""People as the oracle: the loop of imagenet/run.py --annotate by the real script, and labels.csv as people edit it."""
+"""People as the oracle: the loop of imagenet/run.py --annotate by the real script."""
 
 import csv
 import itertools
@@ -15,10 +15,8 @@ import torch
 from torch import nn
 
 from alfk.experiment import train
-from alfk.own.annotations import read_annotations
-from alfk.own.queries import write_csv
 from imagenet.custom_models.resnet import ARCHITECTURES
-from tests.helpers import ONE_THREAD, ROOT, Killed, call, draw, outcome, records, refused, refuses, write_tree
+from tests.helpers import ONE_THREAD, ROOT, Killed, call, draw, outcome, records, refused, write_tree
 
 NAME, CLASSES, SIZE = "flowers", 3, 4
 SMALL = ["--device", "cpu", "--image-size", 32, "-a", "resnet10", "-as", SIZE, "-e", 1, "--unsup-epochs", 1]
@@ -379,83 +377,7 @@ def test_folders_that_lack_something(started, tmp_path):
     assert not list(tmp_path.rglob("*.pt"))
 
 
-# labels.csv as people edit it
-
-FILES, KINDS = ["a.jpg", "b/c d.jpg", "e, f.jpg", "ü.jpg", "g.jpg"], ["ant", "bee or wasp", "çat"]
-PLAIN = """file,label
-b/c d.jpg,bee or wasp
-"e, f.jpg",skip
-ü.jpg,çat
-g.jpg,
-"""
-FORMS = {
-    "as it is": PLAIN,
-    "CR": PLAIN.replace("\n", "\r"),
-    "blank lines": PLAIN.replace("\n", "\n\n") + "\n,\n ,\n",
-    "spaces": PLAIN.replace("file,label", "File , Label ").replace(",bee", " , bee").replace("skip", " skip "),
-    "no end of line": PLAIN.rstrip(",\n"),
-    "more columns": PLAIN.replace("file,label", "file,label,who").replace("wasp", "wasp,me"),
-    "the other way round": 'label,file\nbee or wasp,b/c d.jpg\nskip,"e, f.jpg"\nçat,ü.jpg\n,g.jpg\n',
-    "labels twice": PLAIN + "g.jpg,\nb/c d.jpg,bee or wasp\nü.jpg,\n",
-    "BOM, CRLF, ;": "\ufeff File;Label \r\n\r\nb/c d.jpg; bee or wasp\r\ne, f.jpg;skip ;\r\n;\r\n ü.jpg;çat\r\n",
-}
-
-
-@pytest.fixture
-def read(tmp_path):
-    """Reads a text as labels.csv."""
-
-    def written(content):
-        (tmp_path / "labels.csv").write_bytes(content if isinstance(content, bytes) else content.encode())
-        return read_annotations(tmp_path / "labels.csv", FILES, KINDS)
-
-    return written
-
-
-def parts(found):
-    tensors = found.positions, found.labels, found.skipped, found.settled, found.missing(torch.tensor([4, 2, 0, 1]))
-    return [tensor.tolist() for tensor in tensors]
-
-
-def test_labels_as_spreadsheets_write_them(read, tmp_path):
-    assert parts(read_annotations(tmp_path / "labels.csv", FILES, KINDS)) == [[], [], [], [], [4, 2, 0, 1]]
-    for text in ("file,label\n", "\ufefffile;label\r\n"):
-        assert parts(read(text)) == [[], [], [], [], [4, 2, 0, 1]]
-    for form, text in FORMS.items():
-        assert parts(read(text)) == [[1, 3], [1, 2], [2], [1, 2, 3], [4, 0]], form
-
-
-def test_wrong_labels_take_one_line(read, people, tmp_path):
-    for content, words in (
-        ("a.jpg,ant\n", "its first line has to be file,label"),
-        ("name,class\n", "its first line has to be file,label"),
-        ("", "its first line has to be file,label"),
-        ("file,label\na.jpg,rose\n", "line 2: 'rose' is not a class of the validation set (ant, bee or wasp, çat)"),
-        ("file,label\na.jpg,Skip\n", "line 2: 'Skip' is not a class"),
-        ("file,label\na.jpg,ant\nz.jpg,ant\n", "line 3: z.jpg is not among the pool's files"),
-        ("file,label\na.jpg,ant\ng.jpg,ant\na.jpg,çat\n", "line 4: a.jpg has the label ant above, here çat"),
-        ("file,label\na.jpg,skip\na.jpg,çat\n", "line 3: a.jpg has the label skip above, here çat"),
-        (b"\xff\xfe\x00,\x80", "save it as CSV in UTF-8"),
-    ):
-        refuses(lambda content=content: read(content), words)
-    os.mkfifo(tmp_path / "pipe.csv")
-    for path in (tmp_path, tmp_path / "pipe.csv"):
-        refuses(lambda path=path: read_annotations(path, FILES, KINDS), f"cannot read {path}: ")
+def test_wrong_labels_end_before_anything_is_computed(people):
     people.enter(["07.jpg"], {"07.jpg": "n00"})
     people.refused(words="line 2: 07.jpg is not among the pool's files")
     assert not list(people.folder.glob("checkpoint/query_*"))
-
-
-ODD = [" a.jpg", "a.jpg", "a.jpg ", "line\nbreak.jpg", "b\u2028c.jpg", "d\re.jpg", "f\r\ng.jpg", 'h"i', '"', "\x0cj"]
-
-
-def test_file_names_that_only_quotes_can_hold(tmp_path):
-    """A name that is not one of the pool's is taken without the spaces around it."""
-    table, kinds, labels = tmp_path / "labels.csv", ["ant", "ant "], [i % 2 for i in range(len(ODD))]
-    write_csv(table, [{"file": name, "label": kinds[label]} for name, label in zip(ODD, labels, strict=True)])
-    found = read_annotations(table, ODD, kinds)
-    assert (found.positions.tolist(), found.labels.tolist()) == (list(range(len(ODD))), labels)
-    write_csv(table, [{"file": " h.jpg ", "label": "ant "}])
-    assert read_annotations(table, ["h.jpg"], ["ant"]).labels.tolist() == [0]
-    write_csv(table, [{"file": "no\nname\u2028.jpg", "label": "ant"}])
-    refuses(lambda: read_annotations(table, ODD, kinds), r"line 3: 'no\nname\u2028.jpg' is not among")
