@@ -1,131 +1,158 @@
-"""Active learning on a folder of photos in a training loop of your own, with a network of torchvision.
+"""Methods compared on a folder of labelled photos, in a loop of your own, with a pretrained network of torchvision.
 
     pip install .                        # in the repository's folder; installs the package alfk
     python3 own_photos.py DIR            # DIR holds train/<class>/ and val/<class>/ with JPEG or PNG files
-    python3 own_photos.py DIR --methods Rzg_pz --run-stop 1
+    python3 own_photos.py DIR -a mobilenet_v2 --weights mobilenet_v2.pth --freeze none --seeds 3
 
-A pool is made of train/ in which half of the classes are 20 times rarer; half of val/ is the validation set, the other
-half are test images. For every run the network is first trained to recognise rotations of the pool's images, which
-needs no labels; then each method queries 4 times 40 labels and trains. Prints test accuracy in percent, over all
-classes and over the rare ones.
+A pool is made of train/ in which half of the classes are thinned 15 to 1; half of val/ are the clean images, the other
+half are held out. Each method queries three times 40 labels; after each query the network is trained from its
+pretrained weights on all labels so far: its last layer (--freeze backbone), or all of it (--freeze none). With
+--add-validation every second clean image is trained on as well, and only the others guide the choice. Prints a line of
+JSON for each training, with the accuracy on the held-out images in percent, over all classes and over the rare ones,
+and at the end a table over the seeds. Trainings whose lines are in the file --results are not repeated.
 """
 
 import argparse
-import copy
+import json
 import statistics
-import time
 from pathlib import Path
 
 import torch
-import torch.nn.functional as F
-from torch import nn
-from torchvision.models.resnet import BasicBlock, ResNet
 
 import alfk
+from alfk.networks.outputs import logits_of
+from alfk.own import transfer
 
-SIZE, ROUNDS, QUERY_SIZE, RATIO = 64, 4, 40, 20
+ROUNDS, QUERY_SIZE, RATIO = 3, 40, 15
+ALONE = "clean images alone"
 
 
 def main():
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("folder", type=Path, metavar="DIR")
-    parser.add_argument("--methods", nargs="+", default=["random", "Rz", "Rzg_pz", "entropy"])
-    parser.add_argument("--run-start", type=int, default=0)
-    parser.add_argument("--run-stop", type=int, default=3)
-    parser.add_argument("--epochs", type=int, default=20)
-    parser.add_argument("--rotation-epochs", type=int, default=20)
+    add = parser.add_argument
+    add("folder", type=Path, metavar="DIR")
+    add("--methods", nargs="+", default=["random", "entropy_det", "Rzg_pz", "Rzg_fl"])
+    add("--seeds", type=int, default=3, help="number of pools (3)")
+    add("-a", "--arch", choices=transfer.ARCHITECTURES, default="resnet18", metavar="NAME", help="network (resnet18)")
+    add("--weights", type=Path, help="a file with its weights; torchvision's are downloaded otherwise")
+    add("--freeze", choices=("backbone", "none"), default="backbone")
+    add("--image-size", type=int, default=96)
+    add("--add-validation", action="store_true")
+    add("--results", type=Path, help="file that lines are added to")
     options = parser.parse_args()
-    results = {method: [] for method in options.methods}
-    for run in range(options.run_start, options.run_stop):
-        start = time.time()
-        pool, pool_labels, validation, test, rare = splits(options.folder, run)
-        torch.manual_seed(run)
-        start_model = network(len(test.classes))
-        train(start_model, pool, None, options.rotation_epochs)
-        print(f"run {run}: {len(pool)} pool images, rotation task {time.time() - start:.0f} s", flush=True)
+    lines = Lines(options.results, freeze=options.freeze, add_validation=options.add_validation)
+    for seed in range(options.seeds):
+        data = splits(options.folder, seed, options.image_size)
+        if not lines.has(seed, ALONE, 0):
+            lines.record(seed, ALONE, 0, result(trained(data["clean"], options), data))
         for method in options.methods:
-            start, accuracies = time.time(), []
-            torch.manual_seed(run)
-            model, labelled = copy.deepcopy(start_model), []
-            model.fc[1].reset_parameters()
-            for _ in range(ROUNDS):
-                arguments = alfk.tapped(model, ["layer3", "layer4"]), pool, validation, QUERY_SIZE
-                query = alfk.query(method, *arguments, labelled=labelled, samples=8, generator=run)
-                labelled += query.indices.tolist()
-                train(model, pool, pool_labels, options.epochs, labelled)
-                accuracies.append(accuracy(model, test, rare))
-            results[method].append(accuracies)
-            text = ", ".join(f"{overall:.1f} ({of_rare:.1f})" for overall, of_rare in accuracies)
-            print(f"run {run}  {method:<8} {text}  {time.time() - start:.0f} s", flush=True)
-    for method, runs in results.items():
-        cells = [
-            [f"{statistics.fmean(v):.1f} ± {statistics.pstdev(v):.1f}" for v in zip(*at, strict=True)]
-            for at in zip(*runs, strict=True)
-        ]
-        print(f"{method:<8}", ", ".join(f"{overall} ({of_rare})" for overall, of_rare in cells))
+            if not lines.has(seed, method, ROUNDS * QUERY_SIZE):
+                loop(method, seed, data, options, lines)
+    lines.print_table()
 
 
-def splits(folder, run):
-    """The biased pool without labels, its labels, validation and test set, and the rare classes."""
-    generator = torch.Generator().manual_seed(run)
+def splits(folder, seed, size):
+    """The biased pool, its labels, clean images, those held out, and the numbers of the rare classes."""
+    generator = torch.Generator().manual_seed(seed)
     names = sorted(path.name for path in (folder / "train").iterdir() if path.is_dir())
     rare = torch.randperm(len(names), generator=generator)[: len(names) // 2].tolist()
-    files, labels = {"pool": [], "validation": [], "test": []}, {"pool": [], "validation": [], "test": []}
-
-    def add(part, paths, name):
-        files[part] += paths
-        labels[part] += [name] * len(paths)
-
+    files = {"pool": [], "clean": [], "held_out": []}
     for i, name in enumerate(names):
         found = [sorted((folder / part / name).iterdir()) for part in ("train", "val")]
         pool, val = ([paths[j] for j in torch.randperm(len(paths), generator=generator)] for paths in found)
-        add("pool", pool[: len(pool) // RATIO] if i in rare else pool, name)
-        add("validation", val[::2], name)
-        add("test", val[1::2], name)
-    pool = alfk.Split.from_files(files["pool"], size=SIZE, classes=names)
-    validation = alfk.Split.from_files(files["validation"], labels["validation"], like=pool)
-    test = alfk.Split.from_files(files["test"], labels["test"], like=pool)
-    return pool, torch.tensor([names.index(name) for name in labels["pool"]]), validation, test, rare
+        files["pool"] += pool[: max(1, len(pool) // RATIO)] if i in rare else pool
+        files["clean"] += val[::2]
+        files["held_out"] += val[1::2]
+    scale = {"size": size, "mean": transfer.MEAN, "std": transfer.STD, "classes": names}
+    data = {
+        part: alfk.Split.from_files(paths, [p.parent.name for p in paths], **scale) for part, paths in files.items()
+    }
+    labels, data["pool"].labels = data["pool"].labels, None  # hidden from the methods
+    return {**data, "labels": labels, "rare": rare, "files": files, "scale": scale}
 
 
-def network(classes):
-    """A ResNet with one block per stage, and dropout, which the uncertainty methods need."""
-    model = ResNet(BasicBlock, [1, 1, 1, 1], classes)
-    model.fc = nn.Sequential(nn.Dropout(0.5), nn.Linear(512, classes))
-    return model.to(memory_format=torch.channels_last)  # faster on a CPU
+def loop(method, seed, data, options, lines):
+    """Query and train, ROUNDS times."""
+    pool, labels, guide, trained_on = data["pool"], data["labels"], data["clean"], []
+    model = transfer.pretrained(options.arch, options.weights)
+    transfer.renew_head(model, len(guide.classes), seed)
+    if options.add_validation:
+        trained_on = data["files"]["clean"][::2]
+        guide = guide.subset(range(1, len(guide), 2))
+        model = trained(joined(data, [], trained_on), options)
+    labelled = []
+    for _ in range(ROUNDS):
+        network = transfer.with_taps(model, options.image_size)
+        query = alfk.query(
+            method,
+            network,
+            pool,
+            guide,
+            QUERY_SIZE,
+            labelled=labelled,
+            generator=seed,
+            annotate=lambda rows: labels[rows],
+        )
+        labelled += query.indices.tolist()
+        model = trained(joined(data, labelled, trained_on), options)
+        found = result(model, data) | {
+            "rare_labels": int(torch.isin(labels[labelled], torch.tensor(data["rare"])).sum())
+        }
+        lines.record(seed, method, len(labelled), found)
 
 
-def train(model, pool, labels, epochs, rows=None, batch_size=32, lr=0.02):
-    """SGD with random crops; without labels on the rotation task, with a last layer of its own for four classes."""
-    last = model.fc[1] if labels is not None else nn.Linear(512, 4)
-    model.fc[1], kept = last, model.fc[1]
-    rows = torch.arange(len(pool)) if rows is None else torch.tensor(rows)
-    data, model = pool.subset(rows), model.train()
-    optimiser = torch.optim.SGD(model.parameters(), lr, momentum=0.9, weight_decay=1e-4)
-    for epoch in range(epochs):
-        optimiser.param_groups[0]["lr"] = lr * (0.1 if epoch >= 0.8 * epochs else 1)
-        seed = int(torch.randint(2**31, ()))  # of the random crops
-        for images, positions in data.batches(batch_size, torch.randperm(len(data)), seed=seed):
-            if len(images) < 2:  # batch norm needs two
-                continue
-            if labels is None:
-                turns = torch.randint(4, (len(images),))
-                images = torch.stack([image.rot90(int(k), (1, 2)) for image, k in zip(images, turns, strict=True)])
-                images = images.contiguous(memory_format=torch.channels_last)
-            targets = turns if labels is None else labels[rows[positions]]
-            optimiser.zero_grad()
-            F.cross_entropy(model(images), targets).backward()
-            optimiser.step()
-    model.fc[1] = kept
+def joined(data, labelled, clean):
+    """The labelled pool images and some clean ones."""
+    files = [data["files"]["pool"][i] for i in labelled] + clean
+    return alfk.Split.from_files(files, [path.parent.name for path in files], **data["scale"])
 
 
-@torch.no_grad()
-def accuracy(model, test, rare):
-    """In percent, over all test images and over those of rare classes."""
-    model.eval()
-    right = torch.cat([model(images).argmax(1) == test.labels[positions] for images, positions in test.batches(200)])
-    of_rare = torch.isin(test.labels, torch.tensor(rare))
-    return 100 * right.float().mean().item(), 100 * right[of_rare].float().mean().item()
+def trained(images, options):
+    """The pretrained network, trained on labelled images."""
+    model = transfer.pretrained(options.arch, options.weights)
+    training = transfer.Training(freeze=options.freeze)
+    transfer.train(model, images, len(images.classes), training, 0, transfer.unwatched)
+    return model
+
+
+def result(model, data):
+    """Accuracies on the held-out images in percent."""
+    held_out = data["held_out"]
+    predicted = logits_of(transfer.with_taps(model, held_out.store.size), held_out, 100).argmax(1)
+    right, of_rare = predicted == held_out.labels, torch.isin(held_out.labels, torch.tensor(data["rare"]))
+    return {"accuracy": 100 * right.float().mean().item(), "rare": 100 * right[of_rare].float().mean().item()}
+
+
+class Lines:
+    """Results, one line of JSON each."""
+
+    def __init__(self, path, **facts):
+        self.path, self.facts = path, facts
+        found = path.read_text().splitlines() if path and path.exists() else []
+        self.lines = [line for line in map(json.loads, found) if facts.items() <= line.items()]
+
+    def has(self, seed, method, labels):
+        return any((r["seed"], r["method"], r["labels"]) == (seed, method, labels) for r in self.lines)
+
+    def record(self, seed, method, labels, found):
+        if self.has(seed, method, labels):
+            return
+        line = {**self.facts, "seed": seed, "method": method, "labels": labels, **found}
+        self.lines.append(line)
+        text = json.dumps(line)
+        print(text, flush=True)
+        if self.path:
+            with open(self.path, "a", encoding="utf-8") as file:
+                file.write(text + "\n")
+
+    def print_table(self):
+        cells = {}
+        for r in self.lines:
+            cells.setdefault((r["method"], r["labels"]), []).append((r["accuracy"], r["rare"]))
+        for (method, labels), values in cells.items():
+            all_classes, rare = ([v[i] for v in values] for i in (0, 1))
+            text = f"{statistics.fmean(all_classes):.1f} ± {statistics.pstdev(all_classes):.1f}"
+            print(f"{method:<20}{labels:>4} labels  {text} ({statistics.fmean(rare):.1f})")
 
 
 if __name__ == "__main__":
