@@ -228,11 +228,11 @@ def test_python_blocks_run(page, names, registries):
         assert len(Path("query_b4.csv").read_text().splitlines()) == 41
         assert {"matches", "error_prediction", "similarity", "pseudo_label"} <= set(names["query"].rows()[0])
     if page.name == "own_data.md":
-        assert Path("query.csv").read_text().startswith("index,file,similarity,matches,matches_file,")
+        assert Path("query.csv").read_text().startswith("index,file,similarity,percentile,matches,matches_file,")
         assert Image.open("query.png").width > 1000
         assert names["taps"] == ["layer3", "layer4"]  # as in the README
         assert names["trained"] == [[CLASSES.index("dog")]]
-        asked = {line.split(",")[0] for line in Path("ask.csv").read_text().splitlines()[1:]}
+        asked = {line.split(",")[1] for line in Path("ask.csv").read_text().splitlines()[1:]}
         assert len(asked) == 10
         assert not {str(names["pool_paths"][i]) for i in (3, 5)} & asked
         assert Path("ask.png").exists()
