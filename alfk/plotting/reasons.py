@@ -1,46 +1,25 @@
-"""Pictures of a query: every chosen image beside the misclassified validation image that it matches."""
+"""Pictures of a query for people: every chosen image beside the misclassified validation image that it matches."""
 
-import dataclasses
 import math
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 import numpy as np
 import torch
-from matplotlib.axes import Axes
 from matplotlib.figure import Figure
-from matplotlib.patches import Rectangle
 from torch import Tensor
 
 from alfk.data.split import Split
 from alfk.own.queries import Query
 from alfk.plotting.saving import save
-from alfk.plotting.text import shortened
+from alfk.plotting.sheets import CHOSEN, DPI, ERROR, Block, Pair, draw, draw_pages
 from alfk.support.errors import UserError
 
-PER_LINE = 4  # pairs beside each other
-SIDE, GAP, CAPTION, HEADING = 0.95, 0.12, 0.42, 0.3  # inches: side of an image, gaps, height of captions and headings
-LONGEST = 11  # characters of a class name in a caption, which is as wide as an image
-DPI = 160  # pixels per inch of the files
-CHOSEN, ERROR = "#D55E00", "#555555"
-
-
-@dataclasses.dataclass(frozen=True)
-class Pair:
-    """A chosen image (C, H, W) in [0, 1] and the validation image that it matches, if any, with their captions."""
-
-    chosen: np.ndarray
-    error: np.ndarray | None
-    caption: str
-    error_caption: str = ""
-
-
-@dataclasses.dataclass(frozen=True)
-class Block:
-    """Pairs under a heading, which may be empty."""
-
-    heading: str
-    pairs: Sequence[Pair]
+WEAK = 95  # percentile below which a match is called weak
+LEGEND = (
+    (CHOSEN, "orange: label this one, under its number"),
+    (ERROR, "grey: the clean image with a wrong prediction that it resembles; it needs no label"),
+)
 
 
 def matches(
@@ -51,68 +30,127 @@ def matches(
     *,
     title: str | None = None,
     most: int = 24,
+    boxes: bool = False,
+    labels: Mapping[int, str] | Sequence[str | None] | None = None,
 ) -> Figure:
-    """Draw the images of a query, each beside the validation image that it matches, with labels and similarity.
+    """Draw the images of a query for people who label them, each beside the validation image that it matches.
 
-    Methods that do not match have their images drawn alone, with the score.
+    Images are numbered from 1 in the order they were chosen. A match is called weak if it is more similar than fewer
+    than WEAK percent of all pairs. Methods that do not match have their images drawn alone, with the score.
 
     Args:
         pool, validation: the splits of the query; images (N, C, H, W), C 1 or 3. validation may be None for methods
             that do not match.
-        path: .png, .pdf or .svg file to write; None writes nothing.
+        path: .png or .svg file to write, or .pdf, on pages of A4; None writes nothing.
         most: number of images drawn, in the order they were chosen.
+        boxes: whether there is a box for the label under every chosen image, to print and write on.
+        labels: what people said, shown in place of boxes and guesses: position in the pool -> label, or one for each
+            image of the query, None where there is none yet.
     Returns:
-        the figure, which is not registered with `matplotlib.pyplot`.
+        the figure, of a .pdf file its first page; it is not registered with `matplotlib.pyplot`.
     Raises:
-        UserError: the splits do not hold pictures, `most` is not positive, or the file cannot be written.
+        UserError: the splits do not hold pictures, `most` is not positive, the labels are fewer or more than the
+            images, or the file cannot be written.
     """
     if most < 1:
         raise UserError(f"most is {most}: draw at least one image")
     shown = min(most, len(query))
     heading = title or f"{query.method}: {len(query)} images to label"
     heading += f", the first {shown}" if shown < len(query) else ""
-    figure = draw(heading, [Block("", pairs(query, pool, validation, shown))])
+    drawn = pairs(query, pool, validation, shown, boxes, labels)
+    legend = LEGEND[: 1 if query.matches is None else 2]
+    if path is not None and Path(path).suffix.lower() == ".pdf":
+        figures = draw_pages(heading, drawn, legend)
+        save(figures, Path(path), DPI)
+        return figures[0]
+    figure = draw(heading, [Block("", drawn)], legend)
     if path is not None:
         save(figure, Path(path), DPI)
     return figure
 
 
-def pairs(query: Query, pool: Split, validation: Split | None, count: int) -> list[Pair]:
-    """The first `count` images of a query with their captions. Raises UserError."""
+def pairs(
+    query: Query,
+    pool: Split,
+    validation: Split | None,
+    count: int,
+    boxes: bool = False,
+    labels: Mapping[int, str] | Sequence[str | None] | None = None,
+) -> list[Pair]:
+    """The first `count` images of a query with their captions; other arguments as in `matches`. Raises UserError."""
     if validation is None and query.matches is not None:
         raise UserError("the query matches images of the validation set: give the validation set too")
+    given = _labels_of(query, labels)
     chosen = pictures(pool, query.indices[:count])
     others = [None] * count if query.matches is None else pictures(validation, query.matches[:count])
-    rows = query.rows()[:count]
-    return [
-        Pair(chosen[i], others[i], _caption(i + 1, row), "" if others[i] is None else _error_caption(row))
-        for i, row in enumerate(rows)
-    ]
+    found = []
+    for i, row in enumerate(query.rows()[:count]):
+        found.append(
+            Pair(
+                i + 1,
+                chosen[i],
+                others[i],
+                label=f"labelled: {given[i]}" if given[i] else "",
+                box=boxes and not given[i],
+                caption="" if given[i] else _guess(row),
+                error_caption="" if others[i] is None else _error(row),
+                reason="\n".join(_reasons(row)),
+            )
+        )
+    return found
 
 
-def _caption(number: int, row: dict[str, object]) -> str:
+def _labels_of(query: Query, labels: Mapping[int, str] | Sequence[str | None] | None) -> list[str | None]:
+    """What people said of each image of a query. Raises UserError for other than one label for each."""
+    if labels is None:
+        return [None] * len(query)
+    if isinstance(labels, Mapping):
+        return [labels.get(i) for i in query.indices.tolist()]
+    if len(labels) != len(query):
+        raise UserError(
+            f"there are {len(labels)} labels for {len(query)} images: give one for each, None if there is none"
+        )
+    return list(labels)
+
+
+def _guess(row: dict[str, object]) -> str:
+    """What the method takes an image for, if that says more than the class of the error that it matches."""
     guess = row.get("pseudo_label", row.get("prediction"))
-    lines = [f"{number}. {shortened(str(guess), LONGEST)}?" if guess is not None else f"{number}."]
-    if "similarity" in row:
-        lines.append(f"similarity {row['similarity']:.2f}")
+    return "" if guess is None or guess == row.get("error_label") else f"guess: {guess}"
+
+
+def _error(row: dict[str, object]) -> str:
+    return f"class: {row['error_label']}\npredicted: {row['error_prediction']}"
+
+
+def _reasons(row: dict[str, object]) -> list[str]:
+    """Lines below both images: how similar they are, and what the chosen one stands for; or the score."""
+    lines = [_similarity(row)] if "similarity" in row else []
     if "stands_for" in row:
         lines.append(_stands_for(row))
     elif "score" in row:
         lines.append(f"score {row['score']:.3g}")
-    return "\n".join(lines)
+    return lines
+
+
+def _similarity(row: dict[str, object]) -> str:
+    text, percentile = f"similarity {row['similarity']:.2f}", row.get("percentile")
+    if percentile is None:
+        return text
+    if percentile < WEAK:
+        return f"weak match: {text},\nmore similar than {int(percentile)} % of pairs"
+    return f"{text}, top {max(1, math.ceil(100 - percentile))} % of pairs"
 
 
 def _stands_for(row: dict[str, object]) -> str:
-    """What an image stands for, in a line below both images."""
-    if not row["stands_for"]:
+    count, truth, prediction = (row[f"stands_for{key}"] for key in ("", "_label", "_prediction"))
+    if not count:
         return "stands for no error of its own"
-    kind = [shortened(str(row[f"stands_for_{key}"]), LONGEST) for key in ("label", "prediction")]
-    return f"for {row['stands_for']:,} errors, mostly {' as '.join(kind)}"
-
-
-def _error_caption(row: dict[str, object]) -> str:
-    truth, prediction = (shortened(str(row[key]), LONGEST) for key in ("error_label", "error_prediction"))
-    return f"error: {truth},\ntaken for {prediction}"
+    return (
+        f"for {count:,} errors, mostly {truth} as {prediction}"
+        if count > 1
+        else f"for 1 error, {truth} as {prediction}"
+    )
 
 
 def pictures(split: Split, positions: Tensor) -> np.ndarray:
@@ -132,39 +170,3 @@ def in_unit_range(images: Tensor) -> np.ndarray:
         low, high = images.amin((1, 2, 3), keepdim=True), images.amax((1, 2, 3), keepdim=True)
         images = (images - low) / (high - low).clamp(min=1e-6)
     return images.clamp(0, 1).numpy()
-
-
-def draw(title: str, blocks: Sequence[Block]) -> Figure:
-    """A figure of pairs, PER_LINE in a line; a chosen image has an orange frame, a validation image a grey one."""
-    alone = all(pair.error is None for block in blocks for pair in block.pairs)
-    breadth = (1 if alone else 2) * SIDE + GAP / 2 + 2 * GAP  # of a pair, with the gap after it
-    per_line = PER_LINE * 2 if alone else PER_LINE
-    heights = [math.ceil(len(block.pairs) / per_line) * (SIDE + CAPTION) for block in blocks]
-    height = HEADING + GAP + sum(heights) + sum(HEADING for block in blocks if block.heading)
-    width = per_line * breadth + GAP
-    figure = Figure(figsize=(width, height))
-    axes = figure.add_axes((0, 0, 1, 1), xlim=(0, width), ylim=(height, 0))
-    axes.axis("off")
-    axes.text(GAP, GAP, title, va="top", fontsize=10.5, parse_math=False)
-    top = HEADING + GAP
-    for block, block_height in zip(blocks, heights, strict=True):
-        if block.heading:
-            axes.text(GAP, top + HEADING - 0.07, block.heading, va="bottom", fontsize=8.5, parse_math=False)
-            top += HEADING
-        for i, pair in enumerate(block.pairs):
-            line, column = divmod(i, per_line)
-            left = GAP + column * breadth
-            _picture(axes, pair.chosen, left, top + line * (SIDE + CAPTION), pair.caption, CHOSEN)
-            if pair.error is not None:
-                place = left + SIDE + GAP / 2, top + line * (SIDE + CAPTION)
-                _picture(axes, pair.error, *place, pair.error_caption, ERROR)
-        top += block_height
-    return figure
-
-
-def _picture(axes: Axes, image: np.ndarray, left: float, top: float, caption: str, colour: str) -> None:
-    picture = image.transpose(1, 2, 0) if len(image) == 3 else image[0]
-    extent = (left, left + SIDE, top + SIDE, top)
-    axes.imshow(picture, cmap="gray", vmin=0, vmax=1, extent=extent, interpolation="nearest", aspect="auto")
-    axes.add_patch(Rectangle((left, top), SIDE, SIDE, fill=False, color=colour, linewidth=1.6))
-    axes.text(left, top + SIDE + 0.05, caption, fontsize=6, va="top", color=colour, clip_on=False, parse_math=False)

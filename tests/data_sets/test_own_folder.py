@@ -149,8 +149,8 @@ def test_sheets_count_minority_images_and_name_classes(finished, monkeypatch):
         text = f"b={b}: {line['misclassified']} validation images misclassified, {line['matched']} of them matched by"
         assert block.heading.startswith(f"{text} {SIZE} images")
         for pair in block.pairs:
-            guess, error = re.match(r"\d+\. (\w+)\?", pair.caption), re.match(r"error: (\w+),", pair.error_caption)
-            assert {guess[1], error[1], pair.error_caption.split()[-1]} <= set(CLASSES)
+            error = re.fullmatch(r"class: (\w+)\npredicted: (\w+)", pair.error_caption)
+            assert {*error.groups(), (pair.caption or error[1]).removeprefix("guess: ")} <= set(CLASSES)
 
 
 def test_a_name_of_another_data_set_is_refused(tmp_path):
