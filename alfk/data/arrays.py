@@ -7,7 +7,9 @@ function raises UserError, with one line that says how to fix it.
 import warnings
 from collections import Counter
 from collections.abc import Iterable, Sequence
+from numbers import Real
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import numpy as np
 import torch
@@ -15,6 +17,9 @@ from PIL import Image
 from torch import Tensor
 
 from alfk.support.errors import UserError
+
+if TYPE_CHECKING:
+    import pandas
 
 CHANNELS = (1, 3, 4)  # grey, RGB, RGBA: a dimension of this length can be that of the channels
 CHUNK = 2**22  # values that are converted to float64 at a time
@@ -84,12 +89,21 @@ def as_labels(given: object, classes: Sequence[str] | None, unknown: bool) -> tu
 
     Args:
         given: list, array or tensor (n,) of whole numbers, or of names of classes.
-        classes: the name of class 0, 1, ...; if None, the distinct names, sorted.
-        unknown: whether labels may be unknown: -1 or NaN, or among names None or "". They become -1.
+        classes: the name of class 0, 1, ...; if None, the distinct names, sorted, as numbers if all are digits.
+        unknown: whether labels may be unknown: -1, NaN, None, "" or pandas.NA. They become -1.
     """
-    names, texts = class_names(classes), _texts(given)
-    if texts is not None:
-        return _numbered(texts, names, unknown)
+    names, values = class_names(classes), _python_values(given)
+    if values is not None:
+        missing = [_is_missing(value) for value in values]
+        if any(missing) and not unknown:
+            raise UserError(
+                f"the label of image {missing.index(True)} is missing: "
+                "give it, leave the image out, or allow unknown labels with unknown_labels=True"
+            )
+        if any(isinstance(value, str) for value in values):
+            return _numbered([None if absent else v for v, absent in zip(values, missing, strict=True)], names)
+        if any(missing):
+            given = [-1 if absent else v for v, absent in zip(values, missing, strict=True)]
     values = _numbers(given, "labels", "class numbers or names")
     if values.ndim != 1:
         fix = ", one for each image (of one-hot rows: labels.argmax(1))" if values.ndim == 2 else " (n,)"
@@ -124,34 +138,58 @@ def class_names(classes: Sequence[str] | None) -> tuple[str, ...] | None:
     return names
 
 
-def _texts(given: object) -> list[object] | None:
-    """The labels as a list if there are names among them, else None."""
-    if isinstance(given, Tensor):
-        return None
-    if isinstance(given, list | tuple):
-        return list(given) if any(isinstance(value, str) for value in given) else None
-    array = np.asarray(given)
-    if array.ndim == 1 and array.dtype.kind == "S":
-        array = array.astype(str)
-    is_text = array.dtype.kind == "U" or (array.dtype == object and any(isinstance(value, str) for value in array.flat))
-    return array.tolist() if is_text and array.ndim == 1 else None
+def check_digits(labels: object, classes: Sequence[str] | None) -> None:
+    """Raises UserError for integers where the names of classes are other integers: they may be names or class numbers.
 
-
-def _numbered(
-    texts: list[object], names: tuple[str, ...] | None, unknown: bool
-) -> tuple[Tensor, tuple[str, ...] | None]:
-    """The classes' numbers for their names; see `as_labels`."""
-    missing = [text is None or text == "" or text != text for text in texts]
-    if any(missing) and not unknown:
+    In a tensor they are class numbers, as `Split.labels` holds them.
+    """
+    if isinstance(labels, Tensor) or not classes or not all(map(str.isdecimal, classes)):
+        return
+    is_text = any(isinstance(value, str) for value in _python_values(labels) or ())
+    if not is_text and [int(name) for name in classes] != list(range(len(classes))):
         raise UserError(
-            f"the label of image {missing.index(True)} is missing: "
-            "give it, leave the image out, or allow unknown labels with unknown_labels=True"
+            f"labels are integers, and so are the names of the classes, {', '.join(classes[:5])}, in an order that is "
+            "not 0, 1, ...: give names as text, list(map(str, labels)), or class numbers from 0 as a tensor"
         )
-    texts = [None if absent else text for text, absent in zip(texts, missing, strict=True)]
+
+
+def names_of(labels: object, classes: Sequence[str], unknown: bool) -> list[str | None]:
+    """The name of every label, None if it is unknown.
+
+    Args:
+        labels, unknown: see `as_labels`.
+        classes: the name of class 0, 1, ...
+    """
+    numbers, names = as_labels(labels, classes, unknown)
+    return [None if number < 0 else names[number] for number in numbers.tolist()]
+
+
+def _python_values(given: object) -> list[object] | None:
+    """The labels as a list, if they are one, or an array of text or of objects; else None."""
+    if isinstance(given, list | tuple):
+        return list(given)
+    array = np.empty(0) if isinstance(given, Tensor) else np.asarray(given)
+    if array.ndim != 1 or array.dtype.kind not in "SUO":
+        return None
+    return (array.astype(str) if array.dtype.kind == "S" else array).tolist()
+
+
+def _is_missing(label: object) -> bool:
+    """Whether it is None, "", NaN, or NA or NaT of pandas, which are not compared."""
+    if label is None or isinstance(label, str):
+        return not label
+    return label != label if isinstance(label, Real) else type(label).__name__ in ("NAType", "NaTType")
+
+
+def _numbered(texts: list[object], names: tuple[str, ...] | None) -> tuple[Tensor, tuple[str, ...] | None]:
+    """The classes' numbers for their names, -1 for None; see `as_labels`."""
     for text in texts:
         if not isinstance(text, str | None):
             raise UserError(f"labels have names and other values ({text!r}): give names alone or integers alone")
-    names = names or tuple(sorted({text for text in texts if text is not None}))
+    if names is None:
+        distinct = {text for text in texts if text is not None}
+        are_digits = all(map(str.isdecimal, distinct))
+        names = tuple(sorted(distinct, key=lambda name: (int(name), name) if are_digits else name))
     number = {None: -1} | {name: i for i, name in enumerate(names)}
     for text in texts:
         if text not in number:
@@ -167,11 +205,11 @@ def as_images(given: object, rows: Sequence[int] | None = None) -> Tensor:
     """Images as (N, C, H, W), or features as (N, D): uint8 (images only) or float32; shares memory where it can.
 
     Args:
-        given: array or tensor (N, H, W), (N, C, H, W), (N, H, W, C) with 1, 3 or 4 channels or (N, D); or a list of
-            arrays, tensors or PIL images of one size.
+        given: array or tensor (N, H, W), (N, C, H, W), (N, H, W, C) with 1, 3 or 4 channels or (N, D); a list of
+            arrays, tensors or PIL images of one size; or a pandas table (N, D).
         rows: positions of the images of a list, for messages; 0, 1, ... if None.
     """
-    values = as_tensor(given, rows)
+    values = as_tensor(_numbers_of_table(given) if is_table(given) else given, rows)
     shape = tuple(values.shape)
     if values.ndim not in (2, 3, 4) or 0 in shape:
         raise UserError(f"images have the shape {shape}: give (N, H, W), (N, C, H, W), (N, H, W, C) or features (N, D)")
@@ -188,6 +226,20 @@ def as_images(given: object, rows: Sequence[int] | None = None) -> Tensor:
             )
         return values.permute(0, 3, 1, 2)
     return values
+
+
+def is_table(given: object) -> bool:
+    """Whether it is a pandas.DataFrame, without importing pandas."""
+    return hasattr(given, "select_dtypes")
+
+
+def _numbers_of_table(table: "pandas.DataFrame") -> np.ndarray:
+    """(N, D) float64, missing values as NaN. Raises UserError for columns that are not numbers."""
+    numbers = table.select_dtypes(["number", "bool"])
+    others = [str(name) for name in table.columns if name not in numbers.columns]
+    if others:
+        raise UserError(f"columns that are not numbers: {', '.join(others)}: leave them out, and give labels as y")
+    return numbers.to_numpy("float64", na_value=np.nan)
 
 
 def as_tensor(given: object, rows: Sequence[int] | None = None) -> Tensor:

@@ -4,14 +4,15 @@ import contextlib
 import copy
 import multiprocessing
 import re
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from typing import Any
 
 import numpy as np
 import torch
 from torch import Tensor
 from torch.utils.data import DataLoader, Dataset, IterableDataset, Subset, TensorDataset
 
-from alfk.data.arrays import as_images
+from alfk.data.arrays import as_images, class_names
 from alfk.support.errors import UserError
 
 READ_AT_ONCE = 100  # items of a chunk when labels are read
@@ -97,6 +98,70 @@ class DatasetItems:
                 if isinstance(found, str):  # an error message: a worker's exception would carry its traceback as text
                     raise UserError(found)
                 yield torch.from_numpy(found) if isinstance(found, np.ndarray) else found
+
+
+class HuggingFaceItems(Dataset):
+    """The images of a data set of the `datasets` package, which is not needed for it.
+
+    Args:
+        dataset: has `features`, one of them of type Image; if its transform gives `pixel_values`, these are the images.
+    Attributes:
+        targets: labels of all items: its column `label`, or else its only one of class labels; None without one.
+        classes: names of the classes; None if there are none.
+    Raises:
+        UserError: it is streamed, or it is not clear which column has the images or the labels.
+    """
+
+    def __init__(self, dataset: Any):
+        if not hasattr(dataset, "__len__"):
+            raise UserError("this data set is streamed, without positions: load it without streaming=True")
+        self.dataset = dataset
+        kinds = {name: type(feature).__name__ for name, feature in dataset.features.items()}
+        images = [name for name, kind in kinds.items() if kind == "Image"]
+        labels = [name for name, kind in kinds.items() if kind == "ClassLabel"]
+        labels = ["label"] if "label" in kinds else labels
+        if not images:
+            raise UserError(
+                f"no column of the data set is of type Image, among {', '.join(kinds)}: give features as an array, "
+                "Split.of(np.array(dataset[column]), labels)"
+            )
+        for columns in (images, labels):
+            if len(columns) > 1:
+                raise UserError(
+                    f"the data set has the columns {', '.join(columns)}: leave out all but one, "
+                    f"dataset.remove_columns({columns[1:]})"
+                )
+        self.image, self.targets, self.classes = images[0], None, None
+        if labels:
+            self.targets = _unformatted(dataset)[labels[0]][:]
+            self.classes = getattr(dataset.features[labels[0]], "names", None)
+
+    def __len__(self) -> int:
+        return len(self.dataset)
+
+    def __getitem__(self, i: int) -> object:
+        item = self.dataset[i]
+        return item["pixel_values"] if "pixel_values" in item else item[self.image]
+
+
+def is_hugging_face(given: object) -> bool:
+    """Whether it is a data set of the `datasets` package, or like one."""
+    return isinstance(getattr(given, "features", None), Mapping) and hasattr(given, "column_names")
+
+
+def _unformatted(dataset: Any) -> Any:
+    """The data set without its transform, which may need all columns."""
+    return dataset.with_format(None) if hasattr(dataset, "with_format") else dataset
+
+
+def own_classes(dataset: Dataset) -> tuple[str, ...] | None:
+    """The names of classes by which a data set numbers its labels, as torchvision's do; None if they are not known."""
+    if isinstance(dataset, Subset):
+        return own_classes(dataset.dataset)
+    found = getattr(dataset, "classes", None)
+    if getattr(dataset, "target_transform", None) is not None or not isinstance(found, list | tuple | np.ndarray):
+        return None
+    return class_names(found)
 
 
 class _Chunks(Dataset):

@@ -2,7 +2,7 @@
 
 import copy
 import os
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import NamedTuple
 
@@ -12,7 +12,7 @@ from torch import Tensor
 
 from alfk.data import arrays
 from alfk.data.image_files import LOADERS, ImageFiles, default_workers, has_dali
-from alfk.data.items import DatasetItems, worker_deaths
+from alfk.data.items import DatasetItems, HuggingFaceItems, is_hugging_face, own_classes, worker_deaths
 from alfk.support.errors import UserError
 
 UNOFFICIAL = "unofficial"  # prefix of the source of images that are not from the data set's official files
@@ -42,6 +42,7 @@ class Split:
     Attributes:
         in_files: whether images are read batch by batch, from files or a data set, and not stored in memory.
         computed: whether mean or std were computed from the split's own images.
+        columns: names of the columns of a pandas table; None for anything else.
         left_out: files of other types, and folders inside classes, that lie beside the images and are not in the split.
     Raises:
         UserError: an argument does not fit. Float images are read once to check it; uint8 images are not.
@@ -67,7 +68,7 @@ class Split:
         self.in_files = not isinstance(images, Tensor)
         channels = getattr(images, "shape", (0, 3))[1]  # image files are decoded as RGB
         self.store, self.source, self.unknown_labels = images, source, unknown_labels
-        self.computed, self.left_out = False, 0
+        self.computed, self.left_out, self.columns = False, 0, None
         self.mean, self.std = (arrays.per_channel(v, k, channels) for k, v in (("mean", mean), ("std", std)))
         as_they_are = not any(self.mean) and set(self.std) == {1.0}
         self._any_range = images.ndim == 2 or as_they_are
@@ -105,30 +106,37 @@ class Split:
 
         Args:
             x: array or tensor of images (N, H, W), (N, C, H, W) or (N, H, W, C), uint8, or float in [0, 1]; of features
-                (N, D), float; a list of arrays, tensors or PIL images of one size; or a torch.utils.data.Dataset of
-                images or (image, label), whose items are read when they are needed and taken as its transform gives
-                them.
+                (N, D), float; a pandas table of features; a list of arrays, tensors or PIL images of one size; or a
+                torch.utils.data.Dataset of images or (image, label), or a data set of Hugging Face with a column of
+                images, whose items are read when they are needed and taken as its transform gives them.
             y: (N,) integers from 0 or names of classes, as a list, array or tensor. If None, the labels of a data set,
-                from its attribute `targets` or `labels` or by reading all its items; of anything else unknown.
+                from its attribute `targets` or `labels` or by reading all its items; of anything else unknown. A data
+                set's labels keep the names of its own `classes`.
             mean, std: see `Split`. If None, those of `like`, else computed: from x; of a data set, from up to 1,000
                 items, or 0 and 1 if they are floats.
             like: a split whose mean, std and classes are used: `validation = Split.of(xv, yv, like=pool)`.
-            classes: names of the classes; if None, of `like`, else the distinct names in y, sorted.
+            classes: names of the classes; if None, of `like`, of the data set, else the distinct names in y, sorted, as
+                numbers if all are digits.
             unknown_labels: see `Split`.
             workers: processes that read the items of a data set.
         Raises:
             UserError: an argument would be misread; the line says how to fix it.
         """
         classes = _classes(classes, like)
+        if isinstance(x, Mapping):
+            raise UserError(f"x is a {type(x).__name__} of {', '.join(map(str, x))}: give one of them, x[...]")
+        x = HuggingFaceItems(x) if is_hugging_face(x) else x
         if isinstance(x, torch.utils.data.Dataset):
-            classes = getattr(x, "classes", None) if classes is None else classes  # torchvision's data sets have it
-            store = DatasetItems(x, workers)
-            y = store.labels() if y is None else y
+            store, own = DatasetItems(x, workers), own_classes(x)
+            y = _own_labels(store, own, classes, unknown_labels) if y is None else y
+            classes = own if classes is None else classes
             if store.dtype != torch.uint8 and like is None:
                 mean, std = 0.0 if mean is None else mean, 1.0 if std is None else std
         else:
             store = arrays.as_images(x)
-        return cls._made(store, y, mean, std, like, classes=classes, unknown_labels=unknown_labels)
+        made = cls._made(store, y, mean, std, like, classes=classes, unknown_labels=unknown_labels)
+        made.columns = tuple(map(str, x.columns)) if arrays.is_table(x) else None
+        return made
 
     @classmethod
     def from_files(
@@ -306,6 +314,7 @@ class Split:
 
     def _labels(self, labels: object, count: int) -> tuple[Tensor, tuple[str, ...] | None]:
         """Labels (count,) int64 on the images' device, and names of classes."""
+        arrays.check_digits(labels, self.classes)
         found, classes = arrays.as_labels(labels, self.classes, self.unknown_labels)
         if len(found) != count:
             raise UserError(f"{count} images but {len(found)} labels: give one for each image")
@@ -316,6 +325,23 @@ class Split:
         view = copy.copy(self)
         vars(view).update(changes)
         return view
+
+
+def check_columns(pool: Split, others: Sequence[str] | None, whose: str) -> None:
+    """Raises UserError if the pool is a pandas table, and other named columns differ from its own.
+
+    Args:
+        others: names of columns (D,); None if they have none.
+        whose: they are, for the message.
+    """
+    if pool.columns is None or others is None:
+        return
+    mine, theirs = (list(map(str, columns)) for columns in (pool.columns, others))
+    if mine != theirs:
+        raise UserError(
+            f"the columns of the pool are {', '.join(mine[:5])}, those of {whose} {', '.join(theirs[:5])}: take the "
+            "same ones in the same order, table[list of names]"
+        )
 
 
 class Dataset(NamedTuple):
@@ -342,6 +368,21 @@ def _classes(given: Sequence[str] | None, like: Split | None) -> Sequence[str] |
     if given is not None and known is not None and arrays.class_names(given) != known:
         raise UserError(f"classes differ from those of like, {', '.join(known[:10])}: leave one of them out")
     return known if given is None else given
+
+
+def _own_labels(store: DatasetItems, own: Sequence[str] | None, classes: Sequence[str] | None, unknown: bool) -> object:
+    """The labels of a data set, as names if it has its own, so that `classes` may be in another order or more."""
+    labels = store.labels()
+    if own is None or labels is None:
+        return labels
+    names = arrays.names_of(labels, own, unknown)
+    others = set(names) - {None} - set(own if classes is None else map(str, classes))
+    if others:
+        raise UserError(
+            f"the data set has the class {min(others)!r}, which is not among the classes: give them the data set's "
+            "names, or its labels as y"
+        )
+    return names
 
 
 def _dtype(store: Tensor | ImageFiles | DatasetItems) -> torch.dtype:

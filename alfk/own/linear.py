@@ -13,7 +13,7 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from alfk.data.split import Split
+from alfk.data.split import Split, check_columns
 from alfk.support.errors import UserError
 
 COMPARED = 1000  # pool embeddings on which probabilities of a classifier are compared with the softmax of its logits
@@ -94,6 +94,7 @@ def classifier_of(model: object, pool: Split, validation: Split | None) -> objec
         weights, bias = np.concatenate([0 * weights, weights]), np.concatenate([0 * bias, bias])
     classifier = linear(weights, np.broadcast_to(bias, len(weights))).to(pool.device)
     _check_embeddings(classifier, pool)
+    check_columns(pool, getattr(model, "feature_names_in_", None), "the classifier")
     _check_probabilities(model, classifier, pool)
     rows = _rows_of_classes(model.classes_, pool, validation)
     return LinearClassifier(classifier.layer.weight.data[rows], classifier.layer.bias.data[rows])

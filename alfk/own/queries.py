@@ -17,7 +17,7 @@ from torch import Tensor, nn
 from alfk.data.arrays import check_labels, positions
 from alfk.data.image_files import ImageFiles
 from alfk.data.items import worker_deaths
-from alfk.data.split import Split
+from alfk.data.split import Split, check_columns
 from alfk.method.acquisition import acquire, check_query_size, get_method, measure
 from alfk.method.inputs import POOL, VALIDATION, Sampling
 from alfk.method.perturbation import DEFAULT_COPIES, STRATEGIES, Strategy
@@ -351,6 +351,7 @@ def checked_validation(method: Method, pool: Split, validation: Split | None) ->
     shapes = [_image_shape(split) for split in (pool, validation)]
     if shapes[0] != shapes[1]:
         raise UserError(f"pool images are {shapes[0]}, validation images {shapes[1]}: give both the same size")
+    check_columns(pool, validation.columns, "the validation set")
     if validation.computed and len(pool.mean) == len(validation.mean):
         return validation.normalised_like(pool)
     if (pool.mean, pool.std) != (validation.mean, validation.std):

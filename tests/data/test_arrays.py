@@ -107,6 +107,7 @@ def test_labels_in_every_form(form):
 @given(st.lists(st.text(min_size=1), min_size=1, max_size=12))
 @settings(max_examples=30)
 def test_names_are_numbered_in_sorted_order_and_kept(names):
+    names = [f"a{name}" for name in names]
     for form in (names, np.array(names, dtype=object), tuple(names)):
         split = Split.of(COLOURS[: len(names)], form)
         assert split.classes == tuple(sorted(set(names)))
@@ -136,14 +137,40 @@ def test_what_contradicts_the_split_it_is_like():
     assert Split.of(torch.randn(3, 3, 8, 10), like=normalised).std == normalised.std
 
 
+class NAType:
+    """Like pandas.NA, which does not say whether it equals anything."""
+
+    def __eq__(self, other):
+        raise TypeError("boolean value of NA is ambiguous")
+
+    __ne__, __hash__ = __eq__, None
+
+
 def test_unknown_labels_are_minus_one_where_they_are_allowed():
-    forms = ([1, -1, 0], [1.0, float("nan"), 0.0], torch.tensor([1, -1, 0]), ["b", None, "a"], ["b", "", "a"])
-    for form in forms:
+    numbers = [1, -1, 0], [1.0, float("nan"), 0.0], torch.tensor([1, -1, 0]), [1, None, 0], [1, NAType(), 0]
+    for form in (*numbers, ["b", None, "a"], ["b", "", "a"], np.array(["b", NAType(), "a"], dtype=object)):
         refused(r"unknown_labels=True|whole numbers", Split.of, COLOURS[:3], form)
         split = Split.of(COLOURS[:3], form, unknown_labels=True)
         assert split.labels.tolist() == [1, -1, 0]
         assert split.subset([2, 1], form[:2]).labels.tolist() == [1, -1]
     refused(r"go from -2", Split.of, COLOURS[:2], [-2, 0], unknown_labels=True)
+    assert Split.of(COLOURS[:2], [None, None], unknown_labels=True).labels.tolist() == [-1, -1]
+
+
+def test_digits_as_names_are_sorted_as_numbers():
+    split = Split.of(COLOURS, [str(i) for i in range(12)][::-1])
+    assert split.classes == tuple(map(str, range(12)))
+    assert split.labels.tolist() == list(range(12))[::-1]
+
+
+def test_integers_that_may_be_names_or_class_numbers_are_refused():
+    pool = Split.of(COLOURS, classes=["1", "2", "3"])
+    for labels in ([1, 2, 3], np.array([0, 1, 2])):
+        refused(r"are integers, and so are the names of the classes, 1, 2, 3", pool.subset, [0, 1, 2], labels)
+        refused(r"give names as text", Split.of, COLOURS[:3], labels, like=pool)
+    for labels in (["1", "3", "2"], torch.tensor([0, 2, 1])):
+        assert pool.subset([0, 1, 2], labels).labels.tolist() == [0, 2, 1]
+    assert Split.of(COLOURS, LABELS, classes=["0", "1", "2"]).labels.tolist() == LABELS.tolist()
 
 
 @pytest.mark.parametrize(
@@ -469,3 +496,21 @@ def test_files_that_are_not_there_are_refused(photos, tmp_path):
     refused(r"give a list of image files", Split.from_files, str(photos[0]))
     refused(r"no loader 'pil'", Split.from_files, photos, loader="pil")
     refused(r"6 images but 2 labels", Split.from_files, photos, [0, 1], mean=0.5, std=0.5, loader="torchvision")
+
+
+# Tables of pandas
+
+
+def test_a_pandas_table_is_features_and_a_series_labels_by_position():
+    pandas = pytest.importorskip("pandas")
+    table = pandas.DataFrame({"a": FEATURES[:, 0], "b": np.arange(12), "c": LABELS > 0}, index=range(12, 0, -1))
+    names = pandas.Series(["x", None, "y"] * 4, dtype="string", index=table.index)
+    split = Split.of(table, names, unknown_labels=True)
+    wanted = Split.of(np.stack([FEATURES[:, 0], np.arange(12), LABELS > 0], axis=1, dtype=np.float32))
+    assert torch.equal(split.images, wanted.images)
+    assert (split.labels.tolist(), split.classes, split.columns) == ([0, -1, 1] * 4, ("x", "y"), ("a", "b", "c"))
+    refused(r"the label of image 1 is missing", Split.of, table, names)
+    numbers = pandas.Series([1, None, 0] * 4, dtype="Int64")
+    assert Split.of(table, numbers, unknown_labels=True).labels.tolist() == [1, -1, 0] * 4
+    refused(r"columns that are not numbers: file: leave them out", Split.of, table.assign(file="x.png"))
+    refused(r"row 0 has values that are NaN", Split.of, table.assign(d=numbers.array.astype("Int64")[::-1]).iloc[1:])

@@ -215,3 +215,86 @@ def test_items_of_reading_processes_need_no_shared_memory(monkeypatch):
 def test_a_split_of_items_can_be_sent_to_a_process():
     split = pickle.loads(pickle.dumps(Split.of(TensorDataset(torch.rand(4, 1, 8, 8)), [0, 1, 0, 1])))
     assert batch(split).shape == (4, 1, 8, 8)
+
+
+# Classes of the data set's own
+
+
+class Folder(Items):
+    """Like torchvision's ImageFolder, which numbers the classes that it finds."""
+
+    def __init__(self, names):
+        super().__init__(lambda i: FIRST[i], len(names))
+        self.classes = sorted(set(names))
+        self.targets = [self.classes.index(name) for name in names]
+
+
+def test_a_data_sets_own_classes_are_found_by_name():
+    def names(split):
+        return [split.classes[label] for label in split.labels]
+
+    pool = Split.of(Folder(["ant", "bee", "cat"]))
+    validation = Split.of(Folder(["cat", "ant", "cat"]), like=pool)
+    assert (validation.classes, names(validation)) == (("ant", "bee", "cat"), ["cat", "ant", "cat"])
+    assert names(Split.of(Subset(Folder(["dog", "cat", "bee"]), [2, 1]), like=pool)) == ["bee", "cat"]
+    assert names(Split.of(Folder(["cat", "ant"]), classes=["cat", "ant"])) == ["cat", "ant"]
+    assert names(Split.of(Folder(["3", "1", "2"]))) == ["3", "1", "2"]
+    refused(r"the class 'emu', which is not among the classes", Split.of, Folder(["emu", "ant"]), like=pool)
+    assert names(Split.of(Folder(["emu", "ant"]), [1, 0], like=pool)) == ["bee", "ant"]  # labels that are given
+
+
+# Data sets of Hugging Face
+
+
+ImageFeature = type("Image", (), {})
+
+
+class ClassLabel:
+    def __init__(self, names):
+        self.names = names
+
+
+class HuggingFace:
+    """The documented interface of datasets.Dataset, as far as it is used."""
+
+    def __init__(self, columns, features):
+        self.columns, self.features, self.column_names = columns, features, list(columns)
+
+    def __len__(self):
+        return len(self.columns[self.column_names[0]])
+
+    def __getitem__(self, key):
+        return self.columns[key] if isinstance(key, str) else {name: self.columns[name][key] for name in self.columns}
+
+
+PICTURES = [Image.fromarray(image) for image in COLOURS]
+
+
+def test_a_data_set_of_hugging_face():
+    labels = LABELS.tolist()
+    features = {"image": ImageFeature(), "label": ClassLabel(["owl", "ant", "bee"])}
+    split = Split.of(HuggingFace({"image": PICTURES, "label": labels}, features))
+    assert torch.equal(split.images, Split.of(COLOURS).images)
+    assert (split.labels.tolist(), split.classes) == (labels, ("owl", "ant", "bee"))
+    unlabelled = Split.of(HuggingFace({"img": PICTURES}, {"img": ImageFeature()}), like=split)
+    assert unlabelled.labels is None
+    floats = [torch.from_numpy(image) / 60 - 2 for image in FIRST]
+    transformed = HuggingFace({"image": PICTURES, "pixel_values": floats}, {"image": ImageFeature()})
+    assert torch.equal(batch(Split.of(transformed)), torch.stack(floats))
+
+
+def test_data_sets_of_hugging_face_that_are_not_clear():
+    def made(**features):
+        return HuggingFace(dict.fromkeys(features, PICTURES), features)
+
+    class Streamed:
+        features, column_names = {"image": ImageFeature()}, ["image"]
+
+    coarse = ClassLabel(["a", "b"])
+    refused(r"load it without streaming=True", Split.of, Streamed())
+    refused(r"no column of the data set is of type Image, among label: .*np.array", Split.of, made(label=coarse))
+    words = r"the columns fine, coarse: leave out all but one, dataset.remove_columns\(\['coarse'\]\)"
+    refused(words, Split.of, made(image=ImageFeature(), fine=coarse, coarse=coarse))
+    refused(r"x is a dict of train, test: give one of them, x\[...\]", Split.of, {"train": 1, "test": 2})
+    sizes = HuggingFace({"image": [PICTURES[0], PICTURES[1].resize((5, 5))]}, {"image": ImageFeature()})
+    refused(r"resize and convert them", Split.of, sizes)

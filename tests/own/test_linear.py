@@ -31,8 +31,8 @@ def splits(labels=LABELS, **options):
     return pool, alfk.Split.of(EMBEDDINGS[60:], labels[60:], like=pool)
 
 
-def fitted(labels=LABELS, kind=LogisticRegression, rows=LABELLED, **options):
-    return kind(max_iter=1000, tol=1e-6, **options).fit(EMBEDDINGS[rows], labels[rows])
+def fitted(labels=LABELS, rows=LABELLED):
+    return LogisticRegression(max_iter=1000, tol=1e-6).fit(EMBEDDINGS[rows], labels[rows])
 
 
 def everything(query):
@@ -109,19 +109,25 @@ def test_numbers_of_classes_that_skip_are_names():
     assert asked("margin", fitted(numbers), splits()[0], None) == asked("margin", fitted(), *splits())
 
 
-def test_a_classifier_fitted_on_a_table_gives_no_warning():
+def test_columns_of_tables_are_in_one_order():
     pandas = pytest.importorskip("pandas")
     table = pandas.DataFrame(EMBEDDINGS, columns=[f"x{i}" for i in range(WIDTH)])
-    model = LogisticRegression(max_iter=1000).fit(table[:20], LABELS[:20])
+    turned, labels = table[table.columns[::-1]], pandas.Series(LABELS, index=range(100, 0, -1))
+    pool = alfk.Split.of(table[:60], mean=0, std=1)
+    validation, others = (alfk.Split.of(each[60:], labels[60:], like=pool) for each in (table, turned))
+    on_table, on_turned = (LogisticRegression(max_iter=1000).fit(each[:20], LABELS[:20]) for each in (table, turned))
     with warnings.catch_warnings():
-        warnings.simplefilter("error")
-        assert asked("Rz", model, *splits()) == asked("Rz", fitted(), *splits())
+        warnings.simplefilter("error")  # of scikit-learn, about names of features
+        assert asked("Rz", on_table, pool, validation)["index"] == asked("Rz", fitted(), *splits())["index"]
+    words = "the columns of the pool are x0, x1, x2, x3, x4, those of the {} x11, x10"
+    refuses(lambda: asked("Rz", on_turned, pool, validation), words.format("classifier"))
+    refuses(lambda: asked("Rz", on_table, pool, others), words.format("validation set"))
 
 
 NORMALISED = alfk.Split.of(EMBEDDINGS[:60])
 WIDE = alfk.Split.of(EMBEDDINGS[:60, 1:], mean=0, std=1)
 REFUSED = {
-    "one against the rest": (lambda: fitted(kind=SGDClassifier, loss="log_loss"), None, "not the softmax"),
+    "one against the rest": (lambda: SGDClassifier(loss="log_loss").fit(EMBEDDINGS, LABELS), None, "not the softmax"),
     "without probabilities": (lambda: RidgeClassifier().fit(EMBEDDINGS, LABELS), None, "has no probabilities"),
     "not fitted": (LogisticRegression, None, "LogisticRegression has no coef_"),
     "a pipeline": (lambda: make_pipeline(StandardScaler(), fitted()), None, "of a pipeline its last step"),
@@ -139,7 +145,7 @@ def test_classifiers_that_do_not_fit_are_refused(case):
 
 
 def test_digits_of_another_order_are_refused():
-    pool, validation = splits(classes=["1", "0", "2", "3"])
+    pool, validation = splits(torch.from_numpy(LABELS), classes=["1", "0", "2", "3"])
     refuses(lambda: asked("Rz", fitted(), pool, validation), "also names of classes in another order")
 
 
