@@ -24,6 +24,8 @@ class _Wrapper(textwrap.TextWrapper):
 def wrapped(text: str, width: float, size: float, weight: str = "normal") -> tuple[str, ...]:
     """The lines of a text, broken so that none is wider; words that do not fit are broken too.
 
+    Bytes in names of files that are not UTF-8 become question marks.
+
     Args:
         width: in inches.
         size: of the font, in points.
@@ -35,7 +37,7 @@ def wrapped(text: str, width: float, size: float, weight: str = "normal") -> tup
 
     lines: list[str] = []
     with missing_letters_ignored():
-        for paragraph in text.splitlines():
+        for paragraph in text.encode("utf-8", "replace").decode().splitlines():
             broken, most = [paragraph], len(paragraph)
             while most > 1 and not all(map(fits, broken)):
                 most = min(most, max(map(len, broken))) - 1

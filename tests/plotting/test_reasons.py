@@ -175,7 +175,7 @@ def test_long_names_are_not_cut_and_no_words_overlap(on_pages):
 def test_letters_that_fonts_lack(tmp_path):
     """An installed font that has them is taken; without one they are frames, without a warning."""
     letter = "\u1d81"  # in STIX, which comes with matplotlib, and not in its default font
-    figure = sheets.draw(f"{letter} \U000f0000", [])
+    figure = sheets.draw(f"{letter} \U000f0000 \udce9", [])
     assert fonts.families("é") == ["sans-serif"]
     assert figure.axes[0].texts[0].get_fontfamily() == fonts.families(letter)
     assert fonts.families(letter)[1].startswith("STIX")
