@@ -14,9 +14,9 @@ from matplotlib.patches import Rectangle
 from alfk.plotting.fonts import choose_fonts, wrapped
 
 A4 = 8.27, 11.69
-PER_LINE = {False: 4, True: 3}  # pairs beside each other: in a picture, on a page
+WIDTH = 10.6  # of a picture, for four pairs beside each other; a page has three
 SIDE, MARGIN = 1.13, 0.35  # of an image, of the sheet
-CLOSE, GAP, SPACE = 0.05, 0.2, 0.12  # between image and words or the other image, between pairs, between lines
+CLOSE, GAP, SPACE = 0.05, 0.2, 0.11  # between image and words or the other image, between pairs, between lines
 BOX = 0.28  # height of the box for a label
 SIZE, HEADING, TITLE = 7.0, 8.5, 11.0  # of letters, in points
 DPI = 160  # pixels per inch of the files
@@ -75,14 +75,12 @@ Line = str | Sequence[Pair]  # a heading, or pairs beside each other
 
 def draw(title: str, blocks: Sequence[Block], legend: Legend = ()) -> Figure:
     """A figure of pairs; a chosen image has an orange frame, a validation image a grey one."""
-    per_line = _per_line([pair for block in blocks for pair in block.pairs], on_pages=False)
     lines: list[Line] = []
     for block in blocks:
         lines += [block.heading] if block.heading else []
-        lines += _lines(block.pairs, per_line)
-    width = PER_LINE[False] * (2 * SIDE + CLOSE + GAP) - GAP + 2 * MARGIN
-    height = _head_height(title, legend, width) + sum(_line_height(line, width) for line in lines) + MARGIN
-    return _sheet(title, legend, lines, (width, height))
+        lines += _lines(block.pairs, WIDTH)
+    height = _head_height(title, legend, WIDTH) + sum(_line_height(line, WIDTH) for line in lines) + MARGIN
+    return _sheet(title, legend, lines, (WIDTH, height))
 
 
 def draw_pages(title: str, pairs: Sequence[Pair], legend: Legend = ()) -> list[Figure]:
@@ -90,7 +88,7 @@ def draw_pages(title: str, pairs: Sequence[Pair], legend: Legend = ()) -> list[F
     width, height = A4
     room = height - MARGIN - _head_height(f"{title}, page 99 of 99", legend, width)
     pages: list[list[Line]] = [[]]
-    for line in _lines(pairs, _per_line(pairs, on_pages=True)):
+    for line in _lines(pairs, width):
         if pages[-1] and sum(_line_height(each, width) for each in (*pages[-1], line)) > room:
             pages.append([])
         pages[-1].append(line)
@@ -99,12 +97,9 @@ def draw_pages(title: str, pairs: Sequence[Pair], legend: Legend = ()) -> list[F
     return [_sheet(heading, legend, lines, A4) for heading, lines in zip(titles, pages, strict=True)]
 
 
-def _per_line(pairs: Sequence[Pair], on_pages: bool) -> int:
-    alone = all(pair.error is None for pair in pairs)
-    return PER_LINE[on_pages] * (2 if alone else 1)
-
-
-def _lines(pairs: Sequence[Pair], per_line: int) -> list[Line]:
+def _lines(pairs: Sequence[Pair], width: float) -> list[Line]:
+    """As many pairs beside each other as a sheet of this width has room for."""
+    per_line = int((width - 2 * MARGIN + GAP) / (max(pair.width for pair in pairs) + GAP)) if pairs else 1
     return [pairs[i : i + per_line] for i in range(0, len(pairs), per_line)]
 
 

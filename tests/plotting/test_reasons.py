@@ -1,6 +1,7 @@
 """Pictures of a query's reasons: each chosen image beside the misclassified validation image that it matches."""
 
 import dataclasses
+import itertools
 import math
 import re
 import subprocess
@@ -11,6 +12,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+from matplotlib.transforms import Bbox
 from torch import nn
 
 from alfk.data.split import Split
@@ -139,36 +141,31 @@ def test_pages_to_print(problem, tmp_path):
 LONG = "English springer spaniel (hunting line)", "garbage_truck_municipal_waste_collection", "W" * 60, "猫の写真" * 9
 
 
+@pytest.mark.parametrize("alone", [False, True])
 @pytest.mark.parametrize("on_pages", [False, True])
-def test_long_names_are_not_cut_and_no_words_overlap(on_pages):
-    picture = np.zeros((1, 8, 5))
+def test_long_names_are_not_cut_and_nothing_overlaps(on_pages, alone):
+    tall, wide = np.zeros((1, 8, 5)), np.zeros((3, 5, 8))
+    words = {"label": "labelled: {}", "caption": "guess: {}", "error_caption": "class: {}\nfor", "reason": "as {}, {}"}
     pairs = [
-        sheets.Pair(
-            i, picture, picture, f"labelled: {a}", i % 2 > 0, f"guess: {b}", f"class: {b}\nfor: {a}", f"{a}, {b}"
-        )
-        for i, (a, b) in enumerate([(a, b) for a in LONG for b in LONG])
+        sheets.Pair(i, wide, None if alone else tall, box=i % 2 > 0, **{k: v.format(a, b) for k, v in words.items()})
+        for i, (a, b) in enumerate(itertools.product(LONG, LONG))
     ]
-    title = "A long title " * 20
-    legend = [("#D55E00", "long " * 60), ("#555555", "short")]
-    figures = (
-        sheets.draw_pages(title, pairs, legend)
-        if on_pages
-        else [sheets.draw(title, [sheets.Block("A heading " * 30, pairs), sheets.Block("", pairs[:3])], legend)]
-    )
+    title, legend = "A long title " * 20, [("#D55E00", "long " * 60), ("#555555", "short")]
+    blocks = [sheets.Block("A heading " * 30, pairs), sheets.Block("", pairs[:3])]
+    figures = sheets.draw_pages(title, pairs, legend) if on_pages else [sheets.draw(title, blocks, legend)]
     for figure in figures:
         figure.set_dpi(sheets.DPI)
         with missing_letters_ignored():
             figure.draw_without_rendering()
             (axes,) = figure.axes
-            words = [text.get_window_extent().padded(-1) for text in axes.texts if not text.get_text().isdigit()]
-        pictures = [picture.get_window_extent() for picture in axes.images]
-        frames = [patch.get_window_extent() for patch in axes.patches]
-        for i, one in enumerate(words):
-            assert figure.bbox.containsx(one.x0)
-            assert figure.bbox.containsx(one.x1)
-            assert figure.bbox.containsy(one.y0)
-            assert not one.count_overlaps([*words[:i], *pictures, *frames])
-    written = "".join("".join(captions(figure)) for figure in figures).replace(" ", "")
+            texts = [text.get_window_extent().padded(-1) for text in axes.texts if not text.get_text().isdigit()]
+        others = [artist.get_window_extent() for artist in (*axes.images, *axes.patches)]
+        for i, text in enumerate(texts):
+            assert not text.count_overlaps([*texts[:i], *others])
+        union = Bbox.union([*texts, *others])
+        assert 0 < union.x0 < union.x1 < figure.bbox.x1
+        assert 0 < union.y0 < union.y1 < figure.bbox.y1
+    written = "".join(text for figure in figures for text in captions(figure)).replace(" ", "")
     assert all(name.replace(" ", "") in written for name in LONG)
 
 
