@@ -14,19 +14,22 @@ from alfk.networks.suggestions import suggest_taps
 from alfk.networks.taps import tapped
 from alfk.own.annotations import Annotations, read_annotations, write_request
 from alfk.own.linear import linear
+from alfk.own.progress import Progress, progress_report
 from alfk.own.queries import Query, query, select
 from alfk.support import distributed
 from alfk.support.errors import UserError
 
-__version__ = "0.3.0"
+__version__ = "0.4.0"
 
 __all__ = [
     "Annotations",
+    "Progress",
     "Query",
     "Split",
     "UserError",
     "distributed",
     "linear",
+    "progress_report",
     "query",
     "read_annotations",
     "rivals",

@@ -110,11 +110,11 @@ def _status(name: str, body: Callable[[], int]) -> int:
 
 
 def line_of(problem: BaseException) -> str | None:
-    """One line about an error that the user can fix: a UserError, an error of the operating system (a full disk,
+    """A line about an error that the user can fix: a UserError, an error of the operating system (a full disk,
     missing permission, too many open files), or too little memory. None for all others, which are bugs.
     """
     if isinstance(problem, UserError):
-        text = str(problem)
+        return str(problem)  # several lines are a list of problems
     elif isinstance(problem, OSError) and problem.errno is not None:
         named = [os.fsdecode(f) for f in (problem.filename, problem.filename2) if isinstance(f, str | bytes | Path)]
         text = f"{' -> '.join(named)}: {reason_of(problem)}" if named else reason_of(problem)

@@ -202,15 +202,17 @@ class Project:
 
     # Labels
 
-    def annotations(self, more: Sequence[Path] = ()) -> Annotations:
-        """What people entered into ask_b*.csv, labels*.csv and labels*.json of the project, and into `more` files, for
-        the images that are there.
+    def annotations(self, more: Sequence[Path] = (), requests: str = "ask_b*.csv") -> Annotations:
+        """What people entered for the images that are there.
+
+        Args:
+            more: files that are read besides labels*.csv and labels*.json of the project.
+            requests: which of its requests are read.
         """
-        files = [
-            path for form in ("ask_b*.csv", "labels*.csv", "labels*.json") for path in sorted(self.work.glob(form))
-        ]
-        count = len(self.state["pool"])
+        forms = (requests, "labels*.csv", "labels*.json")
+        files = [path for form in forms for path in sorted(self.work.glob(form))]
         found = read_annotations([*files, *more], [*self.state["pool"], *self.state["removed"]], self.classes)
+        count = len(self.state["pool"])
         there = found.positions < count
         skipped, unsure = (each[each < count] for each in (found.skipped, found.unsure))
         return Annotations(found.positions[there], found.labels[there], skipped, unsure)
@@ -221,12 +223,16 @@ class Project:
         last = self.state["rounds"][-1] if self.state["rounds"] else None
         return last if last and last["predictions"] is None else None
 
-    def unlabelled(self, annotations: Annotations) -> list[str]:
-        """The images of the waiting request that people have not reached yet."""
-        position = {name: i for i, name in enumerate(self.state["pool"])}
+    def unlabelled(self, more: Sequence[Path] = ()) -> list[str]:
+        """The images of the waiting request that people have not reached yet; `unsure` counts only where it was
+        entered into this request, since an earlier one is why they are asked again.
+        """
+        names, b = list(self.state["pool"]), len(self.state["rounds"]) - 1
+        position = {name: i for i, name in enumerate(names)}
         asked = torch.tensor([position[name] for name in self.waiting["asked"] if name in position], dtype=torch.int64)
-        names = list(self.state["pool"])
-        return [names[i] for i in annotations.missing(asked).tolist()]
+        here = self.annotations(more, f"ask_b{b}.csv").missing(asked)
+        settled = self.annotations(more).settled
+        return [names[i] for i in here[~torch.isin(here, settled)].tolist()]
 
     # Networks
 
