@@ -77,13 +77,11 @@ def find(folder: Path) -> Experiment | None:
     Args:
         folder: local_data/<name>, with the lists of its files.
     """
-    lists = {part: folder / "processed" / f"{part}_labels.json" for part in ("pool", "train")}
-    used = [part for part, path in lists.items() if os.path.lexists(path)]
-    if not used:
+    header = folder / "processed" / "train_labels.json"
+    if not os.path.lexists(header):
         return None
-    root = root_of(lists[used[0]])
+    root = root_of(header)
     if root.name == IMAGENET.name or is_imagenet(root):
         return None
     images = {"root": root, "size": PICTURE, "loader": "torchvision", "workers": default_workers()}
-    load = functools.partial(load_folder, **images, unlabelled=used[0] == "pool")
-    return replace(of_folder(root, IMAGENET), load=load)
+    return replace(of_folder(root, IMAGENET), load=functools.partial(load_folder, **images))

@@ -34,8 +34,6 @@ class ImageNetFlags:
         text = "share of val reserved for test; 0: all of val is both validation and test, as in the paper (0 for "
         text += f"ImageNet, or if there is test/; {HOLDOUT:g} for other folders)"
         add("--holdout-val", type=float, metavar="F", help=text)
-        text = "people are the oracle: DIR holds pool/ instead of train/, and CSV has the columns file,label"
-        add("--annotate", type=Path, metavar="CSV", help=text)
         add("--amp", action="store_true", help="train in mixed precision, bfloat16")
         add("--compile", action="store_true", help="train with torch.compile")
 
@@ -46,11 +44,6 @@ class ImageNetFlags:
             UserError: flags that do not fit together, or do not fit the folder.
         """
         root = options.images = options.imagenetdir or options.folder
-        if options.annotate:
-            self._check_annotate(options)
-            options.methods = getattr(options, "methods", None) or ["Rzg_pz"]
-        elif root is not None and (root / "pool").is_dir() and not (root / "train").is_dir():
-            raise UserError(f"{root} has pool/ and no train/: give --annotate labels.csv if its images have no labels")
         if root is not None and not is_imagenet(root):
             experiment = of_folder(root, experiment)
         holdout = experiment.holdout if options.holdout_val is None else options.holdout_val
@@ -76,14 +69,8 @@ class ImageNetFlags:
             default_length=wider * experiment.default_length,
             retraining=replace(experiment.retraining, **precision),
             pretraining=replace(experiment.pretraining, **precision),
-            load=functools.partial(load_folder, **images, unlabelled=options.annotate is not None),
+            load=functools.partial(load_folder, **images),
         )
-
-    def _check_annotate(self, options: argparse.Namespace) -> None:
-        if options.images is None:
-            raise UserError("--annotate needs the folder that holds pool/ and val/")
-        if options.nr or options.ir not in (None, 1, [1]):
-            raise UserError("-ir and -nr distort a pool whose labels are known: leave them out with --annotate")
 
 
 def of_folder(root: Path, imagenet: Experiment) -> Experiment:

@@ -6,10 +6,7 @@
     torchrun --nproc-per-node 8 run.py DIR --amp    # active learning on eight GPUs, in mixed precision
 
 The default of DIR is ../local_data/ILSVRC2012_pytorch if it exists, else ImageNet's folder used last. Any other
-folder of this form works too: docs/own_data.md. With labels from people, DIR holds pool/, without classes, and not
-train/:
-
-    python3 run.py DIR --annotate labels.csv -as 40
+folder of this form works too: docs/own_data.md.
 """
 
 import sys
@@ -18,7 +15,6 @@ from pathlib import Path
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
 from alfk.cli import scripts
-from alfk.cli.annotate import annotate
 from imagenet.config import EXPERIMENTS
 
 # (imbalance ratio, method, descriptor length L, ensemble size E)
@@ -37,4 +33,4 @@ cfg = [
 ]
 
 if __name__ == "__main__":
-    sys.exit(scripts.run(EXPERIMENTS, {"ImageNet": cfg}, __doc__, annotate))
+    sys.exit(scripts.run(EXPERIMENTS, {"ImageNet": cfg}, __doc__))

@@ -27,7 +27,7 @@ from alfk.cli import scripts
 from alfk.cli.opening import open_workspace
 from alfk.cli.progress import Progress
 from alfk.data.split import Split
-from alfk.experiment.choose import Labelled, acquired_of, label, situation_of
+from alfk.experiment.choose import Labelled, acquired_of, situation_of
 from alfk.experiment.config import Experiment
 from alfk.experiment.journal import Acquired, Outcome
 from alfk.experiment.loop import Stages, active_learning
@@ -56,7 +56,7 @@ class Vaal:
 
     def learn(self, work: Workspace, trials: Sequence[Trial]) -> None:
         """All AL iterations of the trials."""
-        stages = Stages(self.describe, self.choose, label, self.train)
+        stages = Stages(self.describe, self.choose, self.train)
         active_learning(in_vaals_range_of(work, self.recipe), trials, stages)
 
     def describe(self, current: Round) -> None:

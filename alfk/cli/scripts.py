@@ -30,18 +30,13 @@ from alfk.support import distributed
 from alfk.support.errors import UserError
 
 Options = argparse.Namespace
-Annotate = Callable[[Experiment, Options, Sequence[Trial]], int]
 
 
 # The scripts
 
 
-def run(experiments: Experiments, cfgs: Mapping[str, Cfg], about: str, annotate: Annotate | None = None) -> int:
-    """run.py: the initial models, the baselines or all AL iterations of the configuration, for a range of runs.
-
-    Args:
-        annotate: called instead, with --annotate.
-    """
+def run(experiments: Experiments, cfgs: Mapping[str, Cfg], about: str) -> int:
+    """run.py: the initial models, the baselines or all AL iterations of the configuration, for a range of runs."""
 
     def body(options: Options) -> int:
         experiment = flags.experiment_of(experiments, options)
@@ -49,8 +44,6 @@ def run(experiments: Experiments, cfgs: Mapping[str, Cfg], about: str, annotate:
         if experiment.classes is None and "rivals" in (options.methods or ()):  # some are not for many classes
             known = replace(experiment, classes=experiment.for_data(data(experiment, options).train).classes)
         trials = trials_of(cfgs[options.dataset], known, options)
-        if annotate and options.annotate and not options.initial:
-            return annotate(experiment, options, trials)
         if options.initial:
             return _initial(experiment, trials, options)
         return _learn(experiment, trials, options)
@@ -103,8 +96,6 @@ def main_descr(experiments: Experiments, about: str) -> int:
 def _one_iteration(experiments: Experiments, about: str, stage: Callable[[Journal, int], None]) -> int:
     def body(options: Options) -> int:
         experiment = flags.experiment_of(experiments, options)
-        if getattr(options, "annotate", None):
-            raise UserError("--annotate is for run.py, which does all stages of an iteration")
         method = method_key(options.sub, options.aug)
         length = options.descr_length or experiment.default_length
         trial = trial_of(experiment, options.ir or experiment.default_ir, method, length, options.ensemble, options)

@@ -41,17 +41,13 @@ class Labelled:
     acquired: Acquired | None = None
 
 
-def choose(current: Round, unavailable: Tensor | None = None) -> Acquired:
+def choose(current: Round) -> Acquired:
     """The n images that the iteration's method chooses, from the databases that `describe` wrote.
 
-    Args:
-        unavailable: further positions in the pool (k,) that are not to be chosen.
     Raises:
         UserError: a missing or damaged file, or too few unlabelled images.
     """
     situation = situation_of(current)
-    if unavailable is not None:
-        situation.available[unavailable] = False
     situation.measurement, header = read_databases(current)
     facts = {key: header[key] for key in ("pseudo_labels", "forward", "backward") if header}
     facts |= {"seconds_describe": header["seconds"]} if header else {}

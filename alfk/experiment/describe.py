@@ -117,7 +117,7 @@ def _is_current(current: Round, file: File, model_hash: str) -> bool:
 
 def _pseudo_label_accuracy(method: Method, found: Measurement, pool: Split, classes: int) -> dict[str, Any] | None:
     """Accuracy of the pool's pseudo-labels in percent, in total and for each true class; in the main process."""
-    if not method.estimates_labels or pool.labels is None or not distributed.is_main_process():
+    if not method.estimates_labels or not distributed.is_main_process():
         return None
     estimated, true = torch.from_numpy(np.array(found.pool.pseudo_labels)), pool.labels.cpu()
     return {"accuracy": accuracy(estimated, true), "per_class": accuracy_per_class(estimated, true, classes)}

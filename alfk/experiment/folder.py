@@ -55,7 +55,7 @@ class RunFolder:
         return self.path / "checkpoint" / f"{kind}_{trial.stem(b, size)}.pt"
 
     def export(self, kind: str, trial: Trial, b: int, size: int, suffix: str) -> Path:
-        """A file of an iteration for people: "index_list", "query" or "labels"."""
+        """A file of an iteration for people: "index_list" or "query"."""
         return self.path / f"{kind}_{trial.stem(b, size)}{suffix}"
 
     def descriptors(self, side: str, trial: Trial, b: int, size: int) -> Path:
@@ -169,7 +169,7 @@ class RunFolder:
 
     def without_line(self, records: Sequence[Record]) -> list[str]:
         """A message about the finished iterations, by their checkpoints, that are not among the records."""
-        of = ((Trial.of(record), record["b"], record.get("queried", record["labelled"])) for record in records)
+        of = ((Trial.of(record), record["b"], record["labelled"]) for record in records)
         known = {self.checkpoint("best", *each).name for each in of}
         names = sorted(path.name for path in (self.path / "checkpoint").glob("best_*.pt") if path.name not in known)
         if not names:

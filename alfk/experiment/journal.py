@@ -3,10 +3,10 @@
 One file of an AL iteration decides:
 
     checkpoint/best_<stem>.pt     a finished iteration: weights, results record, query, labelled set
-    checkpoint/query_<stem>.pt    a query that waits for training, or for the labels of people; with labels it is kept
+    checkpoint/query_<stem>.pt    a query that waits for training
 
-Everything else is an export for people and plots, and is never read here: index_list_<stem>.npy, query_<stem>.csv,
-labels_<stem>.csv and the lines of results.jsonl. `Journal.export` writes the exports again.
+Everything else is an export for people and plots, and is never read here: index_list_<stem>.npy, query_<stem>.csv and
+the lines of results.jsonl. `Journal.export` writes the exports again.
 """
 
 import contextlib
@@ -41,14 +41,11 @@ class Acquired:
         selection: the images that were chosen, and why.
         queried: (k,) int64, positions in the pool of the images of all queries so far, in the order they were chosen.
         facts: what the acquisition cost and how good its pseudo-labels were, for the results record.
-        labels: (m, 2) int64, positions in the pool and classes of all images that people have labelled so far; None
-            while labels are missing, and if the pool's own labels are used.
     """
 
     selection: Selection
     queried: Tensor
     facts: Mapping[str, Any]
-    labels: Tensor | None = None
 
     def pack(self) -> dict[str, Any]:
         """The query as tensors and plain values, for a checkpoint."""
@@ -59,7 +56,8 @@ class Acquired:
 
     @classmethod
     def unpack(cls, packed: Mapping[str, Any]) -> "Acquired":
-        return cls(**{**packed, "selection": Selection(**packed["selection"])})
+        """The query in a checkpoint; those of earlier versions have further entries."""
+        return cls(Selection(**packed["selection"]), packed["queried"], packed["facts"])
 
 
 @dataclasses.dataclass(frozen=True)
@@ -193,7 +191,7 @@ class Journal:
     # What is recorded
 
     def keep(self, b: int, acquired: Acquired) -> None:
-        """Write a query that is going to be trained on, or in place of it the same with its labels."""
+        """Write a query that is going to be trained on."""
         about = {"kind": "query", **self.identity(b), "acquired": acquired.pack()}
         save_checkpoint(self.waiting(b), {}, about)
         self._export_query(b, acquired)
@@ -217,13 +215,8 @@ class Journal:
         self.folder.add_results([outcome.record])
 
     def delete_temporary(self, b: int) -> None:
-        """Delete the files that a finished iteration does not need any longer, also those left by a crash.
-
-        A query with labels of people is kept: should the checkpoint be lost, they need not label again.
-        """
-        acquired = self.acquired(b)
-        if acquired is None or acquired.labels is None:
-            delete_file(self.waiting(b))
+        """Delete the files that a finished iteration does not need any longer, also those left by a crash."""
+        delete_file(self.waiting(b))
         delete_file(self.partial(b))
 
     # Exports
@@ -246,19 +239,12 @@ class Journal:
         with atomic(folder.export("index_list", self.trial, b, size, ".npy")) as file:
             np.save(file, acquired.queried.numpy())
         columns = {"index": acquired.selection.indices, **acquired.selection.reasons}
-        _write_table(folder.export("query", self.trial, b, size, ".csv"), columns)
-        if acquired.labels is not None:
-            columns = dict(zip(("index", "label"), acquired.labels.unbind(1), strict=True))
-            _write_table(folder.export("labels", self.trial, b, size, ".csv"), columns)
-
-
-def _write_table(path: Path, columns: Mapping[str, Tensor]) -> None:
-    text = io.StringIO()
-    writer = csv.writer(text, lineterminator="\n")
-    writer.writerow(columns)
-    writer.writerows(zip(*(column.tolist() for column in columns.values()), strict=True))
-    with atomic(path) as file:
-        file.write(text.getvalue().encode())
+        text = io.StringIO()
+        writer = csv.writer(text, lineterminator="\n")
+        writer.writerow(columns)
+        writer.writerows(zip(*(column.tolist() for column in columns.values()), strict=True))
+        with atomic(folder.export("query", self.trial, b, size, ".csv")) as file:
+            file.write(text.getvalue().encode())
 
 
 @contextlib.contextmanager

@@ -17,15 +17,14 @@ from alfk.support.files import delete_array
 
 
 class Stages(NamedTuple):
-    """The four stages of an AL iteration. The iteration itself keeps their results on disk (see `Journal`)."""
+    """The stages in which methods may differ. The iteration itself keeps their results on disk (see `Journal`)."""
 
     describe: Callable[[Round], None]  # writes the databases that the method chooses from
     choose: Callable[[Round], Acquired]
-    label: Callable[[Round, Acquired], Labelled]
     train: Callable[[Round, Labelled], Outcome]
 
 
-STAGES = Stages(describe, choose, label, train)  # of all methods in the registry
+STAGES = Stages(describe, choose, train)  # of all methods in the registry
 
 
 def active_learning(
@@ -39,8 +38,7 @@ def active_learning(
                 if acquired is None:
                     stages.describe(current)
                     acquired = current.keep(stages.choose(current))
-                labelled = stages.label(current, acquired)
-                current.finish(stages.train(current, labelled))
+                current.finish(stages.train(current, label(current, acquired)))
 
 
 def baselines(work: Workspace, trials: Sequence[Trial]) -> None:
@@ -82,7 +80,7 @@ def delete_databases(current: Round) -> None:
 
 
 def warn_at_chance(journal: Journal, b: int) -> None:
-    """Report a warning if the test accuracy of a finished iteration, the last one for now, is that of guessing."""
+    """Report a warning if the test accuracy of a finished iteration is that of guessing."""
     work = journal.work
     if at_chance(journal.finished(b)["accuracy"], work.experiment.classes, len(work.test)):
         text = f"the test accuracy of {journal.trial.short()} ended at chance, given {len(work.test)} test images: "

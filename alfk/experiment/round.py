@@ -61,12 +61,10 @@ class Round:
         return self.work.validation(self.trial.validation_size)
 
     @cached_property
-    def minority(self) -> list[int] | None:
-        """The minority classes: the data set's, else those with few images in the pool; None for unknown labels."""
+    def minority(self) -> list[int]:
+        """The minority classes: the data set's, else those with few images in the pool."""
         if self.experiment.minority is not None:
             return list(self.experiment.minority)
-        if self.pool.labels is None:
-            return None
         return minority_of(self.pool.labels.cpu(), self.experiment.classes)
 
     def queried_before(self) -> Tensor:

@@ -139,11 +139,9 @@ def record_of(current: Round, labelled: Labelled, members: Sequence[Trained], se
     per_class = [accuracy_per_class(member.test.predictions, work.test.labels, classes) for member in members]
     seconds_of = {"describe": facts["seconds_describe"], "acquire": facts["seconds_acquire"], "retrain": seconds}
     count = len(labelled.data)
-    queried = len(labelled.acquired.queried) if labelled.acquired else count
     return {
         **current.identity(),
         "labelled": count,
-        **({} if count == queried else {"queried": queried}),  # some were skipped, or labelled without a query
         "labelled_share": min(100.0, 100 * count / work.pool_size_of_shares(current.pool)),
         "accuracy": fmean(member.test.accuracy for member in members),
         **_mean_of(members, "accuracy_last"),

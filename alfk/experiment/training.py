@@ -81,8 +81,7 @@ def fit(
         with cpu_threads(threads):
             for step, (images, positions) in enumerate(data.batches(local_batch_size, local, seed)):
                 optimiser.param_groups[0]["lr"] = recipe.lr * recipe.schedule(epoch, (step + 1) / len(batches))
-                labels = None if data.labels is None else data.labels[positions]
-                inputs, targets = task(images, labels)
+                inputs, targets = task(images, data.labels[positions])
                 with compiling() if recipe.compiled else contextlib.nullcontext():
                     with torch.autocast(images.device.type, torch.bfloat16, enabled=recipe.amp):
                         loss = F.cross_entropy(forward(inputs)[0], targets)

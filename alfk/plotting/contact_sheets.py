@@ -96,7 +96,7 @@ def _of_run(record: Record) -> dict[str, Any]:
 
 def _selection(folder: RunFolder, trial: Trial, record: Record) -> Selection:
     """The images that an iteration chose, and why, from its checkpoint."""
-    path = folder.checkpoint("best", trial, record["b"], record.get("queried", record["labelled"]))
+    path = folder.checkpoint("best", trial, record["b"], record["labelled"])
     if not path.exists():
         raise UserError(f"there is no {path}: --show-selected needs the run's data/ and checkpoint/; {AGAIN}")
     made_with = {key: record[key] for key in ("made_with",) if key in record}
@@ -106,7 +106,7 @@ def _selection(folder: RunFolder, trial: Trial, record: Record) -> Selection:
 
 
 def _row(record: Record, pool: Split, chosen: np.ndarray, experiment: Experiment) -> plots.Row:
-    labels = np.full(len(chosen), -1) if pool.labels is None else pool.labels.cpu().numpy()[chosen]
+    labels = pool.labels.cpu().numpy()[chosen]
     images = reasons.pictures(pool, torch.from_numpy(chosen[:MAX_IMAGES]))
     more = f", the first {MAX_IMAGES} of {len(chosen)}" if len(chosen) > MAX_IMAGES else ""
     name = f"b={record['b']}, {record['labelled']} labelled, then {record['accuracy']:.1f} % test accuracy{more}"

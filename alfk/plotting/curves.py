@@ -40,9 +40,7 @@ class Curve:
         """The curve of one trial's records, one per run and iteration."""
         values: dict[float, dict[int, float]] = {}  # share -> run -> accuracy
         for record in records:
-            of_share = values.setdefault(round(record["labelled_share"], 6), {})
-            of_share.pop(record["run"], None)  # if every queried image was skipped, the share repeats: the last counts
-            of_share[record["run"]] = record["accuracy"]
+            values.setdefault(round(record["labelled_share"], 6), {})[record["run"]] = record["accuracy"]
         shares = sorted(values)
         columns = [np.array(list(values[share].values())) for share in shares]
         return cls(

@@ -233,8 +233,7 @@ def save_png_and_pdf(figure: Figure, path: Path, dpi: int = 200) -> None:
 
 @dataclasses.dataclass(frozen=True)
 class Row:
-    """The query of one AL iteration: its first images (k, C, H, W) in [0, 1] and the labels of all its images (n,), -1
-    if they are not known.
+    """The query of one AL iteration: its first images (k, C, H, W) in [0, 1] and the labels of all its images (n,).
 
     Attributes:
         minority: minority classes, None if they are not known.
@@ -256,9 +255,7 @@ class Row:
         return f"{self.name}: {rare} of {len(self.labels)} from minority classes"
 
     def label(self, i: int) -> str:
-        """The class of image i, at most LONGEST characters of its name; empty if it is not known."""
-        if self.labels[i] < 0:
-            return ""
+        """The class of image i, at most LONGEST characters of its name."""
         return shortened(self.classes[self.labels[i]], LONGEST) if self.classes else str(self.labels[i])
 
 
@@ -284,7 +281,7 @@ def plot_contact_sheet(path: Path, title: str, rows: Sequence[Row]) -> None:
             extent = (0, width, top + count, top)
             picture = tiled(row.images, width)
             axes.imshow(picture, cmap="gray", vmin=0, vmax=1, extent=extent, interpolation="nearest", aspect="auto")
-            for i in (i for i in range(len(row.images)) if row.label(i)):
+            for i in range(len(row.images)):
                 _mark(axes, row.label(i), i % width, top + i // width, framed=row.labels[i] in (row.minority or ()))
             top += count
         save_png_and_pdf(figure, path)

@@ -1,12 +1,11 @@
-"""ImageNet, or any folder with train/<class>/ (or pool/, without labels) and val/<class>/. The files are not copied:
-each part is listed once, and again when files are added or removed.
+"""ImageNet, or any folder with train/<class>/ and val/<class>/. The files are not copied: each part is listed once, and
+again when files are added or removed.
 """
 
 import hashlib
 import os
 import re
 import stat
-from collections.abc import Iterator
 from pathlib import Path
 
 import numpy as np
@@ -14,26 +13,16 @@ import torch
 
 from alfk.data.image_files import ImageFiles
 from alfk.data.split import UNOFFICIAL, Dataset, Split
-from alfk.own.annotations import SKIP
 from alfk.support.errors import UserError
 from alfk.support.files import delete_file, has_array, locked, open_array, read_json, save_array
 
 MEAN, STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
 SUFFIXES = (".jpeg", ".jpg", ".png")
 OFFICIAL = {"train": 1_281_167, "val": 50_000}  # images of ILSVRC-2012
-UNLABELLED = -1
 AGAIN = "delete it, then the images are listed again"
 
 
-def load_folder(
-    folder: Path,
-    root: Path | None,
-    size: int,
-    loader: str,
-    workers: int,
-    unlabelled: bool = False,
-    strict: bool = True,
-) -> Dataset:
+def load_folder(folder: Path, root: Path | None, size: int, loader: str, workers: int, strict: bool = True) -> Dataset:
     """Pool images from train/, validation images from val/, test images from test/, or from val/ too if there is none,
     as in the paper.
 
@@ -42,34 +31,22 @@ def load_folder(
         root: the folder with train/ and val/; if None, ILSVRC2012_pytorch beside `folder` if it exists, else the folder
             that was listed last.
         size, loader, workers: see `ImageFiles`.
-        unlabelled: whether the pool is pool/, with images at any depth, in place of train/<class>/. People's CSV files
-            then name its images, those of val/ and the classes.
         strict: without effect, because a part of ImageNet is accepted too; for data sets with official files.
     Raises:
-        UserError: a folder is missing or empty, parts have different classes, or a name cannot stand in a CSV file.
+        UserError: a folder is missing or empty, or parts have different classes.
     """
     root = (root or _default_root(folder)).absolute()
-    pool = "pool" if unlabelled else "train"
-    if unlabelled and not (root / pool).is_dir():
-        raise UserError(f"there is no folder {root / pool}: put the images to choose from into it, at any depth")
-    labelled = ([] if unlabelled else ["train"]) + ["val"] + (["test"] if (root / "test").is_dir() else [])
-    first, classes = labelled[0], _classes(root, labelled[0], unlabelled)
-    for part in labelled[1:]:
-        for name in sorted(set(classes) ^ set(_classes(root, part, unlabelled))):
-            raise UserError(f"{root} has the class {name} in only one of {first}/ and {part}/")
-    if unlabelled and SKIP in classes:
-        raise UserError(f"{root / first / SKIP}: {SKIP} in a CSV file takes an image out, so rename the class")
+    parts, classes = ["train", "val"] + ["test"] * (root / "test").is_dir(), _classes(root, "train")
+    for part in parts[1:]:
+        for name in sorted(set(classes) ^ set(_classes(root, part))):
+            raise UserError(f"{root} has the class {name} in only one of train/ and {part}/")
     splits = {}
-    for part in dict.fromkeys([pool, *labelled]):
+    for part in parts:
         paths, labels, source, left_out = _listed(folder, root, part, classes)
         files = ImageFiles(root, paths, size, loader, workers)
-        known = None if part == "pool" else torch.from_numpy(np.array(labels))
-        splits[part] = Split(files, known, MEAN, STD, source=source, classes=classes)
+        splits[part] = Split(files, torch.from_numpy(np.array(labels)), MEAN, STD, source=source, classes=classes)
         splits[part].left_out = left_out
-    if unlabelled:
-        for part in ("pool", "val"):
-            _check_utf8(root, splits[part].store.paths)
-    return Dataset(splits[pool], splits.get("test", splits["val"]), splits["val"])
+    return Dataset(splits["train"], splits.get("test", splits["val"]), splits["val"])
 
 
 def is_imagenet(root: Path) -> bool:
@@ -94,17 +71,16 @@ def _default_root(folder: Path) -> Path:
     return root_of(header) if os.path.lexists(header) and not default.exists() else default
 
 
-def _classes(root: Path, part: str, unlabelled: bool) -> list[str]:
+def _classes(root: Path, part: str) -> list[str]:
     """Names of the class folders, sorted; the label of a class is its index. Raises UserError if there are none."""
     try:
         names = sorted(entry.name for entry in os.scandir(root / part) if entry.is_dir() and entry.name[0] != ".")
     except OSError:
         names = []
     if not names:
-        pool = "pool/, images without labels," if unlabelled else "train/<class>/*.JPEG"
         raise UserError(
-            f"there are no images in {root}: it must hold {pool} and val/<class>/*.JPEG, your own or "
-            "ILSVRC-2012's (image-net.org, after registration; its val images sorted into class folders); "
+            f"there are no images in {root}: it must hold train/<class>/*.JPEG and val/<class>/*.JPEG, your "
+            "own or ILSVRC-2012's (image-net.org, after registration; its val images sorted into class folders); "
             "name another folder, first or after --imagenetdir"
         )
     return names
@@ -126,7 +102,8 @@ def _listed(folder: Path, root: Path, part: str, classes: list[str]) -> tuple[np
         raise UserError(f"{processed}: {problem.strerror}; give --datadir another folder") from None
     try:
         with locked(processed / ".lock"):
-            about = {"root": str(root), "classes": classes, "folders": _stamps(root, part, classes)}
+            changed = {name: os.stat(root / part / name).st_mtime_ns for name in classes}  # when files came or went
+            about = {"root": str(root), "classes": classes, "folders": changed}
             if not (has_array(labels_file) and has_array(paths_file) and _is_about(labels_file, about)):
                 paths, labels, sizes, left_out = _scan(root, part, classes)
                 digest = hashlib.md5(paths.tobytes() + labels.tobytes() + sizes.tobytes()).hexdigest()
@@ -138,8 +115,8 @@ def _listed(folder: Path, root: Path, part: str, classes: list[str]) -> tuple[np
     except OSError as problem:  # of an image or a folder of images
         path = os.fsdecode(problem.filename or root)
         raise UserError(f"{path}: {problem.strerror}; make it readable, replace or remove it") from None
-    changed = is_imagenet(root) and len(labels) != OFFICIAL.get(part)
-    source = f"{UNOFFICIAL} {header['md5']}" if changed else header["md5"]
+    unofficial = is_imagenet(root) and len(labels) != OFFICIAL.get(part)
+    source = f"{UNOFFICIAL} {header['md5']}" if unofficial else header["md5"]
     return paths, labels, source, header["left_out"]
 
 
@@ -149,62 +126,20 @@ def _is_about(labels_file: Path, about: dict[str, object]) -> bool:
     return "left_out" in header and all(header.get(key) == value for key, value in about.items())
 
 
-def _folders(root: Path, part: str, classes: list[str]) -> dict[str, int]:
-    """Folders with images, relative to root/part, and the label of these: each class, or all folders of pool/."""
-    if part == "pool":
-        return dict.fromkeys(_below(root / part), UNLABELLED)
-    return {name: label for label, name in enumerate(classes)}
-
-
-def _stamps(root: Path, part: str, classes: list[str]) -> dict[str, int]:
-    """When a file was last added to or removed from each folder, in nanoseconds."""
-    return {folder: os.stat(root / part / folder).st_mtime_ns for folder in _folders(root, part, classes)}
-
-
 def _scan(root: Path, part: str, classes: list[str]) -> tuple[np.ndarray, np.ndarray, np.ndarray, int]:
     """Paths below `root` (N,) bytes, labels and sizes in bytes (N,) int64, sorted, and the number of other entries:
     files of other types, and folders inside classes. Hidden ones are ignored. Raises UserError, OSError.
     """
     paths, labels, sizes, left_out = [], [], [], 0
-    for name, label in _folders(root, part, classes).items():
+    for label, name in enumerate(classes):
         folder = root / part / name
         entries = [entry for entry in os.scandir(folder) if entry.name[0] != "."]
-        if part == "pool":  # whose folders are read too
-            entries = [entry for entry in entries if not entry.is_dir()]
         images = [(entry.name, entry.stat()) for entry in entries if entry.name.lower().endswith(SUFFIXES)]
         files = sorted((file, status.st_size) for file, status in images if stat.S_ISREG(status.st_mode))
         left_out += len(entries) - len(files)
-        if not files and part != "pool":
+        if not files:
             raise UserError(f"{folder} has no image ({', '.join(SUFFIXES)}); remove it, or put images into it")
-        paths += [os.fsencode(os.path.normpath(f"{part}/{name}/{file}")) for file, _ in files]
+        paths += [os.fsencode(f"{part}/{name}/{file}") for file, _ in files]
         sizes += [size for _, size in files]
         labels += [label] * len(files)
-    if not paths:
-        raise UserError(f"{root / part} has no image ({', '.join(SUFFIXES)}): put the images to choose from into it")
     return np.array(paths), np.array(labels, np.int64), np.array(sizes, np.int64), left_out
-
-
-def _below(folder: Path) -> Iterator[str]:
-    """Paths, relative to `folder`, of itself and of all folders in it, sorted, without hidden ones. Raises OSError."""
-
-    def fail(problem: OSError) -> None:
-        raise problem
-
-    seen = set()  # a link may lead back
-    for path, folders, _ in os.walk(folder, onerror=fail, followlinks=True):
-        status = os.stat(path)
-        if (status.st_dev, status.st_ino) in seen:
-            folders.clear()
-            continue
-        seen.add((status.st_dev, status.st_ino))
-        folders[:] = sorted(name for name in folders if name[0] != ".")
-        yield os.path.relpath(path, folder)
-
-
-def _check_utf8(root: Path, paths: np.ndarray) -> None:
-    """Raises UserError for the first of the paths (N,) bytes that is not UTF-8, the encoding of CSV files."""
-    try:
-        paths.tobytes().decode()
-    except UnicodeDecodeError as problem:
-        name = paths[problem.start // paths.itemsize].decode(errors="backslashreplace")
-        raise UserError(f"{root}/{name}: a name that is not UTF-8 cannot stand in a CSV file: rename it") from None

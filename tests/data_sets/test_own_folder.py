@@ -10,6 +10,7 @@ import numpy as np
 import pytest
 import torch
 from PIL import Image
+from torch import nn
 
 from alfk.cli.opening import doubts, emptied
 from alfk.data.split import Split
@@ -21,13 +22,27 @@ from imagenet.flags import of_folder
 from mnist.config import EXPERIMENTS as MNISTS
 from svhn.config import EXPERIMENTS as SVHNS
 from tests.helpers import call, draw, records, refused, workspace, write_tree
-from tests.own.test_annotate import Tiny
 
 NAME, SIZE = "garden", 6
 COUNTS = {"anemone": 20, "bluebell": 19, "iris": 4, "rose": 18}  # iris alone has under half of the mean, 15.25
 CLASSES, POOL, VAL = list(COUNTS), np.repeat(np.arange(4), list(COUNTS.values())), 6
 SMALL = ["--device", "cpu", "--image-size", 32, "-a", "resnet10", "-as", SIZE, "-e", 1, "--unsup-epochs", 1]
 SMALL += ["--batch-size", 6, "--workers", 1, "--iterations", 2]
+
+
+class Tiny(nn.Module):
+    """In place of resnet10, with as many channels in its last two taps: the network does not matter here."""
+
+    head = "fc"
+
+    def __init__(self, classes):
+        super().__init__()
+        self.conv, self.norm, self.fc = nn.Conv2d(3, 256, 8, 8), nn.BatchNorm2d(256), nn.Linear(512, classes)
+
+    def forward(self, images):
+        x = torch.relu(self.norm(self.conv(images)))
+        pooled = x.mean((2, 3)).repeat(1, 2)
+        return self.fc(pooled), [x, x, x, pooled]
 
 
 @pytest.fixture(scope="module", autouse=True)
@@ -114,6 +129,24 @@ def test_the_papers_way(garden, tmp_path):
     half = [garden, "--datadir", tmp_path, *SMALL, "--select", "test", "--methods", "Rz"]
     refused("imagenet/run.py", *half, words="holdout = 0.0, this command says 0.5")
     assert f"{NAME}, the pool as it is: run 0" in draw(tmp_path).stdout  # and no --select
+
+
+def test_test_images_of_their_own(garden, tmp_path):
+    """test/ is used, and all of val/ is for validation. The test images of a run stay the same."""
+    root, more = tmp_path / NAME, ["--methods", "random", "--iterations", 1]
+    shutil.copytree(garden, root)
+    shutil.copytree(root / "val", root / "test")
+    (root / "test" / "rose" / "0.JPEG").unlink()
+    run(root, tmp_path / "data", *more, "--initial")
+    run(root, tmp_path / "data", *more)
+    (line,) = records(tmp_path / "data" / NAME / "run0")
+    assert is_count(line["accuracy"], 4 * VAL - 1)
+    assert is_count(line["accuracy_validation"], 4 * VAL)
+    assert not list((tmp_path / "data" / NAME / "run0" / "data").glob("test_*"))
+    again = [root, "--datadir", tmp_path / "data", *SMALL, *more]
+    refused("imagenet/run.py", *again, "--holdout-val", 0.5, words="has test images of its own")
+    (root / "test" / "rose" / "1.JPEG").unlink()
+    refused("imagenet/run.py", *again, words="some of which were added, removed or changed since then")
 
 
 def test_curves_and_summaries_name_the_folder_and_its_classes(finished):

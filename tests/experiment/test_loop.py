@@ -231,6 +231,16 @@ def test_exports_are_written_again_and_never_read(data, tmp_path):
         assert [path.read_bytes() for path in exports] == before
 
 
+def test_a_run_of_a_version_with_more_entries_goes_on(data, tmp_path):
+    wanted = everything(data, tmp_path)
+    first, last = (Journal(workspace(data, tmp_path, samples=4), TRIALS[0]).checkpoint(b) for b in (0, 1))
+    state, about = load_checkpoint(first, {})
+    about["acquired"]["labels"] = None
+    save_checkpoint(first, {name: value.clone() for name, value in state.items()}, about)
+    last.unlink()
+    assert everything(data, tmp_path) == wanted
+
+
 def test_a_record_states_what_the_matches_are(data, tmp_path):
     everything(data, tmp_path)
     work = workspace(data, tmp_path, samples=4)
