@@ -101,14 +101,17 @@ def test_what_does_not_fit_takes_one_line(folder, case):
     assert not (folder / "query.csv").exists()
 
 
-def test_one_row_of_weights_is_for_the_second_of_two_classes(folder):
-    """As scikit-learn has it."""
-    rows = LABELS[60:] < 2
-    np.save(folder / "two.npy", LABELS[60:][rows])
-    np.save(folder / "validation2.npy", EMBEDDINGS[60:][rows])
-    np.savez(folder / "one.npz", weights=WEIGHTS[:1], bias=BIAS[:1])
+def test_a_classifier_as_scikit_learn_has_it(folder):
+    """One row of weights, for the second of two classes, and numbers as their names."""
+    labels = LABELS[60:][LABELS[60:] < 2]
+    np.save(folder / "two.npy", EMBEDDINGS[60:][LABELS[60:] < 2])
+    np.save(folder / "both_labels.npy", labels)
+    np.save(folder / "one_labels.npy", labels * 2 + 3)
     np.savez(folder / "both.npz", weights=[0 * WEIGHTS[0], WEIGHTS[0]], bias=[0, BIAS[0]])
-    for name in ("one", "both"):
+    np.savez(folder / "one.npz", weights=WEIGHTS[:1], bias=BIAS[:1], classes=[3, 5])
+    for name in ("both", "one"):
         flags = {"head": f"{name}.npz", "output": f"{name}.csv"}
-        call(MAIN, *command(folder, "pool.npy", "validation2.npy", "two.npy", **flags))
-    assert read(folder / "one.csv") == read(folder / "both.csv")
+        call(MAIN, *command(folder, "pool.npy", "two.npy", f"{name}_labels.npy", **flags))
+    both, one = (read(folder / f"{name}.csv") for name in ("both", "one"))
+    assert [row["index"] for row in one] == [row["index"] for row in both]
+    assert [row["error_label"] for row in one] == [["3", "5"][int(row["error_label"])] for row in both]
