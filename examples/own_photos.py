@@ -7,8 +7,8 @@
 A pool is made of train/ in which half of the classes are thinned 15 to 1; half of val/ are the clean images, the other
 half are held out. Each method queries three times 40 labels; after each query the network is trained from its
 pretrained weights on all labels so far: its last layer (--freeze backbone), or all of it (--freeze none). With
---add-validation every second clean image is trained on as well, and only the others guide the choice. Prints a line of
-JSON for each training, with the accuracy on the held-out images in percent, over all classes and over the rare ones,
+--add-validation every second clean image is trained on as well, and only the others guide the choice; methods that need
+no clean images leave all of them to the training. Prints a line of JSON for each training, with the accuracy on the held-out images in percent, over all classes and over the rare ones,
 and at the end a table over the seeds. Trainings whose lines are in the file --results are not repeated.
 """
 
@@ -20,6 +20,7 @@ from pathlib import Path
 import torch
 
 import alfk
+from alfk.method.acquisition import METHODS
 from alfk.networks.outputs import logits_of
 from alfk.own import transfer
 
@@ -77,7 +78,8 @@ def loop(method, seed, data, options, lines):
     model = transfer.pretrained(options.arch, options.weights)
     transfer.renew_head(model, len(guide.classes), seed)
     if options.add_validation:
-        trained_on = data["files"]["clean"][::2]
+        step = 2 if METHODS[method].needs_validation else 1  # methods that need no guide leave all to the training
+        trained_on = data["files"]["clean"][::step]
         guide = guide.subset(range(1, len(guide), 2))
         model = trained(joined(data, [], trained_on), options)
     labelled = []

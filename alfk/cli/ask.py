@@ -151,9 +151,10 @@ def about_clean(project: Project) -> str:
 
 def how(project: Project, b: int) -> str:
     """What people do next, in a line."""
+    table = project.work / f"ask_b{b}.csv"
+    files = f"{table} (pictures in ask_b{b}.png, to print in ask_b{b}.pdf)"
     return (
-        f"enter labels into {project.work / f'ask_b{b}.csv'} (pictures in ask_b{b}.png; skip leaves an image out, "
-        "unsure asks again later) and give the same command again"
+        f"enter labels into {files} and give the same command again; skip leaves an image out, unsure asks again later"
     )
 
 
@@ -171,14 +172,20 @@ def write(project: Project, request: Request, label_studio: bool) -> None:
 
 
 def draw(project: Project, request: Request, labels: list[str | None] | None = None) -> None:
-    """Draw the sheet of a request, with the labels that people gave; not if one of its images is gone."""
+    """Draw the sheet of a request, also on pages to print, or the sheet with the labels that people gave.
+
+    Nothing is drawn if one of its images is gone.
+    """
     if not ({*request.asked} <= {*project.listed.pool} and {*(request.matched or ())} <= {*project.listed.clean}):
         return
     title = f"{project.root.absolute().name}, b={request.b}: {len(request.asked)} images to label"
     splits = [sharper(project.split(request.asked)), None]
     if request.matched is not None:
         splits[1] = sharper(project.split(clean=request.matched))
-    matches(request.query, *splits, project.work / f"ask_b{request.b}.png", title=title, most=MOST, labels=labels)
+    path = project.work / f"ask_b{request.b}.png"
+    matches(request.query, *splits, path, title=title, most=MOST, labels=labels)
+    if labels is None:
+        matches(request.query, *splits, path.with_suffix(".pdf"), title=title, most=MOST, boxes=True)
 
 
 def labels_of(project: Project, request: Request, annotations: Annotations) -> list[str | None]:

@@ -12,7 +12,7 @@ from typing import Any, TextIO
 import torch
 
 from alfk.support import distributed
-from alfk.support.errors import UserError
+from alfk.support.errors import Problems, UserError
 
 NOT_READ = 128 + signal.SIGPIPE  # the exit status when nobody reads the output, as shells report it
 
@@ -110,11 +110,14 @@ def _status(name: str, body: Callable[[], int]) -> int:
 
 
 def line_of(problem: BaseException) -> str | None:
-    """A line about an error that the user can fix: a UserError, an error of the operating system (a full disk,
-    missing permission, too many open files), or too little memory. None for all others, which are bugs.
+    """A line about an error that the user can fix: a UserError, an error of the operating system (a full disk, missing
+    permission, too many open files), or too little memory; several lines of `Problems`. None for all others, which are
+    bugs.
     """
+    if isinstance(problem, Problems):
+        return str(problem)
     if isinstance(problem, UserError):
-        return str(problem)  # several lines are a list of problems
+        text = str(problem)
     elif isinstance(problem, OSError) and problem.errno is not None:
         named = [os.fsdecode(f) for f in (problem.filename, problem.filename2) if isinstance(f, str | bytes | Path)]
         text = f"{' -> '.join(named)}: {reason_of(problem)}" if named else reason_of(problem)

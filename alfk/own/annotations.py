@@ -22,7 +22,7 @@ from torch import Tensor
 from alfk.own import label_studio
 from alfk.own.label_studio import SKIP, UNSURE
 from alfk.own.queries import Query, unescaped, write_csv
-from alfk.support.errors import UserError
+from alfk.support.errors import Problems, UserError
 from alfk.support.files import read_file
 
 WORDS = (SKIP, UNSURE)
@@ -84,7 +84,7 @@ def read_annotations(
     entered = _merged(_entries(paths, problems), pool, known, classes, problems)
     if problems:
         more = [f"and {len(problems) - MOST_PROBLEMS} more"] if len(problems) > MOST_PROBLEMS else []
-        raise UserError("\n".join([*map(str, problems[:MOST_PROBLEMS]), *more]))
+        raise Problems("\n".join([*map(str, problems[:MOST_PROBLEMS]), *more]))
     numbers = {i: int(x) if classes is None else known.number[x] for i, x in entered.items() if x not in WORDS}
     skipped, unsure = ([i for i, x in entered.items() if x == word] for word in WORDS)
     columns = list(numbers), list(numbers.values()), skipped, unsure

@@ -18,6 +18,7 @@ import torch
 from torch import Tensor, nn
 
 from alfk.data.split import Split
+from alfk.method.acquisition import get_method
 from alfk.networks.outputs import logits_of
 from alfk.own import transfer
 from alfk.own.annotations import Annotations, read_annotations
@@ -173,13 +174,18 @@ class Project:
         return self.state["held_out"]
 
     def clean(self, trained: bool) -> list[str]:
-        """Names of the clean images that are trained on in every round, or of those that guide the choice."""
+        """Names of the clean images that are trained on in every round, or of those that guide the choice.
+
+        With `add_validation` a method that needs no clean images leaves all of them to the training.
+        """
         apart, names = set(self.held_out), []
         for label in self.classes:
             members = [name for name in self.state["clean"] if class_of(name) == label and name not in apart]
-            if self.settings.add_validation:
+            if not self.settings.add_validation:
+                members = [] if trained else members
+            elif get_method(self.settings.method).needs_validation:
                 members = members[int(trained) :: 2]
-            elif trained:
+            elif not trained:
                 members = []
             names += members
         return names
@@ -349,8 +355,9 @@ class Project:
         if not n:
             return False
         guides = self.clean(False)
-        pool, guide, network = self.split(names), self.split(clean=guides), self._model(b)
-        self.say(f"choosing {n} of {len(names) - len(unavailable)} images by {len(guide)} clean ones")
+        pool, guide, network = self.split(names), self.split(clean=guides) if guides else None, self._model(b)
+        by = f" by {len(guides)} clean ones" if guides else ""
+        self.say(f"choosing {n} of {len(names) - len(unavailable)} images{by}")
         known = dict(zip(annotations.positions.tolist(), annotations.labels.tolist(), strict=True))
         found = query(
             self.settings.method,

@@ -4,8 +4,12 @@
 class UserError(Exception):
     """Bad input, a missing file or a damaged one. The scripts print its text and exit with status 2.
 
-    The text is one line; one for each problem where a file that people have filled in has several.
+    The text is one line.
     """
+
+
+class Problems(UserError):
+    """Several problems of files that people have filled in, one a line."""
 
 
 class DamagedFileError(UserError):

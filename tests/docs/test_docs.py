@@ -12,7 +12,9 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+import torchvision
 from PIL import Image
+from sklearn.linear_model import LogisticRegression
 from torch import nn
 from torch.utils.data import TensorDataset
 
@@ -102,6 +104,7 @@ def test_commands_are_accepted_by_their_scripts(page, monkeypatch, tmp_path):
 
     monkeypatch.setattr(argparse.ArgumentParser, "parse_args", parsed)
     for line in commands(page):
+        line = re.sub(r"^alfk (?=\w+ )", "python3 alfk/cli/main.py ", line)
         words = shlex.split(line, comments=True) if re.match(r"(python3|torchrun) ", line) else []
         if not words or shlex.join(words) in ELSEWHERE:
             continue
@@ -169,6 +172,10 @@ def names(tmp_path, monkeypatch) -> dict[str, object]:
         for i in range(count):
             paths[part].append(tmp_path / part / f"{i:02}.jpg")
             picture(i, 50, 60).save(paths[part][-1])
+    network = torchvision.models.get_model("resnet18", num_classes=2)
+    (tmp_path / "my_photos" / "asked").mkdir(parents=True)
+    about = {"arch": "resnet18", "classes": ["cat", "dog"]}
+    torch.save({"state": network.state_dict(), "about": about}, tmp_path / "my_photos" / "asked" / "model.pt")
     (tmp_path / "labels.csv").write_text(f"file,label\n{paths['pool'][3]},dog\n{paths['pool'][5]},skip\n")
 
     def train(model, data):
@@ -195,6 +202,13 @@ def names(tmp_path, monkeypatch) -> dict[str, object]:
         "pool_paths": paths["pool"],
         "validation_paths": paths["validation"],
         "names_of_validation": [CLASSES[i % 3] for i in range(9)],
+        "embeddings": rng.normal(size=(60, 8)),
+        "other_embeddings": rng.normal(size=(30, 8)),
+        "labels_of_others": np.arange(30) % 3,
+        "classifier": LogisticRegression().fit(rng.normal(size=(30, 8)), np.arange(30) % 3),
+        "predictions_after_each_round": [np.arange(30) % 2, np.arange(30) % 3],
+        "held_out_labels": np.arange(30) % 3,
+        "predictions_of_clean": np.zeros(30, int),
         "truth": truth,
         "trained": trained,
     }
@@ -232,7 +246,7 @@ def test_python_blocks_run(page, names, registries):
         assert Image.open("query.png").width > 1000
         assert names["taps"] == ["layer3", "layer4"]  # as in the README
         assert names["trained"] == [[CLASSES.index("dog")]]
-        asked = {line.split(",")[1] for line in Path("ask.csv").read_text().splitlines()[1:]}
+        asked = {line.split(",")[1] for line in Path("ask_next.csv").read_text("utf-8-sig").splitlines()[1:]}
         assert len(asked) == 10
         assert not {str(names["pool_paths"][i]) for i in (3, 5)} & asked
         assert Path("ask.png").exists()
