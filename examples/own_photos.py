@@ -8,8 +8,9 @@ A pool is made of train/ in which half of the classes are thinned 15 to 1; half 
 half are held out. Each method queries three times 40 labels; after each query the network is trained from its
 pretrained weights on all labels so far: its last layer (--freeze backbone), or all of it (--freeze none). With
 --add-validation every second clean image is trained on as well, and only the others guide the choice; methods that need
-no clean images leave all of them to the training. Prints a line of JSON for each training, with the accuracy on the held-out images in percent, over all classes and over the rare ones,
-and at the end a table over the seeds. Trainings whose lines are in the file --results are not repeated.
+no clean images leave all of them to the training. Prints a line of JSON for each training, with the accuracy on the
+held-out images in percent, over all classes and over the rare ones, and at the end a table over the seeds. Trainings
+whose lines are in the file --results are not repeated.
 """
 
 import argparse

@@ -315,10 +315,12 @@ class Project:
     def train_on_clean(self) -> bool:
         """Train on the clean images that may be trained on alone, unless this was done; whether it was done now."""
         names = self.clean(True) if self.settings.add_validation else self.clean(False)
-        if self.state.get("alone", {}).get("images") == len(names):
+        chooses = self.settings.add_validation and not self.state["rounds"]  # in the first round
+        known = self.state.get("alone", {}).get("images") == len(names)
+        if known and not (chooses and not (self.work / "model.pt").exists()):
             return False
         network = self.trained(self.split(clean=names))
-        if self.settings.add_validation and not self.state["rounds"]:
+        if chooses:
             self._keep(network, -1)
         self.state["alone"] = {"images": len(names), "predictions": self.predictions(network)}
         self.save()
@@ -354,6 +356,8 @@ class Project:
         n = min(self.settings.query_size, len(names) - len(unavailable))
         if not n:
             return False
+        if b and load_checkpoint(self.work / "model.pt", {}, FIX, weights=False)[1]["classes"] != self.classes:
+            self.learn(annotations)  # with the classes that joined
         guides = self.clean(False)
         pool, guide, network = self.split(names), self.split(clean=guides) if guides else None, self._model(b)
         by = f" by {len(guides)} clean ones" if guides else ""

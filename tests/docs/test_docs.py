@@ -249,7 +249,7 @@ def test_python_blocks_run(page, names, registries):
         asked = {line.split(",")[1] for line in Path("ask_next.csv").read_text("utf-8-sig").splitlines()[1:]}
         assert len(asked) == 10
         assert not {str(names["pool_paths"][i]) for i in (3, 5)} & asked
-        assert Path("ask.png").exists()
+        assert Path("ask_next.pdf").exists()
 
 
 # Lists that a page and the code share

@@ -252,6 +252,30 @@ def test_images_and_a_class_join_and_an_image_leaves(people):
     assert sum(name.startswith("Three/") for name in people.state["held_out"]) == 3
 
 
+def test_class_that_joins_when_all_images_are_labelled(people):
+    people.run("-as", 24)
+    people.enter(0)
+    assert "every image of pool/ has a label" in people.run().stdout
+    more = tree(people.root / "more", classes=(3,), pool=2)
+    shutil.move(people.root / "more" / "val" / "Three", people.root / "val" / "Three")
+    for i, name in enumerate(more):
+        shutil.move(people.root / "more" / "pool" / name, people.root / "pool" / f"new{i}.png")
+    shutil.rmtree(people.root / "more")
+    assert "b=1: 2 images to label" in people.run().stdout
+    assert {row["error_label"] for row in people.table(1)} <= {*people.state["classes"]}
+
+
+def test_methods_without_clean_images_leave_these_to_the_training(people):
+    flags = ["--add-validation", "--method", "entropy_det"]
+    assert "trained on the 9 clean images alone" in people.run(*flags).stdout
+    people.enter(0)
+    assert "training the head on 13 images" in people.run().stdout
+    assert "matches_file" not in people.table(1)[0]
+    people.enter(1)
+    people.run("--method", "Rzg_fl", "--no-add-validation")
+    assert "matches_file" in people.table(2)[0]
+
+
 def test_unsure_image_is_asked_again_and_waited_for(people):
     people.run()
     people.enter(0, n1="unsure")
