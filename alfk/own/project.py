@@ -52,7 +52,7 @@ class Settings:
         seed: of all random draws.
     """
 
-    method: str = "Rzg_pz"
+    method: str = "Rzg_fl"
     query_size: int = 40
     arch: str = "resnet18"
     weights: str = "download"

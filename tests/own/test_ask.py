@@ -293,7 +293,7 @@ def test_flags_are_remembered_and_changes_named(people):
     people.run()
     people.enter(0)
     done = people.run("-as", 3, "--method", "random")
-    assert "changed: method Rzg_pz -> random, query_size 4 -> 3; this counts from the next step on" in done.stdout
+    assert "changed: method Rzg_fl -> random, query_size 4 -> 3; this counts from the next step on" in done.stdout
     assert len(people.files(1)) == 3
     assert "changed" not in people.run().stdout
 
