@@ -33,14 +33,14 @@ def block(page, name: str) -> str:
 
 
 @functools.cache
-def lines() -> results.Results:
-    return results.read_runs(ROOT / "results" / "MNIST", 0, None, pytest.fail)
+def lines(dataset: str = "MNIST") -> results.Results:
+    return results.read_runs(ROOT / "results" / dataset, 0, None, pytest.fail)
 
 
 @functools.cache
-def by_trial() -> dict[Trial, list[Record]]:
+def by_trial(dataset: str = "MNIST") -> dict[Trial, list[Record]]:
     found: dict[Trial, list[Record]] = {}
-    for record in lines().records:
+    for record in lines(dataset).records:
         found.setdefault(Trial.of(record), []).append(record)
     return found
 
@@ -75,9 +75,10 @@ def figures() -> dict[str, FigureData]:
     return {figure.name: figure for figure in found}
 
 
-def paired(one: str, other: str, b: int, runs: int | None = None) -> np.ndarray:
+def paired(one: str, other: str, b: int, runs: int | None = None, dataset: str = "MNIST") -> np.ndarray:
     """(R,) accuracy of one trial minus that of another after query b, over the (first) runs that both have."""
-    of, less = ({r["run"]: r["accuracy"] for r in by_trial()[trial(name)] if r["b"] == b} for name in (one, other))
+    found = (by_trial(dataset)[trial(name)] for name in (one, other))
+    of, less = ({r["run"]: r["accuracy"] for r in records if r["b"] == b} for records in found)
     return np.array([of[run] - less[run] for run in sorted(of.keys() & less.keys())[:runs]])
 
 
@@ -170,21 +171,30 @@ CHOICES = [  # one trial, the other
     ("Rzg_rc L80", "Rzg_pz L80"),
     ("Rzg_fl L80", "Rzg_rc L80"),
     ("Rzg_fl L80", "entropy_det"),
+    ("Rzg_fl L80, select val", "Rzg_pz L80, select val"),
     ("Rzg_fl L80, V 1000", "Rzg_pz L80, V 1000"),
+    ("Rzg_fl L80, V 100", "Rzg_pz L80, V 100"),
 ]
+SILHOUETTES = [("Rzg_fl L80", other) for other in ("Rzg_pz L80", "flqmi_z", "entropy_det", "random")]
+SILHOUETTES += [("Rzg_pz L80", "entropy_det")]
 
 
-def choices() -> str:
-    """The table of paired differences at the top of docs/rivals.md."""
-    rows = [["difference", "runs", "125 labels", "250", "375", "625", "1,250"]]
-    for one, other in CHOICES:
-        values = [paired(one, other, b) for b in (0, 1, 2, 4, 9)]
+def choices(pairs=CHOICES, labels=(125, 250, 375, 625, 1250), dataset="MNIST", flags="") -> str:
+    """A table of paired differences after some numbers of labels."""
+    rows = [["difference", "runs", f"{labels[0]} labels", *(f"{n:,}" for n in labels[1:])]]
+    for one, other in pairs:
+        values = [paired(one + flags, other + flags, n // labels[0] - 1, dataset=dataset) for n in labels]
         rows.append([f"{one} - {other}", str(len(values[0])), *map(with_interval, values)])
     return markdown(rows)
 
 
+def silhouettes() -> str:
+    return choices(SILHOUETTES, (50, 100, 150, 250, 500), "SILHOUETTES", ", ir 20")
+
+
 def test_paired_differences_of_choices():
     assert block(RIVALS, "choices") == choices()
+    assert block(RIVALS, "silhouettes") == silhouettes()
 
 
 VARIANTS = {  # of the study of facility location, in words
