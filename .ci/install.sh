@@ -11,3 +11,4 @@ cp examples/own_loop.py "$bare"
 cd "$bare"
 venv/bin/python -c "import alfk, importlib.util as u; assert not u.find_spec('mnist') and 'site-packages' in alfk.__file__"
 venv/bin/python own_loop.py
+venv/bin/alfk ask --help > /dev/null
