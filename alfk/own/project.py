@@ -143,6 +143,8 @@ class Project:
         if started and added:
             self.news.append(f"new class{'es' * (len(added) > 1)}: {', '.join(added)}")
         state["classes"] += added
+        if len(state["classes"]) < 2:
+            raise UserError(f"{self.root}/val has the class {state['classes'][0]} alone: two or more are needed")
         held_out = [name for name in state["held_out"] if name in listed.clean]
         for name in state["classes"]:
             members = [file for file in listed.clean if class_of(file) == name]
@@ -387,11 +389,12 @@ class Project:
         return self.work / f"query_b{b}.pt"
 
     def request(self, b: int) -> Request:
-        """The request of round b."""
-        values, _ = load_checkpoint(self._query_file(b), {"round": b}, FIX)
-        found = Query(**{**values, "classes": tuple(values["classes"])})
-        each = self.state["rounds"][b]
-        return Request(b, each["asked"], each["matched"], found)
+        """The request of round b; without reasons if their file was lost."""
+        each, path = self.state["rounds"][b], self._query_file(b)
+        if not path.exists():
+            return Request(b, each["asked"], None, Query(torch.arange(len(each["asked"]))))
+        values, _ = load_checkpoint(path, {"round": b}, "delete it", weights=False)  # a score may be infinite
+        return Request(b, each["asked"], each["matched"], Query(**{**values, "classes": tuple(values["classes"])}))
 
     # What is known
 

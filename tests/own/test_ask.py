@@ -137,7 +137,7 @@ def test_clean_images_are_not_trained_on_or_held_out_twice(finished):
     assert len(apart) == len(guides) == 9
     assert not apart & guides
     assert project.clean(True) == []
-    for row in people.table(1):
+    for row in people.table(0):
         assert row["matches_file"] in guides
     project = opened(people, add_validation=True)
     guides, trained = set(project.clean(False)), set(project.clean(True))
@@ -343,6 +343,7 @@ def test_label_studio_files_and_labels(people):
         (lambda root: shutil.rmtree(root / "pool"), "/pool has no image (.jpeg, .jpg, .png)"),
         (lambda root: shutil.rmtree(root / "val"), "/val has no image"),
         (lambda root: shutil.move(root / "val" / "one" / "0.png", root / "val"), "/val/0.png is in no class"),
+        (lambda root: [shutil.rmtree(root / "val" / name) for name in ("one", "two")], "/val has the class zero alone"),
         (lambda root: (root / "pool" / "00.png").write_bytes(b"text"), "pool/00.png"),
         (lambda root: (root / "asked").mkdir() or (root / "asked" / "ask_b0.csv").touch(), "has requests but no state"),
     ],
@@ -366,6 +367,20 @@ def test_folders_that_are_refused(people, change, words):
 def test_flags_that_are_refused(people, flags, words):
     done = people.run(*flags, status=2)
     assert words in done.stderr.strip().splitlines()[-1]
+
+
+@pytest.mark.parametrize("method", ["coreset", "glister"])
+def test_methods_with_an_infinite_score_or_known_labels(people, method):
+    people.run("--method", method)
+    people.enter(0)
+    assert "b=1: 4 images to label" in people.run().stdout
+
+
+def test_labels_count_though_the_reasons_are_lost(people):
+    people.run()
+    people.enter(0)
+    (people.work / "query_b0.pt").unlink()
+    assert "b=1: 4 images to label" in people.run().stdout
 
 
 def test_two_commands_at_once(people):
