@@ -160,16 +160,6 @@ class Query(Selection):
         return pandas.DataFrame(self.rows(names, validation_names))
 
 
-def stands_for(row: dict[str, object]) -> str:
-    """What the image of a row of `Query.rows` stands for, as "212 errors, most often 8 taken for 3"."""
-    count, truth, prediction = (row[f"stands_for{key}"] for key in ("", "_label", "_prediction"))
-    if not count:
-        return "no error of its own"
-    if count == 1:
-        return f"1 error, {truth} taken for {prediction}"
-    return f"{count:,} errors, most often {truth} taken for {prediction}"
-
-
 def _named(positions: Sequence[int], names: Sequence[object], what: str, count: int | None) -> list[str]:
     """The names at some positions of the names of all `count` images."""
     if isinstance(names, str | Mapping | Set):

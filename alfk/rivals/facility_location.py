@@ -103,7 +103,8 @@ def shortened(kernel: Kernel) -> Kernel:
     [P x, r] of two images have the inner product <P x, P x'> + r r', which is at least <x, x'> (Cauchy and Schwarz).
     """
     x = kernel.right
-    directions = torch.linalg.eigh(x.T @ x).eigenvectors[:, -RANK:]
+    gram = (x.T @ x).double()  # of few queries it has many eigenvalues of 0, with which float32 may not converge
+    directions = torch.linalg.eigh(gram).eigenvectors[:, -RANK:].float()
 
     def short(factors: Factors) -> Factors:
         found = torch.empty(len(factors), RANK + 1, device=kernel.device)
