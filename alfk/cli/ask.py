@@ -1,6 +1,7 @@
 """alfk ask: active learning on a folder of images whose labels people enter into a table."""
 
 import argparse
+import os
 from collections.abc import Iterable
 from pathlib import Path
 
@@ -43,8 +44,7 @@ def ask_parser(parser: argparse.ArgumentParser) -> None:
     add(
         "--labels",
         type=Path,
-        nargs="+",
-        default=[],
+        nargs="*",
         metavar="FILE",
         help="more tables with labels, or Label Studio's JSON",
     )
@@ -66,7 +66,8 @@ def ask_parser(parser: argparse.ArgumentParser) -> None:
     add("--image-size", type=up_to(4096), metavar="PIXELS", help=f"side of the crops ({default.image_size})")
     text = "train on every second clean image that is not held out, in every round; the others guide the choice"
     add("--add-validation", action=argparse.BooleanOptionalAction, help=text)
-    add("--label-studio", action="store_true", help="also write each request as tasks for Label Studio")
+    text = "also write each request as tasks for Label Studio"
+    add("--label-studio", action=argparse.BooleanOptionalAction, help=text)
     add("--seed", type=seed, help=f"seed of all random draws ({default.seed})")
     add("--device", help="torch device, e.g. cpu or cuda:1 (a GPU if there is one, else the CPU)")
 
@@ -85,6 +86,10 @@ def run_ask(options: argparse.Namespace) -> int:
     given = {key: getattr(options, key) for key in Settings.__dataclass_fields__ if getattr(options, key) is not None}
     if "method" in given:
         check_method(given["method"])
+    if given.get("weights") not in (None, "none"):
+        given["weights"] = os.path.abspath(given["weights"])
+    if "labels" in given:
+        given["labels"] = list(map(os.path.abspath, given["labels"]))
     work = options.work or options.folder / "asked"
     if not options.folder.is_dir():
         raise UserError(f"there is no folder {options.folder}")
@@ -113,28 +118,40 @@ def step(project: Project, options: argparse.Namespace) -> None:
         print(line)
     if project.listed.left_out:
         print(f"left out: {project.listed.left_out} files that are not .jpg or .png")
-    annotations = project.annotations(options.labels)
+    annotations = project.annotations()
+    project.save()  # flags are remembered also of a command that is stopped
     if project.train_on_clean():
         print(about_clean(project))
     if project.waiting:
-        request = project.request(len(project.state["rounds"]) - 1)
-        missing = project.unlabelled(options.labels)
+        missing = project.unlabelled()
         if missing:
-            write(project, request, options.label_studio)
+            request = project.request(len(project.state["rounds"]) - 1)
+            write(project, request, project.settings.label_studio)
             what = "1 label is missing," if len(missing) == 1 else f"{len(missing)} labels are missing, the first"
             print(f"b={request.b}: {what} that of {missing[0]}; {how(project, request.b)}")
             return
+    if project.is_behind(annotations):
+        print(
+            f"{len(annotations.positions)} labels, {len(annotations.skipped)} skipped, {len(annotations.unsure)} unsure"
+        )
         project.learn(annotations)
+        request = project.request(len(project.state["rounds"]) - 1)
         draw(project, request, labels_of(project, request, annotations))
         labelled, predictions, truth, alone = project.history()
         report = progress_report(labelled, predictions, truth, project.classes, alone)
         progress(report, project.work / "progress.png")
         print(report)
+        others = len(project.state["rounds"]) - len(labelled)
+        if others:
+            print(f"not compared: {others} earlier rounds, trained otherwise or checked on fewer images")
+        if report.ahead_of_clean.value < 0 and not project.settings.add_validation:
+            print("--add-validation trains on clean images too; the network of these alone is clean.pt")
     if not project.ask(annotations):
-        print(f"every image of pool/ has a label or was skipped; the last model is {project.work / 'model.pt'}")
+        unsure = f", but for {len(annotations.unsure)} that people are unsure of" if len(annotations.unsure) else ""
+        print(f"every image of pool/ has a label or was skipped{unsure}; the last model is {project.work / 'model.pt'}")
         return
     request = project.request(len(project.state["rounds"]) - 1)
-    write(project, request, options.label_studio)
+    write(project, request, project.settings.label_studio)
     print(f"b={request.b}: {len(request.asked)} images to label; {how(project, request.b)}")
 
 
@@ -142,11 +159,15 @@ def about_clean(project: Project) -> str:
     """What training on the clean images alone gives, in a line."""
     alone = project.state["alone"]
     right = sum(class_of(name) == label for name, label in alone["predictions"].items())
-    accuracy, images = wilson(right, len(alone["predictions"])), len(alone["predictions"])
-    text = f"trained on the {alone['images']} clean images alone: {accuracy} % of the {images} held-out ones are right"
+    images, clean = len(alone["predictions"]), alone["how"]["clean"]
+    text = (
+        f"trained on the {clean} clean images alone: {wilson(right, images)} % of the {images} held-out ones are right"
+    )
     if project.settings.add_validation:
         return text
-    return f"{text}; they are kept apart for choosing (--add-validation trains on half of them in every round)"
+    return (
+        f"{text}; the {clean} are kept apart for choosing from now on (--add-validation trains on them in every round)"
+    )
 
 
 def how(project: Project, b: int) -> str:

@@ -107,7 +107,8 @@ def _merged(
     for place, file, entry in entries:
         if entry == "" or not (entry.strip() or entry in known.number):
             continue
-        name, label = pool.find(file), known.find(entry) or (_number(entry) if classes is None else None)
+        name, label = pool.find(file), known.find(entry) or _number(entry)
+        label = label if label in known.number or classes is None else None
         if name is None:
             unknown = f"{shown(file)} is not among the pool's files" if file.strip() else f"{entry!r} has no file"
             problems.append(_Problem(f"{place}: {unknown}", file, pool))

@@ -104,7 +104,7 @@ def changes(before: Mapping[str, int], now: Mapping[str, int], part: str) -> lis
     added, removed = [n for n in now if n not in before], [n for n in before if n not in now]
     replaced = [n for n in now if n in before and now[n] != before[n]]
     lines = [f"{len(added)} image{'s' * (len(added) > 1)} added to {part}/"] if added else []
-    lines += [f"removed from {part}/: {_named(removed)}"] if removed else []
+    lines += [f"removed from {part}/: {_named(removed)}; their labels are not used"] if removed else []
     return lines + ([f"changed in {part}/: {_named(replaced)}"] if replaced else [])
 
 

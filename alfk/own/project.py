@@ -49,7 +49,9 @@ class Settings:
         rotation_epochs: of pretraining by rotation.
         image_size: pixels.
         add_validation: whether half of the images that are not held out are trained on.
+        label_studio: whether requests are also written for Label Studio.
         seed: of all random draws.
+        labels: files that are read besides labels*.csv and labels*.json of the project.
     """
 
     method: str = "Rzg_fl"
@@ -63,7 +65,9 @@ class Settings:
     rotation_epochs: int = 10
     image_size: int = 224
     add_validation: bool = False
+    label_studio: bool = False
     seed: int = 0
+    labels: list[str] = dataclasses.field(default_factory=list)
 
     @property
     def training(self) -> Training:
@@ -86,6 +90,11 @@ class Request:
     asked: list[str]
     matched: list[str] | None
     query: Query
+
+
+def _shown(value: object) -> object:
+    """The value of a setting for a line of text."""
+    return "default" if value is None else {True: "yes", False: "no"}[value] if isinstance(value, bool) else value
 
 
 class Project:
@@ -128,9 +137,9 @@ class Project:
         before = self.state["settings"]
         self.settings = Settings(**{**before, **given})
         now = dataclasses.asdict(self.settings)
-        changed = [f"{key} {before[key]} -> {now[key]}" for key in before if before[key] != now[key]]
+        changed = [f"{key} {_shown(before[key])} -> {_shown(now[key])}" for key in before if before[key] != now[key]]
         if changed:
-            self.news.append(f"changed: {', '.join(changed)}; this counts from the next step on")
+            self.news.append(f"changed: {', '.join(changed)}; this counts from now on")
         self.state["settings"] = now
 
     def _take(self, listed: Listing) -> None:
@@ -175,21 +184,21 @@ class Project:
         """Names of the clean images that accuracy is measured on."""
         return self.state["held_out"]
 
-    def clean(self, trained: bool) -> list[str]:
+    def clean(self, trained: bool, first: bool = False) -> list[str]:
         """Names of the clean images that are trained on in every round, or of those that guide the choice.
 
-        With `add_validation` a method that needs no clean images leaves all of them to the training.
+        With `add_validation`, or before the `first` request, every second one is trained on; with `add_validation` a
+        method that needs no clean images leaves all of them to the training.
         """
-        apart, names = set(self.held_out), []
+        apart, names, settings = set(self.held_out), [], self.settings
         for label in self.classes:
             members = [name for name in self.state["clean"] if class_of(name) == label and name not in apart]
-            if not self.settings.add_validation:
-                members = [] if trained else members
-            elif get_method(self.settings.method).needs_validation:
-                members = members[int(trained) :: 2]
-            elif not trained:
-                members = []
-            names += members
+            if settings.add_validation and not get_method(settings.method).needs_validation:
+                names += members if trained else []
+            elif settings.add_validation or first:
+                names += members[int(trained) :: 2]
+            else:
+                names += [] if trained else members
         return names
 
     def split(self, pool: Sequence[str] = (), clean: Sequence[str] = (), labels: Sequence[str] | None = None) -> Split:
@@ -210,16 +219,18 @@ class Project:
 
     # Labels
 
-    def annotations(self, more: Sequence[Path] = (), requests: str = "ask_b*.csv") -> Annotations:
+    def annotations(self, requests: str = "ask_b*.csv") -> Annotations:
         """What people entered for the images that are there.
 
         Args:
-            more: files that are read besides labels*.csv and labels*.json of the project.
-            requests: which of its requests are read.
+            requests: which of the project's requests are read.
         """
+        for path in self.settings.labels:
+            if not Path(path).exists():
+                raise UserError(f"there is no file {path}: put it there, or name others with --labels, or none")
         forms = (requests, "labels*.csv", "labels*.json")
-        files = [path for form in forms for path in sorted(self.work.glob(form))]
-        found = read_annotations([*files, *more], [*self.state["pool"], *self.state["removed"]], self.classes)
+        files = [path for form in forms for path in sorted(self.work.glob(form))] + self.settings.labels
+        found = read_annotations(files, [*self.state["pool"], *self.state["removed"]], self.classes)
         count = len(self.state["pool"])
         there = found.positions < count
         skipped, unsure = (each[each < count] for each in (found.skipped, found.unsure))
@@ -231,15 +242,15 @@ class Project:
         last = self.state["rounds"][-1] if self.state["rounds"] else None
         return last if last and last["predictions"] is None else None
 
-    def unlabelled(self, more: Sequence[Path] = ()) -> list[str]:
+    def unlabelled(self) -> list[str]:
         """The images of the waiting request that people have not reached yet; `unsure` counts only where it was
         entered into this request, since an earlier one is why they are asked again.
         """
         names, b = list(self.state["pool"]), len(self.state["rounds"]) - 1
         position = {name: i for i, name in enumerate(names)}
         asked = torch.tensor([position[name] for name in self.waiting["asked"] if name in position], dtype=torch.int64)
-        here = self.annotations(more, f"ask_b{b}.csv").missing(asked)
-        settled = self.annotations(more).settled
+        here = self.annotations(f"ask_b{b}.csv").missing(asked)
+        settled = self.annotations().settled
         return [names[i] for i in here[~torch.isin(here, settled)].tolist()]
 
     # Networks
@@ -295,38 +306,61 @@ class Project:
     def _tapped(self, network: nn.Module) -> transfer.Tapped:
         return transfer.with_taps(network, self.settings.image_size)
 
-    def _keep(self, network: nn.Module, b: int) -> None:
+    def _keep(self, network: nn.Module, name: str, b: int | None) -> None:
+        """Write a network for people, and for the next request."""
         facts = {"arch": self.settings.arch, "image_size": self.settings.image_size, "round": b}
         facts |= {"classes": self.classes, "mean": transfer.MEAN, "std": transfer.STD}
-        save_checkpoint(self.work / "model.pt", network.state_dict(), facts)
+        save_checkpoint(self.work / name, network.state_dict(), facts)
 
     def _model(self, b: int) -> nn.Module:
-        """The network that chooses in round b: trained after round b - 1, or before the first one."""
-        settings, path = self.settings, self.work / "model.pt"
-        if b == 0 and not settings.add_validation:
+        """The network that chooses in round b: trained after round b - 1, or on clean images before the first one."""
+        settings = self.settings
+        if b == 0:
+            names = self.clean(True, first=True)
+            if names:
+                return self.trained(self.split(clean=names))
             network = self.start()
             transfer.renew_head(network, len(self.classes), settings.seed)
             return network.to(self.device)
-        state, about = load_checkpoint(path, {"round": b - 1}, FIX)
+        state, about = load_checkpoint(self.work / "model.pt", {"round": b - 1}, FIX)
         network = transfer.untrained(about["arch"], len(about["classes"]), settings.seed)
         network.load_state_dict(state)
         return network.to(self.device)
 
     # Steps
 
+    def _how(self, clean: int) -> dict[str, Any]:
+        """What a network depends on besides the labels; networks that differ in it are not compared.
+
+        Args:
+            clean: number of clean images that it was trained on.
+        """
+        facts = {key: getattr(self.settings, key) for key in ("arch", "weights", "image_size", "seed")}
+        return facts | dataclasses.asdict(self.settings.training) | {"clean": clean}
+
     def train_on_clean(self) -> bool:
-        """Train on the clean images that may be trained on alone, unless this was done; whether it was done now."""
-        names = self.clean(True) if self.settings.add_validation else self.clean(False)
-        chooses = self.settings.add_validation and not self.state["rounds"]  # in the first round
-        known = self.state.get("alone", {}).get("images") == len(names)
-        if known and not (chooses and not (self.work / "model.pt").exists()):
+        """Train on all clean images that are not held out, unless this was done; whether it was done now."""
+        names = sorted({*self.clean(True), *self.clean(False)})
+        how, before = self._how(len(names)), self.state.get("alone")
+        if before and before["how"] == how and {*self.held_out} <= {*before["predictions"]}:
             return False
         network = self.trained(self.split(clean=names))
-        if chooses:
-            self._keep(network, -1)
-        self.state["alone"] = {"images": len(names), "predictions": self.predictions(network)}
+        self._keep(network, "clean.pt", None)
+        self.state["alone"] = {"how": how, "predictions": self.predictions(network)}
         self.save()
         return True
+
+    def _labels(self, annotations: Annotations) -> dict[str, str]:
+        """Name of a labelled image of pool/ -> its class."""
+        names, labels = list(self.state["pool"]), annotations.labels.tolist()
+        return {names[i]: self.classes[c] for i, c in zip(annotations.positions.tolist(), labels, strict=True)}
+
+    def is_behind(self, annotations: Annotations) -> bool:
+        """Whether there are labels, classes or held-out images that the last network does not know."""
+        rounds, trained = self.state["rounds"], {"classes": self.classes, "labels": self._labels(annotations)}
+        if not rounds or self.waiting:
+            return bool(rounds)
+        return self.state["trained"] != trained or not {*self.held_out} <= {*rounds[-1]["predictions"]}
 
     def learn(self, annotations: Annotations) -> None:
         """Train on all labels so far.
@@ -334,46 +368,49 @@ class Project:
         Raises:
             UserError: there are none.
         """
-        names, clean = list(self.state["pool"]), self.clean(True)
-        if not len(annotations.positions) + len(clean):
+        labels, clean = self._labels(annotations), self.clean(True)
+        if not len(labels) + len(clean):
             raise UserError(
-                "every image so far was skipped or unsure: there is nothing to train on; label at least one"
+                "every image so far was skipped or unsure: there is nothing to train on; label at least one, of these or, "
+                f"in {self.work / 'labels.csv'} (file,label), of others in pool/"
             )
-        labelled = [names[i] for i in annotations.positions.tolist()]
-        data = self.split(labelled, clean, [self.classes[c] for c in annotations.labels.tolist()])
+        data = self.split(list(labels), clean, list(labels.values()))
         network, b = self.trained(data), len(self.state["rounds"]) - 1
         predictions = self.predictions(network)
-        self._keep(network, b)
-        self.state["rounds"][-1] |= {"labelled": len(labelled), "predictions": predictions}
+        self._keep(network, "model.pt", b)
+        self.state["rounds"][-1] |= {
+            "labelled": len(labels),
+            "how": self._how(len(clean)),
+            "predictions": predictions,
+        }
+        self.state["trained"] = {"classes": list(self.classes), "labels": labels}
         self.save()
 
     def ask(self, annotations: Annotations) -> bool:
         """Choose the images of the next request; whether there are any left."""
         names, b = list(self.state["pool"]), len(self.state["rounds"])
-        position = {name: i for i, name in enumerate(names)}
-        unavailable = set(annotations.settled.tolist())
-        if b:  # people were unsure: not in the next request, but in later ones
-            last = {position.get(name) for name in self.state["rounds"][-1]["asked"]}
-            unavailable |= last & set(annotations.unsure.tolist())
-        n = min(self.settings.query_size, len(names) - len(unavailable))
+        last = set(self.state["rounds"][-1]["asked"] if b else ())
+        left_out = {names[i] for i in annotations.skipped.tolist()}
+        # people were unsure: not in the next request, but in later ones
+        left_out |= last & {names[i] for i in annotations.unsure.tolist()}
+        labels = self._labels(annotations)
+        names = [name for name in names if name not in left_out]
+        n = min(self.settings.query_size, len(names) - len(labels))
         if not n:
             return False
-        if b and load_checkpoint(self.work / "model.pt", {}, FIX, weights=False)[1]["classes"] != self.classes:
-            self.learn(annotations)  # with the classes that joined
-        guides = self.clean(False)
+        guides = self.clean(False, first=b == 0)
         pool, guide, network = self.split(names), self.split(clean=guides) if guides else None, self._model(b)
         by = f" by {len(guides)} clean ones" if guides else ""
-        self.say(f"choosing {n} of {len(names) - len(unavailable)} images{by}")
-        known = dict(zip(annotations.positions.tolist(), annotations.labels.tolist(), strict=True))
+        self.say(f"choosing {n} of {len(names) - len(labels)} images{by}")
         found = query(
             self.settings.method,
             self._tapped(network),
             pool,
             guide,
             n,
-            labelled=sorted(unavailable),
+            labelled=[i for i, name in enumerate(names) if name in labels],
             generator=generator(self.settings.seed, "query", b),
-            annotate=lambda wanted: torch.tensor([known[i] for i in wanted.tolist()]),
+            annotate=lambda wanted: [labels[names[i]] for i in wanted.tolist()],
         )
         asked = [names[i] for i in found.indices.tolist()]
         matched = None if found.matches is None else [guides[i] for i in found.matches.tolist()]
@@ -398,16 +435,20 @@ class Project:
 
     # What is known
 
-    def history(self) -> tuple[list[int], list[Tensor], Tensor, Tensor | None]:
+    def history(self) -> tuple[list[int], list[Tensor], Tensor, Tensor]:
         """For `alfk.progress_report`: labels at each round, predictions after each of them and the true classes of the
-        held-out images, and predictions of the network that was trained on the clean images alone. Images that were
-        not there in all rounds are left out.
+        held-out images, and predictions of the network that was trained on the clean images alone.
+
+        Rounds whose network was trained otherwise than the last one, or which did not see all held-out images, are left
+        out: what differs would be taken for an effect of the labels. So are those without fewer labels than the next
+        ones, after images or labels were taken away.
         """
-        rounds = [each for each in self.state["rounds"] if each["predictions"] is not None]
-        alone = self.state.get("alone")
-        everywhere = [each["predictions"] for each in rounds] + ([alone["predictions"]] if alone else [])
-        names = [name for name in self.held_out if all(name in predictions for predictions in everywhere)]
+        trained = [each for each in self.state["rounds"] if each["predictions"] is not None]
+        names = [name for name in self.held_out if name in trained[-1]["predictions"]]
+        rounds = [r for r in trained if r["how"] == trained[-1]["how"] and {*names} <= {*r["predictions"]}]
+        rounds = [r for i, r in enumerate(rounds) if all(r["labelled"] < s["labelled"] for s in rounds[i + 1 :])]
         number = {name: i for i, name in enumerate(self.classes)}
-        rows = [torch.tensor([number[predictions[name]] for name in names]) for predictions in everywhere]
+        all_predictions = [each["predictions"] for each in (*rounds, self.state["alone"])]
+        rows = [torch.tensor([number[predictions[name]] for name in names]) for predictions in all_predictions]
         truth = torch.tensor([number[class_of(name)] for name in names])
-        return [each["labelled"] for each in rounds], rows[: len(rounds)], truth, rows[-1] if alone else None
+        return [each["labelled"] for each in rounds], rows[:-1], truth, rows[-1]

@@ -101,7 +101,9 @@ def read_state(path: Path) -> dict[str, Any]:
     except FileNotFoundError:
         raise UserError(f"there is no file {path}: give --weights a file, or none") from None
     except Exception as problem:  # torch.load raises exceptions of many types for files of other kinds
-        raise UserError(f"{path} is not a file of weights that torch.save has written: {one_line(problem)}") from None
+        raise UserError(
+            f"{path} is not a file of weights that torch.save has written ({type(problem).__name__})"
+        ) from None
     found = found.get("state_dict", found) if isinstance(found, dict) else found
     if not isinstance(found, dict) or not found:
         raise UserError(f"{path} holds no state_dict: save model.state_dict() with torch.save")

@@ -29,7 +29,14 @@ class People:
         self.flags = ["--weights", weights, "-a", ARCH, "--image-size", 32, "-as", SIZE, "--device", "cpu"]
 
     def run(self, *more, status=0):
-        return call("alfk/cli/main.py", "ask", self.root, *(self.flags if not self.state else []), *more, status=status)
+        return call(
+            "alfk/cli/main.py",
+            "ask",
+            self.root,
+            *(self.flags if not self.state.get("settings") else []),
+            *more,
+            status=status,
+        )
 
     @property
     def state(self):
@@ -238,7 +245,7 @@ def test_images_and_a_class_join_and_an_image_leaves(people):
     done = people.run()
     for line in (
         "5 images added to pool/",
-        f"removed from pool/: {gone}",
+        f"removed from pool/: {gone}; their labels are not used",
         "6 images added to val/",
         "changed in val/: zero/0.png",
         "new class: Three",
@@ -293,21 +300,104 @@ def test_flags_are_remembered_and_changes_named(people):
     people.run()
     people.enter(0)
     done = people.run("-as", 3, "--method", "random")
-    assert "changed: method Rzg_fl -> random, query_size 4 -> 3; this counts from the next step on" in done.stdout
+    assert "changed: method Rzg_fl -> random, query_size 4 -> 3; this counts from now on" in done.stdout
     assert len(people.files(1)) == 3
     assert "changed" not in people.run().stdout
 
 
+def test_flags_count_that_are_given_while_labels_are_missing(people):
+    people.run()
+    people.run("-as", 3)
+    people.enter(0)
+    people.run()
+    assert len(people.files(1)) == 3
+
+
+def test_files_of_flags_are_remembered_wherever_the_command_is_given(people, tmp_path, monkeypatch):
+    shutil.copy(people.flags[1], tmp_path / "weights.pth")
+    people.flags[1] = "weights.pth"
+    monkeypatch.chdir(tmp_path)
+    people.run()
+    with open("more.csv", "w", newline="", encoding="utf-8") as file:
+        csv.writer(file).writerows([("file", "label"), *((name, people.truth[name]) for name in people.files(0))])
+    people.run("--labels", "more.csv")
+    monkeypatch.chdir(ROOT)
+    people.enter(1)
+    assert "training the head on 8 images" in people.run().stdout
+    assert not {*people.files(2)} & {*people.files(0)}
+
+
+def test_method_that_asks_for_the_known_labels(people):
+    people.run("--method", "glister")
+    people.enter(0, n1="skip", n2="unsure")
+    people.run()
+    assert not {*people.files(1)} & {*people.files(0)}
+
+
+def test_labels_that_are_entered_or_corrected_after_the_last_request_are_trained_on(people):
+    people.run("-as", 24)
+    people.enter(0, n1="unsure")
+    assert "but for 1 that people are unsure of" in people.run().stdout
+    people.enter(0, n2="skip")
+    assert "training the head on 23 images" in people.run().stdout
+    people.enter(0)
+    assert "training the head on 24 images" in people.run().stdout
+    assert "training" not in people.run().stdout
+
+
+def test_report_after_labelled_images_left(people):
+    for b in range(2):
+        people.run()
+        people.enter(b)
+    for name in [*people.files(0), people.files(1)[0]]:
+        (people.root / "pool" / name).unlink()
+    assert "Accuracy with 3 labels is " in people.run().stdout
+
+
 def test_with_clean_images_trained_on(people):
     done = people.run("--add-validation", "--freeze", "none", "-e", 1, "--lr", 1e-9, "--head-lr", 1e-9)
-    assert "trained on the 3 clean images alone" in done.stdout
+    assert "trained on the 9 clean images alone" in done.stdout
+    assert "training the network, 1 epochs, on 3 images" in done.stdout
     people.enter(0)
     assert "training the network, 1 epochs, on 7 images" in people.run().stdout
 
 
+def test_rounds_that_were_trained_otherwise_are_not_compared(finished, tmp_path):
+    """What else differs would be taken for an effect of the labels."""
+    shutil.copytree(finished[0].root, tmp_path / "photos")
+    people = People(tmp_path / "photos", finished[0].truth, None)
+    people.enter(2)
+    done = people.run("--add-validation").stdout
+    assert "not compared: 2 earlier rounds" in done
+    assert "The last" not in done
+    assert "trained on the 9 clean images alone" not in done  # the same network as before
+    people.enter(3)
+    picture(people.root / "val" / "one" / "new.png", load_digits().images[1])
+    picture(people.root / "val" / "one" / "newer.png", load_digits().images[1])
+    done = people.run().stdout
+    assert "not compared: 3 earlier rounds" in done  # they did not see the new held-out image
+    assert "of the 10 held-out ones are right" in done
+
+
+def test_flags_of_a_command_that_was_stopped_are_remembered(people, monkeypatch):
+    def stop(*arguments):
+        raise Killed
+
+    monkeypatch.setattr(transfer, "train", stop)
+    with pytest.raises(Killed):
+        people.run("--add-validation", "--label-studio")
+    monkeypatch.undo()
+    people.run()
+    settings = people.state["settings"]
+    assert settings["add_validation"]
+    assert settings["label_studio"]
+    assert settings["query_size"] == SIZE
+    assert (people.work / "label_studio_b0.json").exists()
+
+
 def test_without_weights_the_network_is_pretrained_by_rotation(people, monkeypatch):
     people.flags[1] = "none"
-    done = people.run("--rotation-epochs", 1, "-e", 1)
+    done = people.run("--rotation-epochs", 1, "-e", 1, "--lr", 1e-9, "--head-lr", 1e-9)
     assert "pretraining by rotation" in done.stdout
     people.enter(0)
     assert "pretraining by rotation" not in people.run().stdout  # its weights are kept
@@ -322,7 +412,7 @@ def test_weights_that_cannot_be_downloaded_are_said_aloud(people, monkeypatch):
     original = transfer.torchvision.models.get_model
     monkeypatch.setattr(transfer.torchvision.models, "get_model", offline)
     people.flags = people.flags[2:]
-    done = people.run("--rotation-epochs", 1, "-e", 1)
+    done = people.run("--rotation-epochs", 1, "-e", 1, "--lr", 1e-9, "--head-lr", 1e-9)
     assert "could not be downloaded (no route to host): pretraining by rotation instead" in done.stdout
     assert people.state["settings"]["weights"] == "none"
 
@@ -361,7 +451,8 @@ def test_folders_that_are_refused(people, change, words):
         (["--method", "galaxy"], "asks while it chooses"),
         (["--freeze", "all"], "'all' is no number of blocks"),
         (["--freeze", "99"], "blocks before its head; give fewer"),
-        (["--weights", "nothing.pth"], "there is no file nothing.pth"),
+        (["--weights", "nothing.pth"], "nothing.pth: give --weights a file, or none"),
+        (["--labels", "nothing.csv"], "nothing.csv: put it there, or name others with --labels"),
     ],
 )
 def test_flags_that_are_refused(people, flags, words):
