@@ -276,6 +276,7 @@ class Project:
         settings, path = self.settings, self.work / "rotation.pt"
         about = {"arch": settings.arch, "image_size": settings.image_size, "epochs": settings.rotation_epochs}
         network = transfer.untrained(settings.arch, 4, settings.seed)
+        transfer.check_size(network, settings.image_size)
         if path.exists():
             state, found = load_checkpoint(path, {}, FIX)
             if found == about:
@@ -290,7 +291,9 @@ class Project:
 
     def trained(self, data: Split) -> nn.Module:
         """The start network, trained on labelled images."""
-        network = self.start().to(self.device)
+        network = self.start()
+        transfer.check_size(network, self.settings.image_size)
+        network.to(self.device)
         training = self.settings.training
         body = "the head" if training.freeze == "backbone" else f"the network, {training.epochs} epochs,"
         self.say(f"training {body} on {len(data)} images")
@@ -371,8 +374,8 @@ class Project:
         labels, clean = self._labels(annotations), self.clean(True)
         if not len(labels) + len(clean):
             raise UserError(
-                "every image so far was skipped or unsure: there is nothing to train on; label at least one, of these or, "
-                f"in {self.work / 'labels.csv'} (file,label), of others in pool/"
+                "every image so far was skipped or unsure: there is nothing to train on; label at least one, of these "
+                f"or, in {self.work / 'labels.csv'} (columns file and label), of others in pool/"
             )
         data = self.split(list(labels), clean, list(labels.values()))
         network, b = self.trained(data), len(self.state["rounds"]) - 1

@@ -117,6 +117,15 @@ def untrained(arch: str, classes: int, seed: int) -> nn.Module:
         return torchvision.models.get_model(arch, weights=None, num_classes=classes)
 
 
+def check_size(network: nn.Module, size: int) -> None:
+    """Raises UserError if a network on the CPU takes no images of so many pixels."""
+    try:
+        with torch.inference_mode():
+            network.eval()(torch.zeros(1, 3, size, size))
+    except Exception as problem:  # of many types, by the layer that fails
+        raise UserError(f"--image-size {size}: the network takes no such images ({one_line(problem)})") from None
+
+
 def head_name(network: nn.Module) -> str:
     """The name of its last linear layer, which gives the logits."""
     return [name for name, module in network.named_modules() if isinstance(module, nn.Linear)][-1]

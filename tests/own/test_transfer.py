@@ -114,6 +114,12 @@ def test_more_blocks_than_there_are():
     refuses(lambda: frozen_blocks(network, count + 1), f"the network has {count} blocks before its head")
 
 
+def test_images_that_a_network_cannot_take():
+    network = transfer.untrained("alexnet", 2, 0)
+    transfer.check_size(network, 64)
+    refuses(lambda: transfer.check_size(network, 32), "--image-size 32: the network takes no such images")
+
+
 def test_rotation_changes_all_weights():
     network = transfer.untrained(ARCH, 3, 0)
     before = network.conv1[0].weight.clone()
