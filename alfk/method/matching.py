@@ -57,7 +57,7 @@ def top_matches(
     available: Tensor | None = None,
     shared: bool = False,
 ) -> tuple[Tensor, Tensor]:
-    """The k most similar rows of `database` for every query, best first.
+    """The k most similar rows of `database` for every query, best first, of equal ones the lowest first.
 
     Tiled over queries and database, with a running top-k: each row of the database is read once and compared with one
     block of queries at a time. O(tile + m k) memory in addition to the queries.
@@ -91,19 +91,35 @@ def top_matches(
                 scores[:, unavailable] = -torch.inf
             value, column = _top(scores, k)
             del scores  # before the next tile is made
-            value = torch.cat([similarity[block], value], 1)
-            similarity[block], order = _top(value, k)
-            index[block] = torch.cat([index[block], column + start], 1).gather(1, order)
+            found = torch.cat([similarity[block], value], 1), torch.cat([index[block], column + start], 1)
+            similarity[block], index[block] = _ranked(*found, k)
     if world_size > 1:
-        similarity, order = _top(torch.cat(distributed.all_gather(similarity), 1), k)
-        index = torch.cat(distributed.all_gather(index), 1).gather(1, order)
+        every = [torch.cat(distributed.all_gather(part), 1) for part in (similarity, index)]
+        similarity, index = _ranked(*every, k)
     return similarity, index
 
 
 def _top(scores: Tensor, k: int) -> tuple[Tensor, Tensor]:
+    """The k largest of each row, or all if there are fewer, and their columns; of equal ones those in lower columns."""
     if k == 1:
         return scores.max(1, keepdim=True)
-    return scores.topk(min(k, scores.shape[1]), dim=1)
+    if k >= scores.shape[1]:
+        return scores, torch.arange(scores.shape[1], device=scores.device).expand_as(scores)
+    value, column = scores.topk(k + 1, dim=1)
+    last = value[:, k - 1]
+    cut = ((last == value[:, k]) & (last > -torch.inf)).nonzero().flatten()  # only some of equal ones are taken
+    value, column = value[:, :k], column[:, :k]
+    if len(cut):
+        values, columns = scores[cut].sort(dim=1, descending=True, stable=True)
+        value[cut], column[cut] = values[:, :k], columns[:, :k]
+    return value, column
+
+
+def _ranked(similarity: Tensor, index: Tensor, k: int) -> tuple[Tensor, Tensor]:
+    """The k largest of each row (m, j) and their indices, descending, of equal ones the lowest index first."""
+    index, order = index.sort(1)
+    similarity, order = similarity.gather(1, order).sort(dim=1, descending=True, stable=True)
+    return similarity[:, :k], index.gather(1, order[:, :k])
 
 
 def k_centre(

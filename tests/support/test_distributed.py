@@ -92,6 +92,7 @@ def measured():
     available = torch.arange(103) % 3 > 0
     with tiles_of(7, wrong.shape[1]):
         found["top"] = list(top_matches(wrong, pz.vectors, 5, available, shared=True))
+        found["top of equal rows"] = list(top_matches(wrong, np.tile(pz.vectors, (3, 1)), 5, shared=True))
     for n in (9, 40):  # fewer and more than there are errors
         with tiles_of(16, wrong.shape[1]):
             chosen = match(wrong, pz.vectors, available, n, torch.Generator().manual_seed(4))
