@@ -28,17 +28,28 @@ from alfk.networks.passes import add_passes, pool_spatially, put, require_finite
 from alfk.support import distributed
 from alfk.support.seeding import seeded_globally
 
+ROUNDING = 4  # a std of up to 4 eps |mean| is that of equal values, which differ by rounding
+
 
 def standardise(scales: Sequence[Tensor]) -> Tensor:
     """(3): each vector of each scale minus its mean, divided by its unbiased std + 1e-10, then concatenated.
+
+    A vector of equal values is 0: what its mean's rounding leaves of it would be divided by 1e-10.
 
     Args:
         scales: tensors (B, L_s), L_s at least 2.
     Returns:
         (B, L), L the sum of the L_s.
     """
-    centred = [scale - scale.mean(1, keepdim=True) for scale in scales]
-    return torch.cat([c / (c.std(1, keepdim=True) + 1e-10) for c in centred], dim=1)
+    return torch.cat([_standardised(scale) for scale in scales], dim=1)
+
+
+def _standardised(scale: Tensor) -> Tensor:
+    mean = scale.mean(1, keepdim=True)
+    centred = scale - mean
+    std = centred.std(1, keepdim=True)
+    equal = std <= ROUNDING * torch.finfo(scale.dtype).eps * mean.abs()
+    return (centred / (std + 1e-10)).masked_fill_(equal, 0)
 
 
 def pairwise_similarity(rows: Tensor, others: Tensor) -> Tensor:
