@@ -135,6 +135,7 @@ def step(project: Project, options: argparse.Namespace) -> None:
             f"{len(annotations.positions)} labels, {len(annotations.skipped)} skipped, {len(annotations.unsure)} unsure"
         )
         project.learn(annotations)
+    if project.state["rounds"]:  # also if the last command was stopped before it
         request = project.request(len(project.state["rounds"]) - 1)
         draw(project, request, labels_of(project, request, annotations))
         labelled, predictions, truth, alone = project.history()
@@ -143,7 +144,8 @@ def step(project: Project, options: argparse.Namespace) -> None:
         print(report)
         others = len(project.state["rounds"]) - len(labelled)
         if others:
-            print(f"not compared: {others} earlier rounds, trained otherwise or checked on fewer images")
+            why = "trained otherwise, checked on fewer images, or on labels that are gone"
+            print(f"not compared: {others} earlier rounds, {why}")
         if report.ahead_of_clean.value < 0 and not project.settings.add_validation:
             print("--add-validation trains on clean images too; the network of these alone is clean.pt")
     if not project.ask(annotations):

@@ -94,6 +94,8 @@ class Request:
 
 def _shown(value: object) -> object:
     """The value of a setting for a line of text."""
+    if isinstance(value, list):
+        return " ".join(value) or "none"
     return "default" if value is None else {True: "yes", False: "no"}[value] if isinstance(value, bool) else value
 
 
@@ -293,6 +295,9 @@ class Project:
         """The start network, trained on labelled images."""
         network = self.start()
         transfer.check_size(network, self.settings.image_size)
+        samples = get_method(self.settings.method).inputs & {"uncertainty", "information"}
+        if samples and not transfer.has_dropout(network):
+            raise UserError(f"{self.settings.method} needs a network with dropout, such as -a mobilenet_v2")
         network.to(self.device)
         training = self.settings.training
         body = "the head" if training.freeze == "backbone" else f"the network, {training.epochs} epochs,"

@@ -126,6 +126,10 @@ def check_size(network: nn.Module, size: int) -> None:
         raise UserError(f"--image-size {size}: the network takes no such images ({one_line(problem)})") from None
 
 
+def has_dropout(network: nn.Module) -> bool:
+    return any(isinstance(module, nn.Dropout) and module.p > 0 for module in network.modules())
+
+
 def head_name(network: nn.Module) -> str:
     """The name of its last linear layer, which gives the logits."""
     return [name for name, module in network.named_modules() if isinstance(module, nn.Linear)][-1]

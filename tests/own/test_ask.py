@@ -6,6 +6,7 @@ import json
 import shutil
 import signal
 import sys
+from unittest.mock import Mock
 
 import pytest
 import torch
@@ -320,7 +321,7 @@ def test_files_of_flags_are_remembered_wherever_the_command_is_given(people, tmp
     people.run()
     with open("more.csv", "w", newline="", encoding="utf-8") as file:
         csv.writer(file).writerows([("file", "label"), *((name, people.truth[name]) for name in people.files(0))])
-    people.run("--labels", "more.csv")
+    assert f"labels none -> {tmp_path}/more.csv" in people.run("--labels", "more.csv").stdout
     monkeypatch.chdir(ROOT)
     people.enter(1)
     assert "training the head on 8 images" in people.run().stdout
@@ -343,6 +344,16 @@ def test_labels_that_are_entered_or_corrected_after_the_last_request_are_trained
     people.enter(0)
     assert "training the head on 24 images" in people.run().stdout
     assert "training" not in people.run().stdout
+
+
+def test_report_of_a_command_that_died_after_the_training(people, monkeypatch):
+    people.run()
+    people.enter(0)
+    monkeypatch.setattr(projects.Project, "history", Mock(side_effect=Killed))
+    with pytest.raises(Killed):
+        people.run()
+    monkeypatch.undo()
+    assert "Accuracy with 4 labels is " in people.run().stdout
 
 
 def test_report_after_labelled_images_left(people):
@@ -448,6 +459,7 @@ def test_folders_that_are_refused(people, change, words):
     ("flags", "words"),
     [
         (["--method", "Rzg_true"], "needs the labels of the whole pool"),
+        (["--method", "epig"], "epig needs a network with dropout"),
         (["--method", "galaxy"], "asks while it chooses"),
         (["--freeze", "all"], "'all' is no number of blocks"),
         (["--freeze", "99"], "blocks before its head; give fewer"),
