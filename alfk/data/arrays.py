@@ -22,6 +22,8 @@ if TYPE_CHECKING:
     import pandas
 
 CHANNELS = (1, 3, 4)  # grey, RGB, RGBA: a dimension of this length can be that of the channels
+EQUAL = 1e-9  # values whose relative differences are smaller differ by the rounding of earlier computations
+DIGITS = 1e-3  # of the range of a column, the rounding that is accepted
 CHUNK = 2**22  # values that are converted to float64 at a time
 
 
@@ -168,6 +170,7 @@ def _python_values(given: object) -> list[object] | None:
     """The labels as a list, if they are one, or an array of text or of objects; else None."""
     if isinstance(given, list | tuple):
         return list(given)
+    _check_plain(given, "labels")
     array = np.empty(0) if isinstance(given, Tensor) else np.asarray(given)
     if array.ndim != 1 or array.dtype.kind not in "SUO":
         return None
@@ -261,6 +264,7 @@ def _stacked(given: Sequence[object], rows: Sequence[int]) -> object:
     if not all(isinstance(image, kind) for image in images):
         return given
     for row, image in zip(rows, images, strict=True):
+        _check_plain(image, f"image {row}")
         if (image.shape, image.dtype) != (images[0].shape, images[0].dtype):
             raise UserError(
                 f"images differ: image {rows[0]} is {_about(images[0])}, image {row} is {_about(image)}: "
@@ -276,7 +280,10 @@ def _pixels(image: Image.Image) -> np.ndarray:
 
 
 def check_type(values: Tensor) -> None:
-    """Raises UserError unless they are floats, or uint8 images."""
+    """Raises UserError unless they are floats, or uint8 images, that keep their digits in float32."""
+    _check_plain(values, "images")
+    if values.dtype == torch.float64 and values.ndim == 2:
+        _check_digits_left(values)
     if values.is_floating_point() or (values.dtype == torch.uint8 and values.ndim > 2):
         return
     name = str(values.dtype).removeprefix("torch.")
@@ -286,6 +293,19 @@ def check_type(values: Tensor) -> None:
         f"images are {name}: convert them to uint8 if they go from 0 to 255, "
         "else to floats in [0, 1] (divided by their largest possible value)"
     )
+
+
+def _check_digits_left(columns: Tensor) -> None:
+    """Raises UserError if float32 rounds a column of features (n, D) to few of its values, as time stamps."""
+    low, high = columns.amin(0), columns.amax(0)
+    differ, rounding = high - low > EQUAL * high.abs(), (columns.float() - columns).abs().amax(0)
+    few = differ & rounding.isfinite() & (rounding > DIGITS * (high - low))
+    if few.any():
+        at = int(few.nonzero()[0])
+        raise UserError(
+            f"column {at} goes from {low[at]:.10g} to {high[at]:.10g}, where float32 rounds its differences away: "
+            "subtract the same number from this column of all splits, as its smallest value in the pool"
+        )
 
 
 def check_values(values: Tensor, any_range: bool, rows: Tensor | None = None) -> None:
@@ -317,6 +337,7 @@ def check_values(values: Tensor, any_range: bool, rows: Tensor | None = None) ->
 
 def per_channel(given: object, name: str, channels: int) -> tuple[float, ...]:
     """A mean or std as finite numbers, one for each channel (or column), or one for all; a std is positive."""
+    _check_plain(given, name)
     try:
         values = given.detach().cpu().double().numpy() if isinstance(given, Tensor) else np.asarray(given, np.float64)
     except (TypeError, ValueError):
@@ -357,7 +378,8 @@ def mean_and_std(batches: Iterable[Tensor]) -> tuple[tuple[float, ...], tuple[fl
         count += values.numel() // values.shape[1]
     mean = shift.flatten() + total / count
     std = (squares / count - (total / count) ** 2).clamp(min=0).sqrt()
-    constant = std <= (mean.abs() * 1e-9).clamp(min=torch.finfo(torch.float32).tiny)  # above 0 by rounding
+    float32 = torch.finfo(torch.float32)
+    constant = std <= (mean.abs() * float32.eps).clamp(min=float32.tiny)  # above 0 by rounding
     return tuple(mean.tolist()), tuple(std.masked_fill(constant, 1).tolist())
 
 
@@ -366,6 +388,7 @@ def mean_and_std(batches: Iterable[Tensor]) -> tuple[tuple[float, ...], tuple[fl
 
 def _numbers(given: object, name: str, wanted: str) -> Tensor:
     """A tensor as it is, anything else that holds numbers by way of numpy."""
+    _check_plain(given, name)
     if isinstance(given, Tensor):
         return given.detach()
     try:
@@ -387,6 +410,14 @@ def _numbers(given: object, name: str, wanted: str) -> Tensor:
     with warnings.catch_warnings():
         warnings.filterwarnings("ignore", "The given NumPy array is not writable")  # a memory-mapped file; it is read
         return torch.from_numpy(array)
+
+
+def _check_plain(given: object, name: str) -> None:
+    """Raises UserError for a sparse tensor, and for a masked array of numpy, whose masked values would count."""
+    if isinstance(given, Tensor) and given.layout != torch.strided:
+        raise UserError(f"{name}: a sparse tensor is not taken: give tensor.to_dense()")
+    if isinstance(given, np.ma.MaskedArray) and np.ma.is_masked(given):
+        raise UserError(f"{name}: some values are masked: give array.filled(value), or leave these rows out")
 
 
 def _whole(values: Tensor, what: str) -> Tensor:

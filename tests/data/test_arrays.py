@@ -184,6 +184,8 @@ def test_integers_that_may_be_names_or_class_numbers_are_refused():
         (LABELS, {"classes": ["a", "b", "a"]}, r"name 'a' twice"),
         (LABELS, {"classes": []}, r"classes is empty"),
         (LABELS, {"classes": "abc"}, r"classes='abc' is not a list of names"),
+        (np.ma.masked_equal(LABELS, 1), {}, r"labels: some values are masked"),
+        (np.ma.masked_equal(LABELS.astype("U1"), "1"), {}, r"labels: some values are masked"),
         (["a"] * 11 + [3], {}, r"names and other values \(3\)"),
         (4, {}, r"labels have the shape \(\)"),
     ],
@@ -275,6 +277,9 @@ def test_a_channel_without_variation_is_divided_by_one():
     x[..., 1] = 77
     assert Split.of(x).std[1] == 1
     assert not batch(Split.of(x))[:, 1].abs().max() > 1e-6
+    rounded = np.full((12, 2), 0.1, np.float32)
+    rounded[::2, 1] = np.nextafter(rounded[0, 1], 1)
+    assert Split.of(rounded).std == (1, 1)
 
 
 def test_mean_and_std_in_every_form_and_those_of_another_split():
@@ -317,6 +322,11 @@ def spoiled(x, row, value):
         (spoiled(COLOURS / 255, 7, np.nan), {}, r"image 7 has values that are NaN"),
         (spoiled(FEATURES, 9, np.inf), {}, r"row 9 has values that are NaN or infinite"),
         (spoiled(FEATURES, 2, 1e300), {}, r"row 2 has values that are NaN or infinite in float32"),
+        (FEATURES + np.array([0, 1e9, 0, 0]), {}, r"column 1 goes from 10000000\S+ to .* subtract the same number"),
+        (np.ma.masked_greater(FEATURES, 0.5), {}, r"images: some values are masked"),
+        ([np.ma.masked_equal(COLOURS[0], COLOURS[0, 0, 0, 0])], {}, r"image 0: some values are masked"),
+        (torch.from_numpy(FEATURES).to_sparse(), {}, r"images: a sparse tensor .*to_dense"),
+        (COLOURS, {"mean": np.ma.masked_equal([0.5, 0.5, 0], 0), "std": 0.5}, r"mean: some values are masked"),
         (FEATURES.astype(np.int64), {}, r"features \(N, D\) are int64: convert them to float32"),
         (GREY.reshape(12, -1), {}, r"features \(N, D\) are uint8"),
         (COLOURS, {"mean": (123.7, 116.3, 103.5), "std": (58.4, 57.1, 57.4)}, r"divide both by 255"),
@@ -360,6 +370,8 @@ BYTES = torch.from_numpy(FIRST.copy())
         ((BYTES, torch.full((12,), 0.5), 0.5, 0.5), r"whole numbers"),
         ((BYTES, torch.eye(12), 0.5, 0.5), r"argmax"),
         ((BYTES, torch.arange(12) - 1, 0.5, 0.5), r"go from -1"),
+        ((torch.from_numpy(FEATURES).double() + 1e9, None, 0.0, 1.0), r"column 0 goes from"),
+        ((torch.from_numpy(FEATURES).to_sparse(), None, 0.0, 1.0), r"a sparse tensor"),
         ((BYTES, LABELS[:2], 0.5, 0.5), r"12 images but 2 labels"),
         ((BYTES[:, 0], LABELS, 0.5, 0.5), r"images must be \(N, C, H, W\)"),
     ],
