@@ -3,6 +3,7 @@
 import dataclasses
 import itertools
 import math
+import os
 import re
 import subprocess
 import sys
@@ -254,3 +255,8 @@ assert plt.get_fignums() == [1]
 
 def test_matplotlib_is_left_as_it_is():
     subprocess.run([sys.executable, "-c", BACKEND], check=True, cwd=ROOT)
+
+
+def test_a_notebooks_backend_that_is_not_there_is_not_used():
+    environment = {**os.environ, "MPLBACKEND": "module://matplotlib_inline.backend_inline"}
+    subprocess.run([sys.executable, "-c", "from alfk import plotting"], check=True, cwd=ROOT, env=environment)
