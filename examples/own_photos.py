@@ -42,7 +42,8 @@ def main():
     add("--add-validation", action="store_true")
     add("--results", type=Path, help="file that lines are added to")
     options = parser.parse_args()
-    lines = Lines(options.results, freeze=options.freeze, add_validation=options.add_validation)
+    facts = {key: getattr(options, key) for key in ("arch", "image_size", "freeze", "add_validation")}
+    lines = Lines(options.results, **facts)
     for seed in range(options.seeds):
         data = splits(options.folder, seed, options.image_size)
         if not lines.has(seed, ALONE, 0):

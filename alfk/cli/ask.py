@@ -14,7 +14,7 @@ from alfk.data.image_files import ImageFiles
 from alfk.data.split import Split
 from alfk.method.acquisition import METHODS, get_method
 from alfk.own.annotations import SKIP, UNSURE, Annotations, write_request
-from alfk.own.folders import class_of
+from alfk.own.folders import class_of, named
 from alfk.own.label_studio import labelling_config, write_tasks
 from alfk.own.progress import progress_report, wilson
 from alfk.own.project import Project, Request, Settings
@@ -118,6 +118,8 @@ def step(project: Project, options: argparse.Namespace) -> None:
         print(line)
     if project.listed.left_out:
         print(f"left out: {project.listed.left_out} files that are not .jpg or .png")
+    if project.listed.copies:
+        print(f"left out of pool/, since they are in val/ too: {named(project.listed.copies)}")
     annotations = project.annotations()
     project.save()  # flags are remembered also of a command that is stopped
     if project.train_on_clean():

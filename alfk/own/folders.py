@@ -1,6 +1,7 @@
 """A user's folder of images: pool/, with images at any depth, and val/<class>/, with clean ones."""
 
 import dataclasses
+import filecmp
 import os
 import stat
 from collections.abc import Iterator, Mapping
@@ -20,11 +21,13 @@ class Listing:
         pool: of pool/; names are paths below it.
         clean: of val/; names are <class>/<path>.
         left_out: number of files of other types.
+        copies: names in pool/ of images that are also in val/; they are not in `pool`.
     """
 
     pool: dict[str, int]
     clean: dict[str, int]
     left_out: int
+    copies: list[str]
 
     @property
     def classes(self) -> list[str]:
@@ -44,10 +47,24 @@ def listing(root: Path) -> Listing:
         UserError: a part is missing or empty, an image lies in val/ itself, or a name is not UTF-8.
     """
     (pool, others), (clean, more) = (_images(root, part) for part in ("pool", "val"))
+    same = _copies(root, pool, clean)
     for name in clean:
         if "/" not in name:
             raise UserError(f"{root}/val/{name} is in no class: move it into val/<class>/")
-    return Listing(pool, clean, others + more)
+    return Listing({name: size for name, size in pool.items() if name not in same}, clean, others + more, same)
+
+
+def _copies(root: Path, pool: Mapping[str, int], clean: Mapping[str, int]) -> list[str]:
+    """Images of pool/ whose file is also in val/: held-out images would be trained on."""
+    sizes: dict[int, list[str]] = {}
+    for name, size in clean.items():
+        sizes.setdefault(size, []).append(name)
+
+    def is_copy(name: str) -> bool:
+        others = sizes.get(pool[name], ())
+        return any(filecmp.cmp(root / "pool" / name, root / "val" / other, shallow=False) for other in others)
+
+    return [name for name in pool if is_copy(name)]
 
 
 def _images(root: Path, part: str) -> tuple[dict[str, int], int]:
@@ -104,10 +121,10 @@ def changes(before: Mapping[str, int], now: Mapping[str, int], part: str) -> lis
     added, removed = [n for n in now if n not in before], [n for n in before if n not in now]
     replaced = [n for n in now if n in before and now[n] != before[n]]
     lines = [f"{len(added)} image{'s' * (len(added) > 1)} added to {part}/"] if added else []
-    lines += [f"removed from {part}/: {_named(removed)}; their labels are not used"] if removed else []
-    return lines + ([f"changed in {part}/: {_named(replaced)}"] if replaced else [])
+    lines += [f"removed from {part}/: {named(removed)}; their labels are not used"] if removed else []
+    return lines + ([f"changed in {part}/: {named(replaced)}"] if replaced else [])
 
 
-def _named(names: list[str]) -> str:
+def named(names: list[str]) -> str:
     more = f" and {len(names) - NAMED} more" if len(names) > NAMED else ""
     return ", ".join(names[:NAMED]) + more

@@ -472,6 +472,12 @@ def test_flags_that_are_refused(people, flags, words):
     assert words in done.stderr.strip().splitlines()[-1]
 
 
+def test_image_of_the_pool_that_is_a_clean_one_too_is_left_out(people):
+    shutil.copy(people.root / "val" / "one" / "0.png", people.root / "pool" / "copy.png")
+    assert "left out of pool/, since they are in val/ too: copy.png" in people.run().stdout
+    assert "copy.png" not in people.state["pool"]
+
+
 @pytest.mark.parametrize("method", ["coreset", "glister"])
 def test_methods_with_an_infinite_score_or_known_labels(people, method):
     people.run("--method", method)
