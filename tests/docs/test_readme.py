@@ -2,6 +2,7 @@
 
 import csv
 import functools
+import json
 import re
 from dataclasses import replace
 
@@ -195,6 +196,48 @@ def silhouettes() -> str:
 def test_paired_differences_of_choices():
     assert block(RIVALS, "choices") == choices()
     assert block(RIVALS, "silhouettes") == silhouettes()
+
+
+PHOTOS = {  # what is trained -> settings of a line
+    "the last layer, on labels": ("backbone", False),
+    "the whole network, on labels": ("none", False),
+    "the whole network, on labels and clean images": ("none", True),
+}
+
+
+@functools.cache
+def on_photos() -> dict[tuple, list[float]]:
+    """(what is trained, method, labels) -> accuracies of the pools that all have."""
+    found: dict[tuple, list[float]] = {}
+    for line in map(json.loads, (ROOT / "results" / "photos.jsonl").read_text().splitlines()):
+        key = line["freeze"], line["add_validation"], line["method"], line["labels"]
+        found.setdefault(key, []).append(line["accuracy"])
+    pools = min(map(len, found.values()))
+    return {key: values[:pools] for key, values in found.items()}
+
+
+def photos() -> str:
+    """The table of accuracies on photos in docs/own_data.md."""
+    cell = {key: f"{np.mean(values):.1f} ± {np.std(values):.1f}" for key, values in on_photos().items()}
+    seeds = len(next(iter(on_photos().values())))
+    rows = [[f"trained ({seeds} pools)", "chosen by", "no label", "40 labels", "80", "120"]]
+    for about, settings in PHOTOS.items():
+        if not settings[1]:
+            alone = cell[*settings, "clean images alone", 0]
+            rows.append([about.replace("labels", "clean images alone"), "", alone, "", "", ""])
+        for method in ("random", "entropy_det", "Rzg_pz", "Rzg_fl"):
+            rows.append([about, f"`{method}`", "", *(cell[*settings, method, n] for n in (40, 80, 120))])
+    return markdown(rows)
+
+
+def test_photos():
+    assert block(ROOT / "docs" / "own_data.md", "photos") == photos()
+    mean = {key: float(np.mean(values)) for key, values in on_photos().items()}
+    labels = sorted(mean["none", False, m, 120] for m in ("random", "entropy_det", "Rzg_pz", "Rzg_fl"))
+    values = mean["none", False, "clean images alone", 0], labels[0], labels[-1], mean["none", True, "random", 120]
+    text = "the 204 clean images alone gave {:.1f} %, 120 labels of the pool {:.1f} to {:.1f} % whichever method chose "
+    text += "them, and the clean images with 120 random labels {:.1f} %"
+    assert text.format(*values) in page_text(README)
 
 
 VARIANTS = {  # of the study of facility location, in words
