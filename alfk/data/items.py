@@ -155,13 +155,17 @@ def _unformatted(dataset: Any) -> Any:
 
 
 def own_classes(dataset: Dataset) -> tuple[str, ...] | None:
-    """The names of classes by which a data set numbers its labels, as torchvision's do; None if they are not known."""
+    """The names of classes by which a data set numbers its labels, as torchvision's do; None if they are not known.
+
+    Synonyms in a tuple are joined. A name of several classes, as ImageNet's two cranes, is followed by their numbers.
+    """
     if isinstance(dataset, Subset):
         return own_classes(dataset.dataset)
     found = getattr(dataset, "classes", None)
     if getattr(dataset, "target_transform", None) is not None or not isinstance(found, list | tuple | np.ndarray):
         return None
-    return class_names(found)
+    names = [", ".join(map(str, name)) if isinstance(name, tuple | list) else str(name) for name in found]
+    return class_names([f"{name} {c}" if names.count(name) > 1 else name for c, name in enumerate(names)])
 
 
 class _Chunks(Dataset):

@@ -1,6 +1,7 @@
 """What a model must return, checked once on a few images before a query uses it.
 
-The contract: a model's forward returns (logits (B, C), list of taps), and the logits are computed from the taps. A tap
+The contract: a model's forward returns (logits (B, C), list of taps), and the logits are computed from the taps. They
+are what a softmax makes probabilities of, not the probabilities; their logarithms are logits too. A tap
 is (B, c), (B, c, h, w) or (B, c, d, h, w) with c channels, at least 2, over which a descriptor is standardised; it is
 averaged over all other dimensions. An in-place operation in a model's own forward changes a tap that it returns: the
 tap is then the result of that operation.
@@ -20,6 +21,8 @@ from alfk.support.errors import UserError, one_line
 from alfk.support.seeding import seeded_globally
 
 FEW = 5  # images that a model is checked on
+# What torch, torchvision, timm and transformers say of images that do not fit.
+SHAPES = r"(?i)channels?\b|shapes\b|size of tensor|invalid for input of size|elements not|normalized_shape|height|width"
 
 CONTRACT = (
     "forward must return (logits (B, C), list of taps); alfk.tapped(model, names of layers) makes one of any model"
@@ -38,7 +41,7 @@ def check_model(model: nn.Module, images: Tensor, taps: Sequence[int] | None = N
     Raises:
         UserError: the model breaks the contract, or cannot be run on float32 images on this device.
     """
-    with evaluation_mode(model), seeded_globally(0, images.device), forward_errors():
+    with evaluation_mode(model), seeded_globally(0, images.device), forward_errors(images.shape):
         output = forward(model, images, grad=scores)
         if hasattr(model, "before_dropout"):  # as MC-dropout runs it
             _check_pair(model.after_dropout(model.before_dropout(images)), len(images))
@@ -52,11 +55,21 @@ def check_model(model: nn.Module, images: Tensor, taps: Sequence[int] | None = N
 
 
 @contextlib.contextmanager
-def forward_errors() -> Iterator[None]:
-    """Raises UserError for torch's errors about devices and about types, as from a network that casts its input."""
+def forward_errors(shape: Sequence[int]) -> Iterator[None]:
+    """Raises UserError for errors about devices, about types, as from a network that casts its input, and about shapes.
+
+    Args:
+        shape: of the images (B, ...).
+    """
     try:
         yield
-    except RuntimeError as problem:
+    except (RuntimeError, ValueError, AssertionError) as problem:
+        if re.search(SHAPES, str(problem)):
+            raise UserError(
+                f"the model's forward fails with images {tuple(shape[1:])} ({one_line(problem)}): give images of the "
+                "size and the channels that it was trained with, grey ones for a colour network as "
+                "images.expand(-1, 3, -1, -1)"
+            ) from problem
         if re.search(r"on the same device|torch\.cuda\.\w+Tensor", str(problem)):
             raise UserError("model and images are on different devices: move one, e.g. pool.to(device)") from problem
         if not re.search(r"\b(d?type|scalar type)\b.*(Half|BFloat16|Float|Double|float|Byte)", str(problem)):
@@ -73,6 +86,11 @@ def derivative_errors() -> Iterator[None]:
     try:
         yield
     except RuntimeError as problem:
+        if "use_reentrant" in str(problem):
+            raise UserError(
+                "the model uses torch.utils.checkpoint with use_reentrant=True, which allows no gradients for taps: "
+                "use use_reentrant=False"
+            ) from problem
         if not re.search(r"derivative for|differentiate twice|used in the graph|vmap", str(problem)):
             raise
         raise UserError(
@@ -92,6 +110,9 @@ def _check_pair(output: object, batch: int) -> tuple[Tensor, Sequence[object]]:
         raise UserError(f"the model's logits are {kind(logits)} for {batch} images, not ({batch}, classes)")
     if logits.shape[1] < 2:
         raise UserError("the model has one logit: return one for each of two classes, torch.cat([0 * x, x], 1) of it")
+    rounding = max(1e-4, torch.finfo(logits.dtype).eps)
+    if (logits >= 0).all() and ((logits.sum(1) - 1).abs() <= rounding).all():
+        raise UserError("the model returns probabilities, not logits: leave out the softmax at its end")
     return logits, taps
 
 

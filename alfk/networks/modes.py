@@ -3,6 +3,7 @@
 import contextlib
 import copy
 import sys
+import threading
 from collections.abc import Iterable, Iterator
 
 import torch
@@ -10,6 +11,8 @@ from torch import nn
 
 from alfk.networks.dropout import MCDropout
 from alfk.support.errors import UserError, one_line
+
+_one_thread = threading.RLock()
 
 
 @contextlib.contextmanager
@@ -19,8 +22,11 @@ def computing() -> Iterator[None]:
     A query so gives the same result inside the caller's `torch.no_grad()`, `torch.inference_mode()` or `torch.autocast`
     and after `torch.set_default_dtype` as without. A compiled network has no second derivatives, and may not call the
     hooks of its layers.
+
+    One thread is inside at a time, others wait: networks' modes and hooks, torch's default type and its global
+    generators are the same for all threads.
     """
-    with contextlib.ExitStack() as stack:
+    with _one_thread, contextlib.ExitStack() as stack:
         stack.callback(torch.set_default_dtype, torch.get_default_dtype())
         torch.set_default_dtype(torch.float32)
         stack.enter_context(torch.inference_mode(False))
@@ -51,7 +57,8 @@ def prepare(model: nn.Module) -> nn.Module:
     and large features infinite; and if they were made under `torch.inference_mode()`, which allows no gradients.
 
     Raises:
-        UserError: `model` is no module, cannot be copied, or has batch norm without running statistics.
+        UserError: `model` is no module, cannot be copied, has layers without weights, or batch norm without running
+            statistics.
     """
     if not isinstance(model, nn.Module):
         raise UserError(f"the model must be a torch.nn.Module, not {type(model).__name__}")
@@ -62,6 +69,8 @@ def prepare(model: nn.Module) -> nn.Module:
                 f"{name or 'the model'} normalises by the batch in evaluation mode too (track_running_stats=False), so "
                 "the choice would depend on the batch size: train the model with track_running_stats=True"
             )
+    if any(map(nn.parameter.is_lazy, (*model.parameters(), *model.buffers()))):
+        raise UserError("the model has lazy layers, whose weights do not exist yet: run it once, model(images)")
     parameters = [parameter for parameter in model.parameters() if parameter.is_floating_point()]
     if all(p.dtype == torch.float32 and not p.is_inference() for p in parameters):
         return model

@@ -109,7 +109,7 @@ def penultimate(model: nn.Module, images: Tensor) -> tuple[Tensor, Tensor]:
         logits, _ = run(model, images, ())
     calls = [(inputs, output) for inputs, output in calls if output.shape == logits.shape]
     exact = [inputs for inputs, output in calls if torch.equal(output, logits)]
-    if not exact and len(calls) == 1:  # a softmax may follow
+    if not exact and len(calls) == 1:  # a log-softmax may follow
         exact = [calls[0][0]]
     if exact:
         return exact[-1], logits

@@ -127,7 +127,7 @@ def _outputs(model: nn.Module, images: Tensor, channels_last: bool | None) -> tu
             if name and not isinstance(module, torch.jit.ScriptModule):
                 hook = lambda module, _, output, name=name: read(name, module, output)  # noqa: E731
                 hooks.callback(module.register_forward_hook(hook).remove)
-        with forward_errors():
+        with forward_errors(images.shape):
             output = model(images)
     return [one for one in found if calls[one.candidate.name] == 1], find_logits(output, len(images))
 

@@ -4,11 +4,13 @@ import contextlib
 import copy
 import dataclasses
 import functools
+import threading
 
 import pytest
 import torch
 import torch.nn.functional as F
 from torch import nn
+from torch.utils.checkpoint import checkpoint
 
 import alfk
 from alfk.data.split import Split
@@ -215,6 +217,21 @@ def test_whatever_is_set_around_a_query_changes_nothing(key):
             assert torch.is_autocast_enabled("cpu") == (name in ("float16", "bfloat16"))
 
 
+def test_one_thread_computes_at_a_time():
+    began = threading.Event()
+
+    def query():
+        with computing():
+            began.set()
+
+    with computing(), computing():
+        other = threading.Thread(target=query)
+        other.start()
+        assert not began.wait(0.05)
+    other.join(20)
+    assert began.is_set()
+
+
 def test_images_and_models_made_in_inference_mode():
     with torch.inference_mode():
         pool, validation = split(14, 1), split(9, 2)
@@ -325,6 +342,8 @@ BAD = {
     "an object": (lambda logits, taps: Result(logits), "returned a Result"),
     "no taps": (lambda logits, taps: (logits, []), "returned no taps"),
     "one logit": (lambda logits, taps: (logits[:, :1], taps), "one logit"),
+    "probabilities": (lambda logits, taps: (logits.softmax(1), taps), "leave out the softmax at its end"),
+    "rounded": (lambda logits, taps: (logits.softmax(1).bfloat16(), taps), "leave out the softmax at its end"),
     "logits of pixels": (lambda logits, taps: (logits[..., None], taps), "not (5, classes)"),
     "labels": (lambda logits, taps: (logits.argmax(1), taps), "the model's logits are a tensor (5,) of int64"),
     "one channel": (lambda logits, taps: (logits, [taps[0][:, :1]]), "one channel"),
@@ -369,6 +388,19 @@ def test_every_method_checks_what_it_uses(key):
             assert len(choose(key, Changed(change))) == 8, name
 
 
+def test_checkpoints_that_allow_no_gradients_for_taps():
+    class Own(Net):
+        reentrant = True
+
+        def forward(self, x):
+            return checkpoint(lambda x: self.fc(x.mean((2, 3))), self.features(x), use_reentrant=self.reentrant)
+
+    model = tapped(made(Own), ["relu2"])
+    refuses(lambda: choose("Rzg_pz", model), "use use_reentrant=False")
+    Own.reentrant = False
+    assert choose("Rzg_pz", model) == choose("Rzg_pz", with_taps(["relu2"]))
+
+
 @pytest.mark.parametrize("taps", [(2,), (0, -3)])
 def test_a_tap_that_does_not_exist(taps):
     refuses(lambda: check_model(made(WithTaps), IMAGES, taps), f"no tap {taps[-1]}: the model returned 2")
@@ -394,6 +426,15 @@ MODELS = {
     "batch norm": (
         lambda: nn.Sequential(nn.BatchNorm2d(1, track_running_stats=False), made(WithTaps)),
         "0 normalises by the batch in evaluation mode too",
+    ),
+    "lazy layers": (lambda: tapped(nn.Sequential(nn.Flatten(), nn.LazyLinear(4)), ["0"]), "run it once, model(images)"),
+    "colours": (
+        lambda: tapped(nn.Sequential(nn.Conv2d(3, 4, 12), nn.Flatten()), ["0"]),
+        "fails with images (1, 12, 12) (Given groups=1",
+    ),
+    "another size": (
+        lambda: tapped(nn.Sequential(nn.Flatten(), nn.Linear(9, 4)), ["0"]),
+        "give images of the size and the channels that it was trained with",
     ),
     "after dropout": (lambda: made(Separated), "a tensor (5, 4) of float32: forward must return"),
 }
