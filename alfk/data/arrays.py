@@ -23,7 +23,7 @@ if TYPE_CHECKING:
 
 CHANNELS = (1, 3, 4)  # grey, RGB, RGBA: a dimension of this length can be that of the channels
 EQUAL = 1e-9  # values whose relative differences are smaller differ by the rounding of earlier computations
-DIGITS = 1e-3  # of the range of a column, the rounding that is accepted
+ROUNDED = 1e-3  # of the range of a column, the rounding that is accepted
 CHUNK = 2**22  # values that are converted to float64 at a time
 
 
@@ -299,7 +299,7 @@ def _check_digits_left(columns: Tensor) -> None:
     """Raises UserError if float32 rounds a column of features (n, D) to few of its values, as time stamps."""
     low, high = columns.amin(0), columns.amax(0)
     differ, rounding = high - low > EQUAL * high.abs(), (columns.float() - columns).abs().amax(0)
-    few = differ & rounding.isfinite() & (rounding > DIGITS * (high - low))
+    few = differ & rounding.isfinite() & (rounding > ROUNDED * (high - low))
     if few.any():
         at = int(few.nonzero()[0])
         raise UserError(

@@ -157,7 +157,7 @@ def _unformatted(dataset: Any) -> Any:
 def own_classes(dataset: Dataset) -> tuple[str, ...] | None:
     """The names of classes by which a data set numbers its labels, as torchvision's do; None if they are not known.
 
-    Synonyms in a tuple are joined. A name of several classes, as ImageNet's two cranes, is followed by their numbers.
+    Synonyms in a tuple are joined. A name of several classes, as two cranes have it, is followed by their numbers.
     """
     if isinstance(dataset, Subset):
         return own_classes(dataset.dataset)

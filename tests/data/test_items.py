@@ -238,9 +238,9 @@ def test_a_data_sets_own_classes_are_found_by_name():
     assert (validation.classes, names(validation)) == (("ant", "bee", "cat"), ["cat", "ant", "cat"])
     assert names(Split.of(Subset(Folder(["dog", "cat", "bee"]), [2, 1]), like=pool)) == ["bee", "cat"]
     assert names(Split.of(Folder(["cat", "ant"]), classes=["cat", "ant"])) == ["cat", "ant"]
-    pool = Folder(["ant", "bee", "cat"])
-    pool.classes = [("crane",), ("bee", "Apis"), ("crane",)]  # like torchvision's ImageNet
-    assert names(Split.of(pool)) == ["crane 0", "bee, Apis", "crane 2"]
+    cranes = Folder(["ant", "bee", "cat"])
+    cranes.classes = [("crane",), ("bee", "Apis"), ("crane",)]  # like torchvision's ImageNet
+    assert names(Split.of(cranes)) == ["crane 0", "bee, Apis", "crane 2"]
     assert names(Split.of(Folder(["3", "1", "2"]))) == ["3", "1", "2"]
     refused(r"the class 'emu', which is not among the classes", Split.of, Folder(["emu", "ant"]), like=pool)
     assert names(Split.of(Folder(["emu", "ant"]), [1, 0], like=pool)) == ["bee", "ant"]  # labels that are given
