@@ -136,7 +136,7 @@ def class_names(classes: Sequence[str] | None) -> tuple[str, ...] | None:
         raise UserError("classes is empty: give the name of class 0, 1, ..., or None")
     if len(set(names)) < len(names):
         twice = next(name for name, times in Counter(names).items() if times > 1)
-        raise UserError(f"classes has the name {twice!r} twice: give each once")
+        raise UserError(f"classes has the name {twice!r} twice: give each class one of its own")
     return names
 
 
