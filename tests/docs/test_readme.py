@@ -176,6 +176,7 @@ CHOICES = [  # one trial, the other
     ("Rzg_fl L80, V 1000", "Rzg_pz L80, V 1000"),
     ("Rzg_fl L80, V 300", "Rzg_pz L80, V 300"),
     ("Rzg_fl L80, V 100", "Rzg_pz L80, V 100"),
+    ("Rzg_fl L80, nr 0.3", "Rzg_pz L80, nr 0.3"),
 ]
 SILHOUETTES = [("Rzg_fl L80", other) for other in ("Rzg_pz L80", "flqmi_z", "entropy_det", "random")]
 SILHOUETTES += [("Rzg_pz L80", "entropy_det")]
