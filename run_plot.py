@@ -81,6 +81,7 @@ def run(options: argparse.Namespace) -> int:
     check_methods(options.methods, data_sets)
     for found in data_sets:
         found.records = select(found.records, options.ir, options.methods, options.init)
+        found.check_settings()
     if options.plain:
         draw_plain(data_sets, options)
         return 0

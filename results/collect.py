@@ -86,7 +86,7 @@ def _add(source: RunFolder, target: RunFolder, new: Sequence[Record]) -> None:
     """Add sessions and settings to the manifest, then lines to the results."""
     target.path.mkdir(parents=True, exist_ok=True)
     made, path, lines = _manifest(source), target.path / "manifest.json", target.path / "results.jsonl"
-    manifest = _manifest(target) if path.exists() else {**made, "sessions": []}
+    manifest = _manifest(target) if path.exists() or lines.exists() else {**made, "sessions": []}
     check_settings(target.path, manifest["settings"], made["settings"])
     manifest["settings"] = {**made["settings"], **manifest["settings"]}
     manifest["sessions"] += [session for session in made["sessions"] if session not in manifest["sessions"]]

@@ -56,8 +56,11 @@ def open_workspace(
     folder = RunFolder(root(experiment, options), number)
     work = Workspace(experiment, folder, train, test, options.seed, train.device, report, separate_validation, recipe)
     work.initial_command = functools.partial(initial_command, options)
-    settings = work.settings("initial" if initial else "learning")
-    manifest, warnings = distributed.broadcast_from_main(lambda: folder.check_manifest(settings))
+    stage = "initial" if initial else "learning"
+    settings = work.settings(stage) | work.behaviour(stage)
+    # Where initial models are not made, their number of epochs may be named again, and has no other use.
+    named = {"pretraining.epochs": options.unsup_epochs} if options.unsup_epochs else {}
+    manifest, warnings = distributed.broadcast_from_main(lambda: folder.check_manifest(settings | named))
     work.pretrained_with = {k: v for k, v in manifest["settings"].items() if k.startswith("pretraining.")}
     _warn(report, warnings)
     work.check_sizes(trials, iterations)

@@ -269,7 +269,7 @@ def device_of(options: argparse.Namespace) -> torch.device:
         device = torch.device(name)
         if device.type == "cuda":
             device = _gpu(name, device)
-        elif str(device) != name:  # torch keeps eight bits of a number: cpu:256 would be cpu:0
+        elif str(device) != name or (name.startswith("cpu:") and device.index):  # torch takes cpu:256 for cpu:0
             raise UserError(f"there is no device {name!r}")
         torch.ones(1, device=device).item()
     except UserError:

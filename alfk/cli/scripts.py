@@ -209,11 +209,17 @@ def over_runs(
     return 0 if not failures else 2 if all(failure.user for failure in failures) else 1
 
 
-@distributed.main_process_only
 def check_initial_models(
     experiment: Experiment, options: Options, runs: Sequence[int], trials: Sequence[Trial]
 ) -> None:
-    """Raises UserError, with the command that makes it, unless all initial models exist."""
+    """Raises UserError unless the images are there and, with the command that makes it, each initial model."""
+    data(experiment, options)
+    distributed.broadcast_from_main(lambda: _check_initial_models(experiment, options, runs, trials))
+
+
+def _check_initial_models(
+    experiment: Experiment, options: Options, runs: Sequence[int], trials: Sequence[Trial]
+) -> None:
     for folder in (RunFolder(root(experiment, options), number) for number in runs):
         for trial in trials:
             needed = [(trial.unsupervised, member) for member in range(trial.ensemble)]

@@ -1,6 +1,8 @@
 """Typed constants of an experiment: a column of the table in docs/method.md, section 2."""
 
 import dataclasses
+import hashlib
+import json
 from collections.abc import Callable, Mapping
 from dataclasses import field
 from typing import TYPE_CHECKING, Any, Protocol
@@ -161,6 +163,23 @@ class Experiment:
             else:
                 flat[name] = list(value) if isinstance(value, tuple) else value
         return flat
+
+    def behaviour(self, stage: str) -> dict[str, object]:
+        """What the functions among the constants do, of which `settings` has the names: the network's structure, and
+        of the stage "initial" or "learning" the learning rates of all epochs, and the taps of each length.
+        """
+        name = "pretraining" if stage == "initial" else "retraining"
+        recipe: Recipe = getattr(self, name)
+        rates = [f"{recipe.schedule(epoch, 0.5):.6g}" for epoch in range(1, recipe.epochs + 1)]
+        found = {"network.structure": digest_of(str(self.network(self.classes))), f"{name}.rates": digest_of(rates)}
+        if stage == "learning":
+            found |= {f"taps.{length}": list(taps) for length, taps in self.descriptors.items()}
+        return found
+
+
+def digest_of(content: object) -> str:
+    """Sixteen hexadecimal digits that tell JSON-able values apart."""
+    return hashlib.blake2b(json.dumps(content, sort_keys=True).encode(), digest_size=8).hexdigest()
 
 
 # (data directory: Path[, strict: bool]) -> training and test images, or a Dataset

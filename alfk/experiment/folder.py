@@ -1,8 +1,7 @@
 """The folder of one run: the paths of its files, its locks, its manifest, and the lines of its results."""
 
 import contextlib
-import hashlib
-import json
+from collections import ChainMap
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -15,11 +14,6 @@ from alfk.support.errors import DamagedFileError, UserError
 from alfk.support.files import atomic, locked, read_json, write_json
 
 FORMAT = 3  # of the files of a run; a folder of another format is not continued
-
-
-def digest_of(settings: Mapping[str, Any]) -> str:
-    """Sixteen hexadecimal digits that tell settings apart."""
-    return hashlib.blake2b(json.dumps(settings, sort_keys=True).encode(), digest_size=8).hexdigest()
 
 
 class RunFolder:
@@ -35,6 +29,8 @@ class RunFolder:
             for part in ("data", "checkpoint", "descr"):
                 (self.path / part).mkdir(parents=True, exist_ok=True)
             (self.path / ".lock").touch()
+        except FileExistsError as problem:
+            raise UserError(f"{problem.filename} is a file in the place of a folder: remove it") from None
         except OSError as problem:
             raise UserError(f"cannot write to {self.path}: {problem.strerror}; choose another --save-folder") from None
 
@@ -83,6 +79,16 @@ class RunFolder:
                 raise UserError(f"another process is working on {name} in {self.path}") from None
             yield
 
+    def _is_worked_on(self) -> bool:
+        """Whether one of the locks is held."""
+        for path in self.path.glob(".?*.lock"):
+            try:
+                with locked(path, wait=False):
+                    pass
+            except BlockingIOError:
+                return True
+        return False
+
     # Manifest
 
     def manifest(self) -> tuple[dict[str, Any], list[str]]:
@@ -101,24 +107,25 @@ class RunFolder:
             damage = f"{path} is lost"
         except DamagedFileError as problem:
             damage = str(problem).partition(":")[0]
-        settings = self._settings_of_checkpoints()
+        settings = dict(ChainMap(*self._settings_of_checkpoints()))
         warnings = [f"{damage}: its settings were taken from the run's checkpoints"]
         empty = {"run": self.number, "format": FORMAT, "settings": settings, "sessions": []}
-        return empty, warnings if settings or path.exists() else []
+        return empty, warnings if settings or path.exists() or (self.path / "results.jsonl").exists() else []
 
-    def _settings_of_checkpoints(self) -> dict[str, Any]:
-        settings: dict[str, Any] = {}
+    def _settings_of_checkpoints(self) -> list[dict[str, Any]]:
+        """The settings of each checkpoint; those of earlier versions lack what the settings do."""
+        settings = []
         for path in sorted((self.path / "checkpoint").glob("*.pt")):
             with contextlib.suppress(UserError):  # whoever needs a damaged one will say so
-                found = load_checkpoint(path, {}, weights=False)[1].get("settings")
-                settings = (found if isinstance(found, dict) else {}) | settings
+                about = load_checkpoint(path, {}, weights=False)[1]
+                settings.append(about.get("settings", {}) | about.get("behaviour", {}))
         return settings
 
     def check_manifest(self, settings: Mapping[str, Any]) -> tuple[dict[str, Any], list[str]]:
         """The manifest, empty for a new run, and warnings about it.
 
-        A setting with which no checkpoint was made does not count: it is left by a training that diverged, or the
-        manifest is another run's.
+        A setting with which nothing was made, and nothing is being made, does not count: it is left by a training that
+        diverged, or the manifest is another run's.
 
         Raises:
             UserError: a setting in it differs, or the folder is of another format.
@@ -126,12 +133,12 @@ class RunFolder:
         manifest, warnings = self.manifest()
         self.check_format(manifest)
         differing = [key for key, value in settings.items() if manifest["settings"].get(key, value) != value]
-        if differing:
+        if differing and not self._is_worked_on() and not self._lost():
             made_with = self._settings_of_checkpoints()
-            if all(made_with.get(key, settings[key]) == settings[key] for key in differing):
+            if all(made.get(key, settings[key]) == settings[key] for made in made_with for key in differing):
                 found = ", ".join(f"{key} = {manifest['settings'][key]}" for key in differing)
                 warning = f"{self.path / 'manifest.json'} had {found}, but no model of the run was made so: replaced"
-                return {**manifest, "settings": made_with}, [warning]
+                return {**manifest, "settings": dict(ChainMap(*made_with))}, [warning]
         check_settings(self.path, manifest["settings"], settings)
         return manifest, warnings
 
@@ -177,6 +184,11 @@ class RunFolder:
         what = names[0] if len(names) == 1 else f"{len(names)} iterations, the first {names[0]},"
         return [f"{self.path / 'results.jsonl'} has no line of {what}; {RESTORED}"]
 
+    def _lost(self) -> list[Record]:
+        """The records of finished iterations whose checkpoints are not there."""
+        of = ((record, Trial.of(record), record["b"], record["labelled"]) for record in self.results())
+        return [record for record, *each in of if not self.checkpoint("best", *each).exists()]
+
     @distributed.main_process_only
     def add_results(self, records: Sequence[Record]) -> None:
         """Write lines of finished iterations, in place of earlier lines about the same ones."""
@@ -188,8 +200,16 @@ class RunFolder:
                 file.write("".join(map(line_of, lines.values())).encode())
 
 
-def check_settings(what: Path, recorded: Mapping[str, Any], now: Mapping[str, Any]) -> None:
-    """Raises UserError if a run folder or a file in it was made with other settings; missing ones are not compared."""
+REPEAT = "repeat that, or give another --save-folder, with --initial first"
+
+
+def check_settings(what: Path, recorded: Mapping[str, Any], now: Mapping[str, Any], fix: str = REPEAT) -> None:
+    """Raises UserError if a run folder or a file in it was made with other settings; missing ones are not compared.
+
+    Args:
+        fix: what to do about it, for the message. The settings of the run were compared before those of a file in it,
+            so that such a file is the one that is wrong.
+    """
     if recorded and recorded.get("protocol") != now.get("protocol"):
         raise UserError(
             f"{what} was made by an earlier version, whose protocol differs: delete it, or give another --save-folder"
@@ -202,7 +222,4 @@ def check_settings(what: Path, recorded: Mapping[str, Any], now: Mapping[str, An
                 f"restore them, or delete it, or give another --save-folder (made with {was}, now {value})"
             )
         if was != value:
-            raise UserError(
-                f"{what} was made with {key} = {was}, this command says {value}: repeat that, or give another "
-                "--save-folder, with --initial first"
-            )
+            raise UserError(f"{what} was made with {key} = {was}, this command says {value}: {fix}")

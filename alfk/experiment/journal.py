@@ -122,11 +122,14 @@ class Journal:
         """The results record of a finished iteration, else None.
 
         Raises:
-            UserError: its file is damaged, of other settings, or was not trained from the previous iteration's weights.
+            UserError: its file is damaged, of other settings, or was not trained from the previous iteration's weights
+                or, the first one, the initial models.
         """
         about = self._description(b)
         if about is None:
             return None
+        if b == 0 and not self._is_based(about, b):
+            raise UserError(f"{self.checkpoint(b)} was trained from other initial models than there are now: {FIX}")
         before = self._description(b - 1) if b else None
         if before and about["starts_from"] is not None and before["weights"] != about["starts_from"]:
             raise UserError(
@@ -144,7 +147,7 @@ class Journal:
         about = load_checkpoint(self.waiting(b), {"kind": "query", **self.identity(b)})[1]
         waiting, before = Acquired.unpack(about["acquired"]), self.queried_before(b)
         follows = torch.equal(waiting.queried[: len(before)], before)  # not if earlier images were chosen again
-        return waiting if follows else None
+        return waiting if follows and self._is_based(about, b) else None
 
     def queried_before(self, b: int) -> Tensor:
         """(k,) int64 positions in the pool queried before iteration b. Raises UserError if the previous one is lost."""
@@ -161,6 +164,14 @@ class Journal:
         if fingerprint(state) != about["weights"]:
             raise damaged(self.checkpoint(b), "its weights are not those that it states")
         return state, about["weights"]
+
+    def _base(self, b: int) -> list[str]:
+        """The fingerprints of the models that an iteration stands on: the initial ones or the previous iteration's."""
+        return [self._previous(b)["weights"]] if b else self.work.initial_weights(self.trial)
+
+    def _is_based(self, about: Mapping[str, Any], b: int) -> bool:
+        """Whether a file stands on the models that there are; those of earlier versions do not say."""
+        return "base" not in about or about["base"] == self._base(b)
 
     def _previous(self, b: int) -> dict[str, Any]:
         about = self._description(b - 1)
@@ -184,7 +195,7 @@ class Journal:
         made_with = identity.pop("made_with")
         with distributed.single_process():
             state, about = load_checkpoint(path, {"kind": "iteration", **identity}, weights=weights)
-        check_settings(path, about.get("settings", {}), self.work.settings())  # names the one that differs
+        check_settings(path, about.get("settings", {}), self.work.settings(), FIX)  # names it
         check(path, about, {"made_with": made_with})
         return state, about
 
@@ -192,7 +203,7 @@ class Journal:
 
     def keep(self, b: int, acquired: Acquired) -> None:
         """Write a query that is going to be trained on."""
-        about = {"kind": "query", **self.identity(b), "acquired": acquired.pack()}
+        about = {"kind": "query", **self.identity(b), "base": self._base(b), "acquired": acquired.pack()}
         save_checkpoint(self.waiting(b), {}, about)
         self._export_query(b, acquired)
 
@@ -202,6 +213,8 @@ class Journal:
             "kind": "iteration",
             **self.identity(b),
             "settings": self.work.initial_settings(self.trial) | self.work.settings(),
+            "behaviour": self.work.behaviour(),
+            "base": self._base(b),
             "starts_from": outcome.starts_from,
             "weights": fingerprint(outcome.weights),
             "record": outcome.record,
@@ -254,5 +267,5 @@ def opened(work: Workspace, trial: Trial) -> Iterator[Journal]:
     Raises:
         UserError: another process works on the trial.
     """
-    with work.folder.lock(trial.name):
+    with work.lock(trial.name):
         yield Journal(work, trial)

@@ -4,12 +4,13 @@ import time
 
 from torch import Tensor
 
-from alfk.experiment.folder import check_settings, digest_of
+from alfk.experiment.config import digest_of
+from alfk.experiment.folder import check_settings
 from alfk.experiment.training import BestEpoch, Evaluator, at_chance, fit, rotate
 from alfk.experiment.trial import distortion_name
 from alfk.experiment.workspace import Workspace
 from alfk.support.checkpoints import load_checkpoint, save_checkpoint
-from alfk.support.files import has_file
+from alfk.support.files import FIX, has_file
 
 
 def make_initial_models(work: Workspace, ir: float, nr: float, members: int = 1, select: str = "test") -> None:
@@ -20,7 +21,7 @@ def make_initial_models(work: Workspace, ir: float, nr: float, members: int = 1,
     ("val"), where the untrained model counts as epoch 0, or the "last".
     """
     distortion, settings = distortion_name(ir, nr), work.settings("initial")
-    with work.folder.lock(f"init_{distortion}"):
+    with work.lock(f"init_{distortion}", "initial"):
         for member in range(members):
             for init, make in (("random", _random), ("rotation", _rotation)):
                 facts = {"init": init, "ir": ir, "member": member}
@@ -29,13 +30,14 @@ def make_initial_models(work: Workspace, ir: float, nr: float, members: int = 1,
                 about |= {"select": select} if init == "rotation" else {}
                 if has_file(path):
                     found = load_checkpoint(path, about)[1]
-                    check_settings(path, found.get("settings", {}), settings)
+                    check_settings(path, found.get("settings", {}), settings, FIX)
                     work.report("initial", run=work.folder.number, **facts, skipped=True)
                     continue
                 start = time.perf_counter()
                 state, extra = make(work, ir, nr, distortion, member, select)
                 extra |= {"seconds": time.perf_counter() - start}
                 made_with = {"made_with": digest_of(settings), "settings": settings}
+                made_with |= {"behaviour": work.behaviour("initial")}
                 save_checkpoint(path, state, {**about, **extra, **made_with})
                 work.report("initial", run=work.folder.number, **facts, **extra)
 

@@ -1,7 +1,8 @@
 """The state of one run that all its stages share: folder, random generators, data on the device, models."""
 
+import contextlib
 import dataclasses
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -11,11 +12,11 @@ from torch import Tensor, nn
 
 from alfk.data import bias
 from alfk.data.split import Split
-from alfk.experiment.config import Experiment
-from alfk.experiment.folder import RunFolder, check_settings, digest_of
+from alfk.experiment.config import Experiment, digest_of
+from alfk.experiment.folder import RunFolder, check_settings
 from alfk.experiment.records import BASELINE, VALIDATION_ALONE
 from alfk.experiment.trial import Trial, number_name
-from alfk.networks.weights import fits, is_in_layers, linear_layers, snapshot
+from alfk.networks.weights import fingerprint, fits, is_in_layers, linear_layers, snapshot
 from alfk.support import distributed
 from alfk.support.checkpoints import load_checkpoint
 from alfk.support.errors import UserError
@@ -58,7 +59,7 @@ class Workspace:
     initial_command: Callable[[Trial], str] = Trial.initial_command
     recorded: Mapping[str, Any] = dataclasses.field(default_factory=dict)
     pretrained_with: Mapping[str, Any] = dataclasses.field(default_factory=dict)
-    _initial_models: dict[Path, dict[str, Any]] = dataclasses.field(default_factory=dict, repr=False)
+    _initial_models: dict[Path, tuple[dict[str, Any], str]] = dataclasses.field(default_factory=dict, repr=False)
     _drawn_layers: dict[tuple[str, int], dict[str, Tensor]] = dataclasses.field(default_factory=dict, repr=False)
 
     def settings(self, stage: str = "learning") -> dict[str, Any]:
@@ -71,6 +72,25 @@ class Workspace:
         else:
             settings |= self.experiment.settings(stage)
         return {key: self.recorded.get(key, value) for key, value in settings.items()}
+
+    def behaviour(self, stage: str = "learning") -> dict[str, Any]:
+        """What the constants do that are functions (see `Experiment.behaviour`): recorded with the settings, but newer
+        than the digests of settings in files, and no part of them.
+        """
+        found = self.experiment.behaviour(stage)
+        return found if self.recipe is None else {"network.structure": found["network.structure"]}
+
+    @contextlib.contextmanager
+    def lock(self, name: str, stage: str = "learning") -> Iterator[None]:
+        """Hold a lock of the run's folder inside the block. As long as it is held the run's settings do not change.
+
+        Raises:
+            UserError: another process holds it, or the settings changed before.
+        """
+        settings = self.settings(stage)
+        with self.folder.lock(name):
+            distributed.broadcast_from_main(lambda: self.folder.check_manifest(settings))
+            yield
 
     def _common_settings(self) -> dict[str, Any]:
         common = {"protocol": PROTOCOL, "dataset": self.experiment.name, "seed": self.seed, "device": self.device.type}
@@ -94,10 +114,19 @@ class Workspace:
 
     def initial_settings(self, trial: Trial, member: int = 0) -> dict[str, Any]:
         """The settings that an initial model was made with, as its file states them."""
+        return self._initial_model(trial, member)[0]
+
+    def initial_weights(self, trial: Trial) -> list[str]:
+        """The fingerprints of a trial's initial models, as they are in their files."""
+        return [self._initial_model(trial, member)[1] for member in range(trial.ensemble)]
+
+    def _initial_model(self, trial: Trial, member: int) -> tuple[dict[str, Any], str]:
+        """The settings and the fingerprint of an initial model. Read once."""
         path = self.folder.initial(trial.distortion, trial.unsupervised, member, trial.select)
         if path not in self._initial_models:
             with distributed.single_process():  # the processes need not come here together
-                self._initial_models[path] = self._load_initial(trial, member)[1].get("settings", {})
+                state, found = self._load_initial(trial, member)
+            self._initial_models[path] = found.get("settings", {}), fingerprint(state)
         return self._initial_models[path]
 
     def validation_indices(self) -> Tensor:
@@ -292,11 +321,11 @@ class Workspace:
         settings = {k: v for k, v in self.settings("initial").items() if not k.startswith("pretraining.")}
         if not fits(state, self.experiment.network(4 if trial.unsupervised else self.experiment.classes)):
             raise UserError(f"{path} is of another network: {fix}")
-        made_with = found.get("settings", {})
-        check_settings(path, made_with, settings)  # the command that made it had flags of its own
+        made_with = found.get("settings", {}) | found.get("behaviour", {})
+        check_settings(path, made_with, settings, fix)  # the command that made it had flags of its own
         for key, value in self.pretrained_with.items():
-            if made_with.get(key) != value:
-                raise UserError(f"{path} was made with {key} = {made_with.get(key)}, the run with {value}: {fix}")
+            if made_with.get(key, value) != value:
+                raise UserError(f"{path} was made with {key} = {made_with[key]}, the run with {value}: {fix}")
         return state, found
 
 

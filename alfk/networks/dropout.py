@@ -24,6 +24,9 @@ class MCDropout(nn.Module):
     def forward(self, features: Tensor) -> Tensor:
         return dropout(features, self.p) if self.active else features
 
+    def extra_repr(self) -> str:
+        return f"p={self.p}"
+
 
 def dropout(features: Tensor, p: float) -> Tensor:
     """Features (B, ...) with every entry zeroed with probability p, the others divided by 1 - p.

@@ -8,9 +8,10 @@ from typing import Any
 
 from alfk.data.split import UNOFFICIAL
 from alfk.experiment.folder import RunFolder
-from alfk.experiment.records import Record, read_results
+from alfk.experiment.records import BASELINES, Record, read_results
 from alfk.experiment.trial import Trial
-from alfk.support.errors import DamagedFileError
+from alfk.method.acquisition import METHODS
+from alfk.support.errors import DamagedFileError, UserError
 from alfk.support.files import damaged, read_json
 
 
@@ -30,6 +31,22 @@ class Results:
     settings: dict[str, Any]
     left_out: Sequence[str] = ()
     remark: str = ""
+
+    def check_settings(self) -> None:
+        """Raises UserError if two lines of a run were made with different settings."""
+        first: dict[tuple[Any, ...], Record] = {}
+        for record in self.records:
+            if "made_with" not in record:  # of an earlier version
+                continue
+            method = record["method"]
+            own_recipe = None if method in METHODS or method in BASELINES else method  # has settings of its own
+            other = first.setdefault((record["run"], record["ensemble"], own_recipe), record)
+            if record["made_with"] != other["made_with"]:
+                names = " and ".join(dict.fromkeys(Trial.of(each).label() for each in (other, record)))
+                raise UserError(
+                    f"{self.folder / 'run'}{record['run']}: lines of {names} were made with different settings; "
+                    "--methods, -ir or --init draws those of one"
+                )
 
     @property
     def runs(self) -> list[int]:
@@ -70,24 +87,26 @@ def read_runs(folder: Path, start: int, stop: int | None, warn: Callable[[str], 
     """All records under `folder`/run<N>, N from `start` to before `stop`.
 
     Args:
-        warn: called with a message about a line that is left out, a damaged manifest, or runs whose settings differ.
+        warn: called with a message about a line that is left out or a damaged manifest.
 
     Raises:
-        UserError: a file that cannot be read.
+        UserError: a file that cannot be read, or runs with different settings.
     """
     records, settings, left_out = [], {}, []
     for run in sorted(run_folders(folder, start, stop), key=lambda run: run.path.name):
         found, settings[run.path], problems = _read_run(run)
         records += found
         left_out += problems
+    for text in left_out:
+        warn(f"warning: {text}")
     first = next(filter(None, settings.values()), {})
-    problems = left_out + _differing_digests(records)
     for path, other in settings.items():
         differing = [key for key in first if key in other and other[key] != first[key]]
         if differing:
-            problems.append(f"{path} was made with other settings than the first run: {', '.join(differing)}")
-    for text in problems:
-        warn(f"warning: {text}")
+            raise UserError(
+                f"{path} was made with other settings than the first run ({', '.join(differing)}): --run-start and "
+                "--run-stop draw those of one"
+            )
     sources = [source or "" for other in settings.values() for source in other.get("data") or ()]
     remark = " (not the official files)" if any(source.startswith(UNOFFICIAL) for source in sources) else ""
     return Results(folder, records, first, left_out, remark)
@@ -117,13 +136,3 @@ def _read_run(run: RunFolder) -> tuple[list[Record], dict[str, Any], list[str]]:
     expected = {"run": run.number, **{key: settings[key] for key in ("dataset", "seed") if key in settings}}
     records, wrong = read_results(lines, expected)
     return records, settings, problems + (wrong or run.without_line(records))
-
-
-def _differing_digests(records: Sequence[Record]) -> list[str]:
-    """A message about each trial whose records were made with different settings."""
-    digests: dict[Trial, set[str]] = {}
-    for record in records:
-        if "made_with" in record:
-            digests.setdefault(Trial.of(record), set()).add(record["made_with"])
-    differing = [trial.label() for trial, found in digests.items() if len(found) > 1]
-    return [f"{label} has lines that were made with different settings" for label in differing]

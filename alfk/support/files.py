@@ -52,6 +52,7 @@ def read_file(path: Path, fix: str = "remove it") -> bytes:
 @contextlib.contextmanager
 def atomic(path: Path) -> Iterator[IO[bytes]]:
     """A file written under a temporary name and renamed to `path` when complete. Raises UserError on failure."""
+    _check_place(path)
     temporary = path.with_name(path.name + ".tmp")
     try:
         temporary.unlink(missing_ok=True)
@@ -65,6 +66,11 @@ def atomic(path: Path) -> Iterator[IO[bytes]]:
             temporary.unlink(missing_ok=True)
         named = problem.filename if problem.filename == str(temporary) else path
         raise UserError(f"cannot write {named}: {problem.strerror or problem}") from None
+
+
+def _check_place(path: Path) -> None:
+    if path.is_dir():
+        raise UserError(f"cannot write {path}: there is a folder in its place; remove it")
 
 
 @contextlib.contextmanager
@@ -105,7 +111,7 @@ def check(path: Path, found: Mapping[str, Any], expected: Mapping[str, Any], fix
             continue
         differs = f"its {key} is {found.get(key)}, not {value}"
         if key == "made_with":
-            differs = "it was made with other settings (repeat those, or give another --save-folder)"
+            differs = "it was made with other settings"
         raise UserError(f"{path} is not the file it should be: {differs}; {fix}")
 
 
@@ -179,6 +185,7 @@ def create_array(path: Path, shape: tuple[int, ...], dtype: np.dtype) -> np.memm
 
     The disk space is allocated at once: a full disk is an error here, not a crash while the array is being written.
     """
+    _check_place(path)
     temporary = path.with_name(path.name + ".tmp")
     delete_file(path.with_suffix(".json"))
     try:

@@ -23,7 +23,7 @@ def test_devices():
 @pytest.mark.parametrize(
     "name",
     [
-        *("toaster", "", "cuda:-1", "cuda:x", "cpu:-1", "cpu:256", "meta"),
+        *("toaster", "", "cuda:-1", "cuda:x", "cpu:-1", "cpu:7", "cpu:256", "meta"),
         *("mps", "xla", "hpu", "mtia", "vulkan", "lazy", "privateuseone", "opengl", "ideep"),  # not in this torch
     ],
 )

@@ -26,8 +26,12 @@ import torch
 import run_plot
 from alfk.cli import opening, scripts
 from alfk.experiment import loop
+from alfk.experiment.config import Experiment
+from alfk.experiment.folder import RunFolder
+from alfk.experiment.workspace import Workspace
 from alfk.plotting import plots
 from alfk.support.checkpoints import load_checkpoint, save_checkpoint
+from alfk.support.errors import UserError
 from mnist.config import DIGITS
 from tests.helpers import Done, outcome, records
 from vaal import main as vaal
@@ -101,10 +105,10 @@ def run(script: Callable[[], int], *flags: object) -> Done:
     return Done(out.getvalue(), err.getvalue(), code or 0)
 
 
-def al(folder: Path, *flags: object) -> Done:
+def al(folder: Path, *flags: object, experiment: Experiment = TINY) -> Done:
     """run.py of the data set TINY, whose methods are those of ROWS."""
     same = ["--save-folder", folder, "--device", "cpu", "-nr", 0.1]
-    return run(lambda: scripts.run({"TINY": TINY}, {"TINY": ROWS}, "TINY"), *same, *flags)
+    return run(lambda: scripts.run({"TINY": experiment}, {"TINY": ROWS}, "TINY"), *same, *flags)
 
 
 def gen(folder: Path, *flags: object) -> Done:
@@ -404,6 +408,145 @@ def stop(*_: object) -> None:
 @pytest.mark.parametrize(("kind", "damage"), sample(VAAL_KINDS))
 def test_a_damaged_file_of_vaal(vaal_scene, kind, damage, tmp_path):
     assert end_of(vaal_scene, kind, damage, tmp_path / "copy") in ("equal", "fixed")
+
+
+# One run, one setting
+
+
+@pytest.fixture
+def copy(scene, tmp_path):
+    """A copy of the scene's runs."""
+    return Path(shutil.copytree(scene.root, tmp_path / "copy"))
+
+
+def refused(done: Done, words: str) -> None:
+    assert (done.returncode, len(done.stderr.splitlines())) == (2, 1), done.stderr
+    assert words in done.stderr
+
+
+def with_other_dropout(classes: int) -> torch.nn.Module:
+    network = TINY.network(classes)
+    network.drop4.p = 0.25
+    return network
+
+
+class OtherDecay(type(TINY.retraining.schedule)):
+    def __call__(self, epoch: int, done: float = 1.0) -> float:
+        return 0.5
+
+
+for other, same in ((with_other_dropout, TINY.network), (OtherDecay, type(TINY.retraining.schedule))):
+    other.__name__ = other.__qualname__ = same.__name__
+CONSTANTS = {  # behind the same names
+    "network.structure": {"network": with_other_dropout},
+    "retraining.rates": {"retraining": dataclasses.replace(TINY.retraining, schedule=OtherDecay(every=15))},
+    "taps.20": {"descriptors": {**TINY.descriptors, 20: TINY.descriptors[10]}},
+}
+
+
+@pytest.mark.parametrize("key", CONSTANTS)
+def test_what_constants_do_is_compared(copy, key):
+    """Not only their names: another version of the code may do something else under the same ones."""
+    other = dataclasses.replace(TINY, **CONSTANTS[key])
+    refused(al(copy, experiment=other), f"run0 was made with {key} = ")
+    (copy / "run0" / "manifest.json").unlink()
+    assert f"run0 was made with {key} = " in al(copy, experiment=other).stderr
+
+
+def rewrite_description(path: Path, **changes: object) -> None:
+    """Other entries in the description of a checkpoint, whose checksum is right."""
+    state, about = load_checkpoint(path, {})
+    save_checkpoint(path, {name: value.clone() for name, value in state.items()}, about | changes)
+
+
+def test_a_checkpoint_of_other_settings(scene, copy):
+    """It is the one to be deleted, and does not change what the run was made with."""
+    path = copy / "run0" / scene.kinds["checkpoint"][0].replace("*", "")
+    settings = load_checkpoint(path, {})[1]["settings"]
+    rewrite_description(path, settings=settings | {"retraining.epochs": 3})
+    refused(al(copy, "-e", 3), "run0 was made with retraining.epochs = 1, this command says 3")
+    refused(al(copy), f"{path.name} was made with retraining.epochs = 3, this command says 1: delete it")
+    path.unlink()
+    assert al(copy).returncode == 0
+    assert ends(copy) == scene.wanted
+
+
+@pytest.mark.parametrize("number", [0, 1])
+def test_a_setting_of_which_something_was_made_stays(copy, number):
+    """A model among several, or a line whose checkpoint is lost."""
+    first, second = sorted((copy / "run0" / "checkpoint").glob("best_*.pt"))
+    manifest = copy / "run0" / "manifest.json"
+    settings = json.loads(manifest.read_text())["settings"]
+    rewrite_description((first, second)[number], settings=settings | {"retraining.epochs": 3})
+    refused(al(copy, "-e", 3), "run0 was made with retraining.epochs = 1, this command says 3")
+    for path in (first, second):
+        path.unlink()
+    refused(al(copy, "-e", 3), "run0 was made with retraining.epochs = 1, this command says 3")
+    (copy / "run0" / "results.jsonl").unlink()
+    done = al(copy, "-e", 3)
+    assert "manifest.json had retraining.epochs = 1, " in done.stderr
+    assert ", but no model of the run was made so: replaced" in done.stderr
+
+
+def test_a_setting_that_is_at_work_stays(copy):
+    """Nothing is made yet of the settings of a command that began a moment ago."""
+    for path in (copy / "run0").glob("*/best_*.pt"):
+        path.unlink()
+    (copy / "run0" / "results.jsonl").unlink()
+    with RunFolder(copy, 0).lock("ir_20_nr_0.1"):
+        refused(al(copy, "-e", 3), "run0 was made with retraining.epochs = 1, this command says 3")
+    work = Workspace(TINY, RunFolder(copy, 0), *digits(), 0, torch.device("cpu"))
+    work.folder.record_session(work.settings() | {"retraining.epochs": 3}, {})  # by another command, in the meantime
+    with pytest.raises(UserError, match=r"run0 was made with retraining.epochs = 3, this command says 1"):
+        work.lock("x").__enter__()
+
+
+@pytest.mark.parametrize(
+    "changes", [{"b": 0}, {"method": "random"}, {"run": 1}, {"seed": 1}, {"made_with": "0" * 16}], ids=str
+)
+def test_a_waiting_query_of_something_else(scene, copy, changes):
+    (path,) = (copy / "run0").glob(scene.kinds["waiting query"][0])
+    rewrite_description(path, **changes)
+    refused(al(copy, "--methods", "varR"), path.name)
+
+
+def test_initial_models_made_again_otherwise(scene, copy):
+    """What stands on the old ones is not gone on with: neither a trained iteration nor a query that waits."""
+    first = [copy, "--methods", "Rzg_pz", "--iterations", 1]
+    (path,) = (copy / "run0" / "checkpoint").glob("init_unsup_*.pt")
+    shutil.copy(next((copy / "run1" / "checkpoint").glob("init_unsup_*.pt")), path)
+    rewrite_description(path, run=0)
+    (best,) = (copy / "run0").glob(scene.kinds["checkpoint"][0])
+    refused(al(*first), f"{best.name} was trained from other initial models than there are now: delete it")
+    best.unlink()
+    with pytest.MonkeyPatch.context() as patch, contextlib.suppress(Hangs):
+        patch.setattr(loop, "STAGES", loop.STAGES._replace(train=stop))
+        patch.setattr(loop.active_learning, "__defaults__", (loop.STAGES, False))
+        al(*first)
+    assert (copy / "run0").glob("checkpoint/query_*_Rzg_pz_L_20.pt")
+    shutil.copy(next((scene.root / "run0" / "checkpoint").glob("init_unsup_*.pt")), path)
+    assert al(copy).returncode == 0
+    assert ends(copy) == scene.wanted
+
+
+def test_a_folder_of_a_run_that_is_a_file(scene, copy):
+    for name in ("data", "checkpoint"):
+        path = copy / "run0" / name
+        shutil.rmtree(path)
+        path.touch()
+        refused(al(copy, "--initial"), f"{path} is a file in the place of a folder: remove it")
+        path.unlink()
+
+
+def test_the_epochs_of_pretraining_that_has_been_done(copy):
+    refused(al(copy, "--unsup-epochs", 7), "run0 was made with pretraining.epochs = 1, this command says 7")
+
+
+def test_missing_images_are_named_before_missing_models(tmp_path):
+    def missing(folder, strict=True):
+        raise UserError(f"there is no {folder}")
+
+    refused(al(tmp_path, experiment=dataclasses.replace(TINY, load=missing)), "there is no ")
 
 
 # Figures: what is wrong with a results line or a manifest is named and left out, and the run's own command fixes it

@@ -250,11 +250,8 @@ def test_a_record_states_what_the_matches_are(data, tmp_path):
         assert record["matched"] == len(set(chosen.matches.tolist()))
 
 
-def test_an_iteration_of_other_settings_is_named(data, tmp_path):
-    """Its own ones, and those of its initial model."""
+def test_an_iteration_from_an_initial_model_of_other_settings_is_named(data, tmp_path):
     everything(data, tmp_path)
-    with pytest.raises(UserError, match=r"best_.* was made with retraining.lr = 0.05, this command says 0.01"):
-        active_learning(altered(workspace(data, tmp_path, samples=4), "retraining", lr=0.01), TRIALS)
     work = workspace(data, tmp_path, samples=4)
     path = work.folder.initial(TRIALS[0].distortion, unsupervised=True)
     state, about = load_checkpoint(path, {})

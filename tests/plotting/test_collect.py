@@ -72,6 +72,7 @@ def other_settings(source, target):
 @pytest.mark.parametrize(
     ("change", "words"),
     [
+        (lambda source, target: (target.path / "manifest.json").unlink(), "manifest.json is lost"),
         (damaged_line, "line 1"),
         (other_settings, "query_size = 20"),
         (lambda source, target: damaged_manifest(source), "manifest.json is damaged"),
@@ -79,7 +80,7 @@ def other_settings(source, target):
     ],
 )
 def test_damaged_files_and_other_settings_are_refused_and_stay(tmp_path, change, words):
-    """What is read in place of a damaged manifest has no sessions, and would replace those that are there."""
+    """What is read in place of a lost or damaged manifest has no sessions, and would replace those that are there."""
     target = run_of(tmp_path / "results", made_up_record())
     source = run_of(tmp_path / "source", made_up_record(b=1))
     change(source, target)

@@ -22,6 +22,19 @@ def test_a_failed_write_leaves_the_old_file(tmp_path):
     assert path.read_bytes() == b"old"
 
 
+@pytest.mark.parametrize(
+    "write",
+    [
+        lambda path: files.write_json(path, {}),
+        lambda path: files.create_array(path, (2, 2), np.dtype("<f4")),
+        lambda path: checkpoints.save_checkpoint(path, {}, {}),
+    ],
+)
+def test_a_folder_in_the_place_of_a_file_is_named(tmp_path, write):
+    with pytest.raises(UserError, match=f"cannot write {tmp_path}: there is a folder in its place; remove it"):
+        write(tmp_path)
+
+
 def test_checkpoints_round_trip(tmp_path):
     path, state = tmp_path / "x.pt", {"w": torch.arange(6.0).view(2, 3)}
     about = {"kind": "best", "record": {"accuracy": 50.0, "epochs": [3], "none": None}, "rows": torch.arange(3)}
