@@ -477,7 +477,7 @@ def test_a_setting_of_which_something_was_made_stays(copy, number):
     first, second = sorted((copy / "run0" / "checkpoint").glob("best_*.pt"))
     manifest = copy / "run0" / "manifest.json"
     settings = json.loads(manifest.read_text())["settings"]
-    rewrite_description((first, second)[number], settings=settings | {"retraining.epochs": 3})
+    rewrite_description((first, second)[number], settings=settings | {"retraining.epochs": 3}, behaviour={})
     refused(al(copy, "-e", 3), "run0 was made with retraining.epochs = 1, this command says 3")
     for path in (first, second):
         path.unlink()
@@ -544,9 +544,9 @@ def test_the_epochs_of_pretraining_that_has_been_done(copy):
 
 def test_missing_images_are_named_before_missing_models(tmp_path):
     def missing(folder, strict=True):
-        raise UserError(f"there is no {folder}")
+        raise UserError(f"no images in {folder}")
 
-    refused(al(tmp_path, experiment=dataclasses.replace(TINY, load=missing)), "there is no ")
+    refused(al(tmp_path, experiment=dataclasses.replace(TINY, load=missing)), "no images in ")
 
 
 # Figures: what is wrong with a results line or a manifest is named and left out, and the run's own command fixes it
