@@ -475,8 +475,7 @@ def test_a_checkpoint_of_other_settings(scene, copy):
 def test_a_setting_of_which_something_was_made_stays(copy, number):
     """A model among several, or a line whose checkpoint is lost."""
     first, second = sorted((copy / "run0" / "checkpoint").glob("best_*.pt"))
-    manifest = copy / "run0" / "manifest.json"
-    settings = json.loads(manifest.read_text())["settings"]
+    settings = load_checkpoint(first, {})[1]["settings"]
     rewrite_description((first, second)[number], settings=settings | {"retraining.epochs": 3}, behaviour={})
     refused(al(copy, "-e", 3), "run0 was made with retraining.epochs = 1, this command says 3")
     for path in (first, second):
