@@ -17,6 +17,7 @@ import sys
 import tempfile
 from collections.abc import Callable
 from pathlib import Path
+from typing import TypeVar
 
 ROOT = Path(__file__).resolve().parents[1]
 sys.path.insert(0, str(ROOT))
@@ -33,6 +34,8 @@ from alfk.rivals.facility_location import Factors, facility_location
 from alfk.rivals.flqmi import RENEW
 from alfk.support.seeding import generator
 from bench.common import Clock, guarded, machine
+
+T = TypeVar("T")
 
 CHUNK = 10_000  # rows written at a time
 
@@ -53,20 +56,15 @@ def main() -> int:
             available = torch.ones(options.pool, dtype=torch.bool)
             factors = Factors(pool), Factors(errors)
             chosen = functools.partial(facility_location, *factors, available, options.query_size, renew=RENEW)
-            seconds, peak = timed(device, chosen)
+            seconds, peak, _ = timed(device, chosen)
             print(tabulate([["facility location", f"{seconds:.1f}", peak]], headers=["stage", "seconds", "peak MiB"]))
             return 0
         if options.query_size < options.errors:
-            seconds, peak = timed(device, lambda: k_centre(errors, options.query_size, 0))
+            seconds, peak, _ = timed(device, lambda: k_centre(errors, options.query_size, 0))
             rows.append(["k-centre", f"{seconds:.1f}", peak])
-        available = torch.ones(options.pool, dtype=torch.bool)
-        selection = None
-
-        def select() -> None:
-            nonlocal selection
-            selection = match(errors, pool, available, options.query_size, generator(0, "start"))
-
-        seconds, peak = timed(device, select)
+        available, start = torch.ones(options.pool, dtype=torch.bool), generator(0, "start")
+        chosen = functools.partial(match, errors, pool, available, options.query_size, start)
+        seconds, peak, selection = timed(device, chosen)
         rows.append(["k-centre and matching", f"{seconds:.1f}", peak])
         print(tabulate(rows, headers=["stage", "seconds", "peak MiB"], disable_numparse=True))
         print(f"{len(selection.indices):,} distinct images; largest tensor at most {budget(device) / 2**20:,.0f} MiB")
@@ -102,15 +100,15 @@ def normal(length: int, source: torch.Generator) -> Callable[[int], Tensor]:
 
 
 def descriptors(length: int, source: torch.Generator) -> Callable[[int], Tensor]:
-    """Draws rows with a spectrum as that of descriptors."""
-    rank = min(64, length - 1)
-    directions = torch.linalg.qr(torch.randn(length, rank + 1, generator=source))[0].T
-    scales = 0.87 ** (torch.arange(rank) / 2)
+    """Draws rows with a spectrum as that of descriptors, on the device of the generator."""
+    rank, normal = min(64, length - 1), functools.partial(torch.randn, generator=source, device=source.device)
+    directions = torch.linalg.qr(normal(length, rank + 1))[0].T
+    scales = 0.87 ** (torch.arange(rank, device=source.device) / 2)
     scales *= 0.74 / scales.norm()
 
     def draw(count: int) -> Tensor:
-        rows = (torch.randn(count, rank, generator=source) * scales) @ directions[1:] + 0.67 * directions[0]
-        return rows.add_(torch.randn(count, length, generator=source), alpha=0.05 / length**0.5)
+        rows = (normal(count, rank) * scales) @ directions[1:] + 0.67 * directions[0]
+        return rows.add_(normal(count, length), alpha=0.05 / length**0.5)
 
     return draw
 
@@ -127,13 +125,13 @@ def write_pool(path: Path, options: argparse.Namespace, draw: Callable[[int], Te
     return np.load(path, mmap_mode="r")
 
 
-def timed(device: torch.device, function: Callable[[], object]) -> tuple[float, int]:
-    """Seconds and peak memory in MiB of a call of `function` (on a CPU including pages of the mapped file)."""
+def timed(device: torch.device, function: Callable[[], T]) -> tuple[float, int, T]:
+    """Seconds, peak memory in MiB (on a CPU including pages of a mapped file) and result of a call of `function`."""
     reset_peak(device)
     clock = Clock(device)
     with clock.part("call"):
-        function()
-    return clock.seconds["call"], peak_mib(device)
+        result = function()
+    return clock.seconds["call"], peak_mib(device), result
 
 
 if __name__ == "__main__":

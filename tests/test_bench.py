@@ -1,12 +1,16 @@
 """The benchmarks run: small sizes, and no assertion on a time (their flags: bench/README.md)."""
 
+import json
+import os
+import time
+from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
 import torch
 
-from bench import common
-from tests.helpers import call
+from bench import common, gpu
+from tests.helpers import ROOT, call, call_process
 
 
 @pytest.mark.parametrize(
@@ -34,3 +38,39 @@ def test_benchmark_of_an_iteration(mnist_raw: Path, monkeypatch: pytest.MonkeyPa
         assert any(line.startswith(part) for line in lines)
     same = next(line for line in lines if "chosen images are the same" in line)
     assert int(same.split()[0]) >= 120, same
+
+
+@pytest.mark.slow
+def test_what_a_gpu_has_to_show(tmp_path: Path):
+    """All points of bench/gpu.sh on the CPU: none fails, and the CPU agrees with itself."""
+    table = call_process(
+        ["bash", str(ROOT / "bench/gpu.sh"), "--device", "cpu", "--small", "--out", str(tmp_path / "gpu")]
+    )
+    points = json.loads((tmp_path / "gpu.json").read_text())["points"]
+    assert (tmp_path / "gpu.md").read_text() in table.stdout
+    assert {key: point["error"] for key, point in points.items()} == dict.fromkeys("abcdefg")
+    for row in (row for point in points.values() for row in point["rows"]):
+        assert row["value"] is not False, row
+        if "equal" in row["what"]:
+            assert row["value"] == 100, row
+        if "difference" in row["what"]:
+            assert row["value"] == 0, row
+    assert sum(row["value"] is True for point in points.values() for row in point["rows"]) == 7
+
+
+@pytest.mark.parametrize(
+    ("end", "words"),
+    [
+        (lambda: 1 / 0, "ZeroDivisionError"),
+        (lambda: os._exit(3), "died (exit status 3)"),
+        (lambda: time.sleep(60), "ended at its limit"),
+    ],
+)
+def test_a_point_that_fails_keeps_its_rows(end, words):
+    def rows() -> Iterator[int]:
+        yield 1
+        end()
+
+    row, failure = gpu.in_process(rows, limit=1)
+    assert row == 1
+    assert words in failure.error
