@@ -49,11 +49,13 @@ def t_sne(current: Round, model_hash: str, features: torch.Tensor) -> np.ndarray
         if all(header.get(key) == value for key, value in about.items()):
             return np.array(array)
     from sklearn.manifold import TSNE  # slow to import, and needed here only
+    from threadpoolctl import threadpool_limits
 
     print(f"t-SNE of {len(features):,} test images ... ", end="", flush=True)
     start = time.perf_counter()
     seed = int(torch.randint(2**31, (1,), generator=current.generator("t-SNE")))
-    embedding = TSNE(init="pca", random_state=seed, n_jobs=-1).fit_transform(features.cpu().numpy())
+    with threadpool_limits(1):  # on a busy machine its threads wait for each other, and take many times as long
+        embedding = TSNE(init="pca", random_state=seed).fit_transform(features.cpu().numpy())
     print(f"{time.perf_counter() - start:.0f} s")
     save_array(path, embedding, about)
     return embedding
