@@ -2,7 +2,7 @@
 
     python3 bench/bench_rivals.py                    # MNIST's size: 25,851 x 50, n=125, 4,000 queries; half a minute
     python3 bench/bench_rivals.py --svhn             # 500,000 x 512, n=1,250, 12,500 labelled, 10,000 queries
-    python3 bench/bench_rivals.py --methods badge    # some methods alone
+    python3 bench/bench_rivals.py --imagenet --part 10 --methods badge    # a tenth of 1,281,167 x 512, n=64,000
     python3 bench/bench_rivals.py --quick            # small sizes: a quick check of this script
 
 The references follow the definitions step by step: the whole matrix of distances or similarities, all distances or
@@ -28,7 +28,7 @@ import torch
 from tabulate import tabulate
 from torch import Tensor
 
-from alfk.cli.options import Parser, device_of
+from alfk.cli.options import Parser, device_of, positive
 from alfk.experiment.memory import peak_mib, reset_peak
 from alfk.rivals.badge import badge
 from alfk.rivals.coreset import coreset
@@ -52,10 +52,16 @@ class Size:
     queries: int
     part: float = 1.0
 
+    def divided(self, by: int) -> "Size":
+        """With a share of the images and of the query size."""
+        names = "pool", "labelled", "n", "queries"
+        return dataclasses.replace(self, **{name: max(1, getattr(self, name) // by) for name in names})
+
 
 SIZES = {
     "MNIST": Size(25_851, 1_250, 50, 10, 125, 4_000),
     "SVHN": Size(500_000, 12_500, 512, 10, 1_250, 10_000, part=0.02),
+    "ImageNet": Size(1_281_167, 64_000, 512, 1_000, 64_000, 10_000, part=0.02),
     "quick": Size(2_000, 100, 20, 10, 30, 200),
 }
 HEADERS = ["method", "seconds", "processor", "MiB", "plain s", "ratio", "equal"]
@@ -189,7 +195,7 @@ def main() -> int:
     options = parse()
     device = device_of(options)
     print(machine(device), flush=True)
-    size = SIZES["quick" if options.quick else "SVHN" if options.svhn else "MNIST"]
+    size = SIZES[options.size].divided(options.part)
     print(f"{size}", flush=True)
     problem, rows = draw_problem(size, device), []
     for name in options.methods:
@@ -203,8 +209,11 @@ def parse() -> argparse.Namespace:
     parser = Parser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     add = parser.add_argument
     add("--methods", nargs="+", default=list(METHODS), choices=METHODS, metavar="KEY", help="methods (all)")
-    add("--svhn", action="store_true", help="SVHN's size")
-    add("--quick", action="store_true", help="small sizes")
+    parser.set_defaults(size="MNIST")
+    add("--svhn", dest="size", action="store_const", const="SVHN", help="SVHN's size")
+    add("--imagenet", dest="size", action="store_const", const="ImageNet", help="ImageNet's size")
+    add("--quick", dest="size", action="store_const", const="quick", help="small sizes")
+    add("--part", type=positive, default=1, metavar="F", help="divide the numbers of images by F (1)")
     add("--gpu", type=int, metavar="N", help="CUDA device N")
     add("--device", help="torch device (default: a GPU if there is one, else the CPU)")
     return parser.parse_args()

@@ -4,6 +4,7 @@
     python3 bench/bench_scale.py -L 1536 --errors 40000    # [z, g] of L=768, and twice the misclassified images
     python3 bench/bench_scale.py --imagenet --part 10      # a tenth of 1,281,167 x 1536, 50,000 misclassified, n=64,000
     python3 bench/bench_scale.py -L 1536 --facility        # facility location, of rows with a spectrum as MNIST's
+    python3 bench/bench_scale.py --imagenet -L 1024 --part 10 --facility
 
 k-centre chooses the centres, then the matching streams over the pool. The pool's file (4 bytes per entry, 2 with
 --half) is written to --folder first and deleted at the end. The rows are normal; what facility location takes depends
@@ -76,7 +77,7 @@ def parse() -> argparse.Namespace:
     add = parser.add_argument
     add("--pool", type=positive, default=500_000, help="pool images (500,000)")
     add("--errors", type=positive, default=20_000, help="misclassified validation images (20,000)")
-    add("-L", "--length", type=positive, default=768, help="entries of a descriptor (768)")
+    add("-L", "--length", type=positive, help="entries of a descriptor (768; with --imagenet 1,536)")
     add("-n", "--query-size", type=positive, default=1250, help="images to choose (1,250)")
     add("--facility", action="store_true", help="facility location instead of k-centre and matching")
     add("--half", action="store_true", help="store the pool's file in half precision")
@@ -87,8 +88,8 @@ def parse() -> argparse.Namespace:
     add("--device", help="torch device (default: a GPU if there is one, else the CPU)")
     options = parser.parse_args()
     if options.imagenet:
-        options.pool, options.errors, options.length, options.query_size = 1_281_167, 50_000, 1536, 64_000
-        options.half = True
+        options.pool, options.errors, options.query_size, options.half = 1_281_167, 50_000, 64_000, True
+    options.length = options.length or (1536 if options.imagenet else 768)
     for size in ("pool", "errors", "query_size"):
         setattr(options, size, max(1, getattr(options, size) // options.part))
     return options
