@@ -40,6 +40,7 @@ from bench import gpu_points
 from bench.common import guarded, machine
 from bench.gpu_points import Row, Setting
 
+START = 30  # seconds, limit of the first look at the device
 FORK = multiprocessing.get_context("fork")  # starts at once; this process itself never touches the GPU
 
 
@@ -52,11 +53,11 @@ class Point:
     limit: int
 
 
-POINTS = {  # with some seconds to start, the limits add up to 8 minutes
-    "a": Point("active learning, Rzg_pz L80", gpu_points.active_learning, 145),
+POINTS = {  # with START, and some seconds for imports, the limits add up to 8 minutes
+    "a": Point("active learning, Rzg_pz L80", gpu_points.active_learning, 135),
     "b": Point("descriptors", gpu_points.descriptors, 30),
     "c": Point("choosing at SVHN's size", gpu_points.choosing, 60),
-    "d": Point("ResNet-18 on photos", gpu_points.photos, 125),
+    "d": Point("ResNet-18 on photos", gpu_points.photos, 115),
     "e": Point("killed and resumed, with deterministic algorithms", gpu_points.resuming, 50),
     "f": Point("torchrun with one process", gpu_points.one_process, 40),
     "g": Point("query with model and pool on different devices", gpu_points.devices, 15),
@@ -65,7 +66,7 @@ POINTS = {  # with some seconds to start, the limits add up to 8 minutes
 
 def main() -> int:
     options = parse()
-    found = in_process(describe_machine, options, limit=30)
+    found = in_process(describe_machine, options, limit=START)
     if isinstance(found[-1], Failure):
         raise UserError(found[-1].error)
     device, line = found

@@ -383,13 +383,14 @@ def one_process(setting: Setting) -> Iterator[Row]:
     if done.returncode:
         raise RuntimeError(f"torchrun: {last_line(done.stderr.decode())}")
     yield from same_runs(setting.folder / "undisturbed", group)
-    backend = "nccl" if setting.device.type == "cuda" else "gloo"
-    if backend == "nccl":
+    backend, name = "gloo", "gloo"
+    if setting.device.type == "cuda":
         torch.cuda.set_device(setting.device)
+        backend, name = "cpu:gloo,cuda:nccl", "nccl"  # as in alfk.support.distributed
     dist.init_process_group(backend, init_method=f"file://{setting.folder}/store", rank=0, world_size=1)
-    yield Row(f"{backend}: collectives return what they were given", collectives_work(setting.device))
+    yield Row(f"{name}: collectives return what they were given", collectives_work(setting.device))
     note = "weights after an SGD step through DistributedDataParallel"
-    yield Row(f"{backend}: largest difference to a step without", ddp_difference(setting.device), note=note)
+    yield Row(f"{name}: largest difference to a step without", ddp_difference(setting.device), note=note)
     dist.destroy_process_group()
 
 
