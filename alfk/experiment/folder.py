@@ -32,7 +32,8 @@ class RunFolder:
         except FileExistsError as problem:
             raise UserError(f"{problem.filename} is a file in the place of a folder: remove it") from None
         except OSError as problem:
-            raise UserError(f"cannot write to {self.path}: {problem.strerror}; choose another --save-folder") from None
+            place = problem.filename or self.path
+            raise UserError(f"cannot write to {place}: {problem.strerror}; choose another --save-folder") from None
 
     # Paths
 

@@ -26,6 +26,7 @@ from alfk.support.errors import Problems, UserError
 from alfk.support.files import read_file
 
 WORDS = (SKIP, UNSURE)
+MARKS = ",;\t"  # that separate values
 MOST_PROBLEMS = 20  # that an error lists
 MOST_COMPARED = 2000  # names with which a misspelt one is compared: 50 ms
 
@@ -133,9 +134,9 @@ def _no_class(classes: Sequence[str] | None) -> str:
 
 
 def _number(entry: str) -> str | None:
-    """A class number, also as spreadsheets write it: 3.0."""
-    found = re.fullmatch(r"(\d{1,9})(\.0*)?", entry.strip())
-    return str(int(found[1])) if found else None
+    """A class number, also as spreadsheets write it: 3.0; not 03, which may be a name."""
+    found = re.fullmatch(r"(0|[1-9]\d{0,8})(\.0*)?", entry.strip(), re.ASCII)
+    return found and found[1]
 
 
 # Names
@@ -225,7 +226,7 @@ def _read_table(path: Path, problems: list[_Problem]) -> Iterator[tuple[str, str
     lines = io.StringIO(_text(path), newline="")  # a quoted name may have line breaks, which are kept
     head = lines.readline()
     lines.seek(0)
-    reader = csv.reader(lines, delimiter=max(",;\t", key=head.count), strict=True)
+    reader = csv.reader(lines, delimiter=max(MARKS, key=head.count), strict=True)
     try:
         columns = [name.strip().lower() for name in next(reader, ())]
         if [columns.count(name) for name in ("file", "label")] != [1, 1]:
@@ -235,6 +236,12 @@ def _read_table(path: Path, problems: list[_Problem]) -> Iterator[tuple[str, str
             if any(map(str.strip, row[len(columns) :])):
                 many = f"{place}: {len(row)} values in {len(columns)} columns"
                 problems.append(_Problem(f"{many}; put a name with {reader.dialect.delimiter!r} in double quotes"))
+                continue
+            if len(row) == 1 < len(columns) and any(mark in row[0] for mark in {*MARKS} - {reader.dialect.delimiter}):
+                one = f"{place}: {shown(row[0])} is one value"
+                problems.append(
+                    _Problem(f"{one}; separate values by {reader.dialect.delimiter!r} as in the first line")
+                )
                 continue
             values = dict(zip(columns, row, strict=False))
             yield place, values.get("file", ""), values.get("label", "")

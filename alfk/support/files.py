@@ -71,6 +71,8 @@ def atomic(path: Path) -> Iterator[IO[bytes]]:
 def _check_place(path: Path) -> None:
     if path.is_dir():
         raise UserError(f"cannot write {path}: there is a folder in its place; remove it")
+    if path.exists() and not path.is_file():
+        raise UserError(f"cannot write {path}: it is not a regular file; remove it, or name another")
 
 
 @contextlib.contextmanager
@@ -81,6 +83,7 @@ def locked(path: Path, wait: bool = True) -> Iterator[None]:
         BlockingIOError: another process holds it, and `wait` is False.
         UserError: it cannot be opened.
     """
+    _check_place(path)
     try:
         file = open(path, "ab")  # noqa: SIM115
     except OSError as problem:

@@ -535,6 +535,8 @@ def test_a_folder_of_a_run_that_is_a_file(scene, copy):
         path.touch()
         refused(al(copy, "--initial"), f"{path} is a file in the place of a folder: remove it")
         path.unlink()
+    DAMAGES["link to itself"](Case(copy / "run0" / ".lock", None, None))
+    refused(al(copy, "--initial"), f"cannot write to {copy / 'run0' / '.lock'}: ")
 
 
 def test_the_epochs_of_pretraining_that_has_been_done(copy):

@@ -145,7 +145,7 @@ def test_several_files_are_one(read):
 def test_classes_that_are_numbers(read):
     found = read("file,label\na.jpg,2\ng.jpg,0.0\nü.jpg,SKIP\n", classes=None)
     assert parts(found) == [[0, 4], [2, 0], [3], [], [0, 3, 4], [2, 1, 5]]
-    for label in ("-1", "1.5", "ant", "1e3", "9" * 20):
+    for label in ("-1", "1.5", "02", "ant", "1e3", "9" * 20):
         words = f"line 2: '{label}' is no class number, nor skip or unsure"
         refuses(lambda label=label: read(f"file,label\na.jpg,{label}\n", classes=None), words)
 
@@ -187,6 +187,7 @@ def test_names_that_are_no_utf_8(read):
         ("file,label\na.jpg,skip\nA.jpg,çat\n", "line 3: a.jpg has the label çat here, skip in "),
         ("file,label\na.jpg,ant,çat\n", "line 2: 3 values in 2 columns; put a name with ',' in double quotes"),
         ("file,label\ne, f.jpg,ant\n", "line 2: 3 values in 2 columns"),
+        ("file,label\na.jpg;ant\n", "line 2: a.jpg;ant is one value; separate values by ',' as in the first line"),
         ("file,label\n ,ant\n", "line 2: 'ant' has no file"),
         ('file,label,who\na.jpg,ant,"me\ng.jpg,ant,\n', "unexpected end of data; save it as CSV in UTF-8"),
         ('file,label\n"no\nname\u2028.jpg",ant\n', r"line 3: 'no\nname\u2028.jpg' is not among"),

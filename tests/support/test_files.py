@@ -177,6 +177,14 @@ def test_what_is_no_file_is_not_read(tmp_path, make):
         files.read_file(tmp_path / "x")
 
 
+@pytest.mark.parametrize("use", [files.locked, files.atomic])
+def test_a_pipe_in_the_place_of_a_file(tmp_path, use):
+    """Opening it would wait for its reader; and what is no regular file is not replaced by one."""
+    os.mkfifo(tmp_path / "x")
+    with pytest.raises(UserError, match="x: it is not a regular file; remove it"):
+        use(tmp_path / "x").__enter__()
+
+
 def test_a_lock_is_held_by_one(tmp_path):
     with files.locked(tmp_path / "x"), pytest.raises(BlockingIOError), files.locked(tmp_path / "x", wait=False):
         pass
