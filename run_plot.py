@@ -138,7 +138,7 @@ def draw_figures(found: Results, options: argparse.Namespace) -> int:
         plots.plot_curves(options.out / figure.name, figure, options.reference)
         if options.claim and claim_trial(figure, options.claim) is None:
             warn(f"warning: {figure.name} has no {options.claim} to make claims for")
-        shown = ["lines", *([""] if options.reference else []), "numbers", "claims", "minority"]
+        shown = ["lines", *([""] if options.reference else []), "numbers", "differences", "claims", "minority"]
         publish(page_of(figure, found, hardest, options.claim, options.at), shown, options)
     sizes = size_figures(found.dataset, found.records, found.validation, own_images)
     for figure in sizes:

@@ -10,6 +10,8 @@ from alfk.plotting.results import Results
 from alfk.plotting.sizes import SizesData, sizes_table
 from alfk.plotting.text import Table
 
+WINS = "After how many queries the row is ahead of the column (six runs or more, exact sign-flip test, p < 0.05)"
+
 
 @dataclasses.dataclass(frozen=True)
 class Section:
@@ -71,6 +73,11 @@ def page_of(
         "minority": Section("", [tables.minority_text(figure, found) if summary else ""]),
         "knowledge": Section("What each method knows", [tables.knowledge_table(figure)] if with_rivals else []),
         "classes": Section("Accuracy of each class after the third query, %", [tables.classes_table(figure)]),
+        "differences": Section(
+            f"{name_of(ours)} minus the others over the same runs, points [95 %]" if ours else "",
+            [tables.difference_table(figure, ours)] if ours else [],
+        ),
+        "wins": Section(WINS, [tables.wins_table(figure)]),
         "claims": Section(f"{name_of(ours)} against the others" if ours else "", [tables.claim_table(claims)]),
         "comparison": Section("Ours, the paper's and the release's", [tables.comparison_table(figure)]),
         "left out": Section("Left out", ["\n".join(f"- {text}" for text in found.left_out)]),

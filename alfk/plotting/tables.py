@@ -24,6 +24,7 @@ from alfk.plotting.curves import (
 from alfk.plotting.figures import FigureData
 from alfk.plotting.names import name_of, series
 from alfk.plotting.results import Results
+from alfk.plotting.statistics import LEAST_RUNS, difference_text, interquartile_mean, is_ahead, paired
 from alfk.plotting.text import Table, number, plus_minus
 
 Row = dict[str, object]
@@ -75,8 +76,10 @@ def summary(figure: FigureData, minority: Sequence[int], hardest: Sequence[int] 
         records = figure.trials[trial]
         row = {"runs": int(curve.runs.max()), "area": area(curve) if span == widest else math.nan}
         row["last"] = float(curve.mean[-1])
+        last = max(record["b"] for record in records)
+        row["last_iqm"] = interquartile_mean(np.array([r["accuracy"] for r in records if r["b"] == last]))
         row["labels_early"] = next((record["labelled"] for record in records if record["b"] == EARLY), "")
-        when = {"early": EARLY, "last": max(record["b"] for record in records)}
+        when = {"early": EARLY, "last": last}
         for group, classes in rare_groups(minority, hardest).items():
             accuracy = accuracy_of_minority if group == "minority" else accuracy_of_classes
             for name, b in when.items():
@@ -124,8 +127,7 @@ def digest(figure: FigureData) -> Table:
     Our cells are marked p or r if they lie outside two standard errors of the paper's or of the release's.
     """
     curves = figure.curves
-    shares = sorted({float(share) for curve in curves.values() for share in curve.shares})
-    shares = sorted({shares[min(i, len(shares) - 1)] for i in (0, 1, 2, 4, 9)}) if shares else []
+    shares = five_of(sorted({float(share) for curve in curves.values() for share in curve.shares}))
     rows = []
     for trial, curve in curves.items():
         compared = figure.compared(trial)
@@ -136,6 +138,11 @@ def digest(figure: FigureData) -> Table:
             rows.append(["", source, many if few == many else f"{few} to {many}", *cells])
         rows[-len(of_trial) - 1][0] = name_of(trial)
     return Table(["method", "", "runs", *(f"{round(share, 2):g} %" for share in shares)], rows)
+
+
+def five_of(points: Sequence[float]) -> list[float]:
+    """The first three, the fifth and the tenth of ascending points, or the last one in place of those there are not."""
+    return sorted({points[min(i, len(points) - 1)] for i in (0, 1, 2, 4, 9)}) if points else []
 
 
 def _digest_cell(curve: Curve, share: float, compared: dict[str, dict[float, Comparison]]) -> str:
@@ -189,6 +196,7 @@ def summary_table(rows: dict[Trial, Row]) -> Table:
     labels = {row["labels_early"] for row in rows.values()} - {""}
     early = f"at {labels.pop()} labels" if len(labels) == 1 else f"b={EARLY}"
     columns = {"runs": ("runs", "{}"), "area": ("area,\nmean %", "{:.2f}"), "last": ("last\n%", "{:.2f}")}
+    columns["last_iqm"] = ("interquartile\nmean", "{:.2f}")
     rare = [name for row in rows.values() for name in row if name.endswith((" early", " last"))]
     for name in sorted(dict.fromkeys(rare), key=lambda n: (n.startswith("chosen"), n.endswith(" last"))):
         group, when = name.rsplit(" ", 1)
@@ -219,6 +227,31 @@ def claim_table(rows: dict[Trial, Row]) -> Table:
             cells["saved_percent"] = f"≥ {cells['saved_percent']}"
         body.append([name_of(trial), *cells.values()])
     return Table(["against", *(head for head, _ in columns.values())], body)
+
+
+def difference_table(figure: FigureData, ours: Trial) -> Table:
+    """Accuracy of `ours` minus that of each other trial over the same runs, in points, after five of the queries."""
+    iterations = five_of(sorted({record["b"] for record in figure.trials[ours]}))
+    labels = {record["b"]: record["labelled"] for record in figure.trials[ours]}
+    rows = []
+    for trial in figure.curves:
+        values = [paired(figure.trials[ours], figure.trials[trial], int(b)) for b in iterations]
+        if trial != ours and len(values[0]):
+            cells = [difference_text(each) if len(each) else "" for each in values]
+            rows.append([name_of(trial), len(values[0]), *cells])
+    return Table(["against", "runs", *(f"{labels[int(b)]:,} labels" for b in iterations)], rows)
+
+
+def wins_table(figure: FigureData) -> Table:
+    """After how many of the queries a row's method is ahead of a column's (see `statistics.is_ahead`)."""
+    trials = [t for t in figure.curves if len({record["run"] for record in figure.trials[t]}) >= LEAST_RUNS]
+    iterations = sorted({record["b"] for trial in trials for record in figure.trials[trial]})
+    rows = []
+    for one in trials:
+        differences = {t: [paired(figure.trials[one], figure.trials[t], b) for b in iterations] for t in trials}
+        cells = ["" if t == one else sum(map(is_ahead, values)) for t, values in differences.items()]
+        rows.append([name_of(one), *cells])
+    return Table(["ahead of", *map(name_of, trials)], rows if len(trials) > 1 else [])
 
 
 def classes_table(figure: FigureData) -> Table:
