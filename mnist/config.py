@@ -30,6 +30,7 @@ MNIST = Experiment(
     runs=10,
     retraining=Recipe(epochs=50, batch_size=25, lr=0.05, momentum=0.5, weight_decay=0.0, schedule=StepDecay(every=15)),
     pretraining=Recipe(epochs=8, batch_size=25, lr=0.05, momentum=0.5, weight_decay=0.0, schedule=StepDecay(every=3)),
+    stalled_below=62.5,  # halfway from chance to 100 %; chosen at ir=100 (docs/method.md, section 4)
     descriptors={10: (LOGITS,), 20: (X2,), 30: (X1, X2), 80: (X1, X2, X4), 90: (X1, X2, X4, LOGITS)},
     default_length=80,
     default_ir=100,
@@ -50,6 +51,7 @@ DIGITS = replace(
     name="DIGITS",
     mean=digits.MEAN,
     std=digits.STD,
+    stalled_below=None,
     validation_per_class=(50,) * 10,  # leaves a pool of 897 at ir=1, about 470 at ir=20
     iterations=6,
     query_size=15,  # 1.7 % of the undistorted pool
@@ -66,6 +68,7 @@ SILHOUETTES = replace(
     name="SILHOUETTES",
     mean=silhouettes.MEAN,
     std=silhouettes.STD,
+    stalled_below=None,
     validation_per_class=(100,) * 10,  # leaves a pool of 6,716 at ir=1, about 3,400 at ir=20
     query_size=50,  # 0.74 % of the undistorted pool
     default_ir=20,

@@ -58,8 +58,9 @@ def open_workspace(
     work.initial_command = functools.partial(initial_command, options)
     stage = "initial" if initial else "learning"
     settings = work.settings(stage) | work.behaviour(stage)
-    # Where initial models are not made, their number of epochs may be named again, and has no other use.
+    # Where initial models are not made, their epochs and restarts may be named again, and have no other use.
     named = {"pretraining.epochs": options.unsup_epochs} if options.unsup_epochs else {}
+    named |= {"pretraining.restarts": options.restart_stalled} if options.restart_stalled else {}
     manifest, warnings = distributed.broadcast_from_main(lambda: folder.check_manifest(settings | named))
     work.pretrained_with = {k: v for k, v in manifest["settings"].items() if k.startswith("pretraining.")}
     _warn(report, warnings)

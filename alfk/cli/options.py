@@ -64,7 +64,7 @@ def protocol_parser(experiments: Experiments, about: str) -> Parser:
     parser = data_parser(experiments, about)
     parser.set_defaults(where_run_is="")  # in messages: where run.py is; "" in the same folder, None for run.py itself
     parser.set_defaults(epochs=None, training_batch=None, lr=None, samples=None, descr_batch=None, descr_dtype=None)
-    parser.set_defaults(iterations=None, initial=False, baseline=None)
+    parser.set_defaults(iterations=None, initial=False, baseline=None, restart_stalled=0)
     add = parser.add_argument
     add("--seed", type=seed, default=0, help="seed of all random draws; every run derives its own seeds from it (0)")
     add("--unsup-epochs", type=positive, metavar="E", help="epochs of the rotation pretraining (the data set's)")
@@ -76,6 +76,8 @@ def common_parser(experiments: Experiments, about: str) -> Parser:
     """The flags that unsup.py, gen_descr.py, main_descr.py and run.py share."""
     parser = protocol_parser(experiments, about)
     add = parser.add_argument
+    text = "start rotation trainings that stall in their first epoch again, up to N (3) times; the paper does not (0)"
+    add("--restart-stalled", type=count, nargs="?", const=3, default=0, metavar="N", help=text)
     add("-e", "--epochs", type=positive, metavar="E", help="epochs of an AL iteration (the data set's)")
     text = "images per training batch, in total over all processes (the data set's)"
     add("--batch-size", dest="training_batch", type=positive, metavar="N", help=text)
@@ -234,12 +236,15 @@ def experiment_of(experiments: Experiments, options: argparse.Namespace) -> Expe
     if experiment.flags:
         experiment = experiment.flags.apply(experiment, options)
     options.select = options.select or experiment.default_select
+    if options.restart_stalled and experiment.stalled_below is None:
+        raise UserError(f"--restart-stalled: for {experiment.name} it is not known what tells a stalled training")
     overrides = {
         "query_size": options.query_size,
         "descriptor_batch": options.descr_batch,
         "descriptor_dtype": options.descr_dtype,
         "samples": options.samples,
         "iterations": options.iterations,
+        "restarts": options.restart_stalled,
         "retraining": _recipe(experiment.retraining, options.epochs, options, experiment.own_images),
         "pretraining": _recipe(experiment.pretraining, options.unsup_epochs, options, experiment.own_images),
     }

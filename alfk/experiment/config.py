@@ -104,6 +104,8 @@ class Experiment:
     runs: int = field(metadata=FREE)  # the paper's number of runs
     retraining: Recipe = field(metadata=LEARNING)
     pretraining: Recipe = field(metadata=INITIAL)  # rotation task
+    stalled_below: float | None = field(default=None, metadata=FREE)  # rotation accuracy after its first epoch, in %
+    restarts: int = field(default=0, metadata=FREE)  # of a stalled rotation training, at most
     descriptors: dict[int, tuple[int, ...]] = field(metadata=FREE)  # L -> indices into the network's list of taps
     default_length: int = field(metadata=FREE)  # L if the command line gives none
     default_ir: float = field(metadata=FREE)  # imbalance ratio if the command line gives none
@@ -166,13 +168,16 @@ class Experiment:
 
     def behaviour(self, stage: str) -> dict[str, object]:
         """What the functions among the constants do, of which `settings` has the names: the network's structure, and
-        of the stage "initial" or "learning" the learning rates of all epochs, and the taps of each length.
+        of the stage "initial" or "learning" the learning rates of all epochs, and the restarts of stalled trainings or
+        the taps of each length.
         """
         name = "pretraining" if stage == "initial" else "retraining"
         recipe: Recipe = getattr(self, name)
         rates = [f"{recipe.schedule(epoch, 0.5):.6g}" for epoch in range(1, recipe.epochs + 1)]
         found = {"network.structure": digest_of(str(self.network(self.classes))), f"{name}.rates": digest_of(rates)}
-        if stage == "learning":
+        if stage == "initial":
+            found["pretraining.restarts"] = self.restarts
+        else:
             found |= {f"taps.{length}": list(taps) for length, taps in self.descriptors.items()}
         return found
 

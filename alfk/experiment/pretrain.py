@@ -1,5 +1,6 @@
 """Before the loop: a run's initial models, random and pretrained by rotation (Section 5; docs/method.md, section 4)."""
 
+import contextlib
 import time
 
 from torch import Tensor
@@ -30,7 +31,9 @@ def make_initial_models(work: Workspace, ir: float, nr: float, members: int = 1,
                 about |= {"select": select} if init == "rotation" else {}
                 if has_file(path):
                     found = load_checkpoint(path, about)[1]
-                    check_settings(path, found.get("settings", {}), settings, FIX)
+                    made_with = {"pretraining.restarts": 0} | found.get("behaviour", {}) | found.get("settings", {})
+                    now = settings | (work.behaviour("initial") if init == "rotation" else {})
+                    check_settings(path, made_with, now, FIX)
                     work.report("initial", run=work.folder.number, **facts, skipped=True)
                     continue
                 start = time.perf_counter()
@@ -49,25 +52,60 @@ def _random(work: Workspace, ir: float, nr: float, distortion: str, member: int,
     return work.random_state(work.experiment.classes, "init", member), {}
 
 
+class Stalled(Exception):
+    """A rotation training that has stalled, and is started again."""
+
+
 def _rotation(work: Workspace, ir: float, nr: float, distortion: str, member: int, select: str) -> Made:
+    """A stalled training is started again, with the images in another order, as often as `restarts` allows."""
+    for attempt in range(work.experiment.restarts):
+        with contextlib.suppress(Stalled):
+            return _train_rotation(work, ir, nr, distortion, member, select, attempt)
+    return _train_rotation(work, ir, nr, distortion, member, select, work.experiment.restarts)
+
+
+def _train_rotation(
+    work: Workspace, ir: float, nr: float, distortion: str, member: int, select: str, attempt: int
+) -> Made:
+    """One training. Raises Stalled after its first epoch, but not in the last attempt."""
     experiment = work.experiment
     model = work.network(4)
     model.load_state_dict(work.random_state(4, "init", member))
     split = work.validation() if select == "val" else work.test
     evaluator = Evaluator(split, experiment.descriptor_batch, rotate)
     best = BestEpoch(None if select == "last" else evaluator)
+    facts: dict[str, object] = {}
 
     def after_epoch(epoch: int) -> None:
         best(epoch, model, last=epoch == experiment.pretraining.epochs and select == "last")
         work.report("epoch", run=work.folder.number, doing="rotation", epoch=epoch, of=experiment.pretraining.epochs)
+        if epoch == 1 and experiment.stalled_below is not None:
+            accuracy = evaluator(model).accuracy
+            facts.update(attempt=attempt, first_epoch_accuracy=accuracy)
+            if accuracy < experiment.stalled_below:
+                _stalled(work, distortion, accuracy, again=attempt < experiment.restarts)
 
-    shuffles = work.generator("rotation", distortion, member=member)
+    order = work.generator("rotation", distortion, *([f"attempt {attempt}"] if attempt else []), member=member)
     pool = work.pool(ir, nr, distortion)
     best(0, model)
-    fit(model, pool, experiment.pretraining, shuffles, rotate, after_epoch, experiment.training_threads)
+    fit(model, pool, experiment.pretraining, order, rotate, after_epoch, experiment.training_threads)
     evaluation = best.evaluation or evaluator(model)
     if at_chance(evaluation.accuracy, 4, len(split)):
         found = f"the rotation accuracy is not clearly above chance, 25 %, on {len(split)} images"
         fixed = "more --unsup-epochs, another --lr, or a smaller --batch-size"
         work.report("warning", text=f"{found}: the initial model may have learnt nothing; {fixed}")
-    return best.weights, {"rotation_accuracy": evaluation.accuracy, "select": select, "epoch": best.epoch}
+    return best.weights, {"rotation_accuracy": evaluation.accuracy, "select": select, "epoch": best.epoch, **facts}
+
+
+def _stalled(work: Workspace, distortion: str, accuracy: float, again: bool) -> None:
+    """Warn that a training has stalled (docs/method.md, section 4). Raises Stalled if it is started again."""
+    found = f"run {work.folder.number}: the rotation training on {distortion} has stalled: after its first epoch "
+    found += f"{accuracy:.1f} % of the rotations are right, less than {work.experiment.stalled_below:g} %"
+    if again:
+        work.report("warning", text=f"{found}; it is started again, with the images in another order")
+        raise Stalled
+    work.report(
+        "warning",
+        text=f"{found}; a model that does not recover can cost 19 points of accuracy at few labels: "
+        "--restart-stalled, with another --save-folder, starts such a training again",
+    )

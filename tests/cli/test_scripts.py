@@ -1,5 +1,6 @@
 """The scripts as a user runs them, on DIGITS, with two epochs: in this process, but where processes die."""
 
+import dataclasses
 import functools
 import json
 import os
@@ -21,6 +22,7 @@ from alfk.cli import scripts
 from alfk.method.acquisition import METHODS
 from alfk.support.errors import UserError
 from alfk.support.files import write_json
+from mnist.config import EXPERIMENTS
 from tests import helpers
 from tests.helpers import ONE_THREAD, ROOT, call, children, command, draw, outcome, records, refused, wait_until
 
@@ -187,6 +189,21 @@ def test_initial_models_do_not_bind_what_comes_later(one):
     call(*line, "-as", 20)
     refused(*line, words="query_size = 20, this command says 15")
     refused(*line, "--initial", "--unsup-epochs", 2, words="pretraining.epochs = 1")
+
+
+def test_a_stalled_rotation_training_is_started_again(tmp_path, monkeypatch):
+    line = ["mnist/run.py", *SMALL, "--iterations", 1, "--methods", "random", "--run-stop", 1]
+    line += ["--save-folder", tmp_path]
+    refused(*line, "--initial", "--restart-stalled", words="for DIGITS it is not known what tells a stalled training")
+    stalling = dataclasses.replace(EXPERIMENTS["DIGITS"], stalled_below=101.0)
+    monkeypatch.setitem(EXPERIMENTS, "DIGITS", stalling)
+    done = call(*line, "--initial", "--restart-stalled", 1)
+    assert done.stderr.count("has stalled") == 2
+    assert done.stderr.count("it is started again") == 1
+    refused(*line, "--initial", words="pretraining.restarts = 1, this command says 0")
+    refused(*line, "--restart-stalled", words="pretraining.restarts = 1, this command says 3")
+    call(*line)
+    call(*line, "--restart-stalled", 1)
 
 
 @pytest.mark.parametrize(

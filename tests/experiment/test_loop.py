@@ -472,6 +472,35 @@ def test_the_rotation_model_is_its_best_epoch(data, tmp_path):
     assert all(torch.equal(saved["state"][name], value) for name, value in untrained.items())
 
 
+@pytest.mark.parametrize(
+    ("below", "restarts", "attempt", "endings"),
+    [
+        (0.0, 2, 0, []),
+        (101.0, 0, 0, ["starts such a training again"]),
+        (101.0, 2, 2, [*["with the images in another order"] * 2, "starts such a training again"]),
+    ],
+)
+def test_a_stalled_rotation_training(data, tmp_path, below, restarts, attempt, endings):
+    """It is named, and started again as often as is allowed, in another order."""
+
+    def made(folder, **changes):
+        work, warnings = workspace(data, tmp_path / folder, **changes), []
+        work.report = lambda event, **info: warnings.append(info["text"]) if event == "warning" else None
+        make_initial(work, *TRIALS)
+        path = work.folder.initial("ir_20_nr_0", True)
+        return *load_checkpoint(path, {}), [text for text in warnings if "has stalled" in text]
+
+    state, about, warnings = made("a", stalled_below=below, restarts=restarts)
+    assert [text.endswith(end) for text, end in zip(warnings, endings, strict=True)] == [True] * len(endings)
+    assert about["attempt"] == attempt
+    assert about["first_epoch_accuracy"] == about["rotation_accuracy"]  # the only epoch
+    assert about["behaviour"]["pretraining.restarts"] == restarts
+    plain = made("b")[0]
+    assert (fingerprint(state) == fingerprint(plain)) == (attempt == 0)
+    with pytest.raises(UserError, match=rf"pretraining.restarts = {restarts}, this command says 1: delete it"):
+        make_initial(workspace(data, tmp_path / "a", stalled_below=below, restarts=1), *TRIALS)
+
+
 def test_a_run_of_an_earlier_protocol_is_not_continued(data, tmp_path):
     work = workspace(data, tmp_path)
     old = {key: value for key, value in work.settings().items() if key != "protocol"}
