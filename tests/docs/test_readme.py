@@ -12,11 +12,12 @@ from scipy import stats
 
 from alfk.experiment.records import Record
 from alfk.experiment.trial import Trial
-from alfk.plotting import results, sizes, tables
+from alfk.plotting import results, sizes, statistics, tables
 from alfk.plotting.curves import Curve, accuracy_of_classes, gains, labels_saved, read_release
 from alfk.plotting.distortions import distortions_table
 from alfk.plotting.figures import FigureData
 from alfk.plotting.figures import figures as figures_of
+from alfk.plotting.statistics import difference_text, interval, is_ahead, is_level, standard_error
 from mnist.config import MNIST
 from tests.helpers import ROOT
 
@@ -76,38 +77,18 @@ def figures() -> dict[str, FigureData]:
     return {figure.name: figure for figure in found}
 
 
-def paired(one: str, other: str, b: int, runs: int | None = None, dataset: str = "MNIST") -> np.ndarray:
-    """(R,) accuracy of one trial minus that of another after query b, over the (first) runs that both have."""
-    found = (by_trial(dataset)[trial(name)] for name in (one, other))
-    of, less = ({r["run"]: r["accuracy"] for r in records if r["b"] == b} for records in found)
-    return np.array([of[run] - less[run] for run in sorted(of.keys() & less.keys())[:runs]])
-
-
-def standard_error(values: np.ndarray) -> float:
-    return float(values.std(ddof=1) / np.sqrt(len(values)))
-
-
-def interval(values: np.ndarray) -> tuple[float, float]:
-    """95 %, by Student's t."""
-    half = stats.t.ppf(0.975, len(values) - 1) * standard_error(values)
-    return values.mean() - half, values.mean() + half
+def paired(one: str, other: str, b: int, dataset: str = "MNIST") -> np.ndarray:
+    """(R,) accuracy of one trial minus that of another after query b, over the runs that both have."""
+    return statistics.paired(*(by_trial(dataset)[trial(name)] for name in (one, other)), b)
 
 
 def with_error(values: np.ndarray, form: str = ".1f") -> str:
     return f"{values.mean():{form}} ± {standard_error(values):.1f}"
 
 
-def with_interval(values: np.ndarray) -> str:
-    """Mean and interval of at least six paired differences; mean and standard error of fewer."""
-    if len(values) < 6:
-        return with_error(values, "+.1f")
-    low, high = interval(values)
-    return f"{values.mean():+.1f} [{low:.1f}, {high:.1f}]"
-
-
 def quoted_form(values: np.ndarray) -> str:
-    """As `with_interval`, without the sign."""
-    return with_interval(values).removeprefix("+")
+    """As `difference_text`, without the sign."""
+    return difference_text(values).removeprefix("+")
 
 
 def markdown(rows: list[list[str]]) -> str:
@@ -121,7 +102,7 @@ def markdown(rows: list[list[str]]) -> str:
 @pytest.mark.parametrize(
     ("page", "name"),
     [(REPORT, name) for name in ("MNIST_ir100", "MNIST_ir100_ablation", "MNIST_ir1")]
-    + [(RIVALS, f"MNIST_ir100_{name}") for name in ("kernel", "rivals", "rivals_informed")],
+    + [(RIVALS, f"MNIST_ir100_{name}") for name in ("select_val_kernel", "kernel", "rivals", "rivals_informed")],
 )
 def test_tables_of_curves(page, name):
     figure = figures()[name]
@@ -129,6 +110,9 @@ def test_tables_of_curves(page, name):
 
 
 def test_other_tables_of_rivals():
+    assert block(RIVALS, "MNIST_ir100_select_val_kernel wins") == str(
+        tables.wins_table(figures()["MNIST_ir100_select_val_kernel"])
+    )
     assert block(RIVALS, "MNIST_distortions") == str(distortions_table(lines().records))
     found = {figure.name: figure for figure in sizes.size_figures("MNIST", lines().records, lines().validation, False)}
     name = "MNIST_ir100_validation_size"
@@ -160,23 +144,30 @@ def test_paired_differences_of_the_report():
     pairs += [(1, "Rzg_pz L80", name) for name in ("random", "varR", "Rz L20", "Rzg_pred L20", "Rzg_true L20")]
     for ir, a, b in pairs:
         values = [paired(f"{a}, ir {ir}", f"{b}, ir {ir}", at) for at in (1, 2, 4, 9)]
-        rows.append([f"{a} - {b}", str(ir), str(len(values[0])), *map(with_interval, values)])
+        rows.append([f"{a} - {b}", str(ir), str(len(values[0])), *map(difference_text, values)])
     assert block(REPORT, "paired differences") == markdown(rows)
 
 
-CHOICES = [  # one trial, the other
+VAL = ", select val"
+CHOICES = [("Rzg_fl L80" + VAL, other + VAL) for other in ("Rzg_pz L80", "flqmi_z", "entropy_det", "random")]
+CHOICES += [("Rzg_pz L80" + VAL, other + VAL) for other in ("flqmi_z", "entropy_det", "random")]
+CHOICES += [
     ("Rzg_fl L80", "Rzg_pz L80"),
-    ("Rzg_fl L20", "Rzg_pz L20"),
     ("Rzg_fl L80", "flqmi_z"),
+    ("Rzg_fl L20", "Rzg_pz L20"),
+    ("Rz_fl L20", "Rz L20"),
+    ("Rzg_fl L20", "Rz_fl L20"),
     ("Rzg_flw L80", "Rzg_fl L80"),
     ("Rzg_rc L80", "Rzg_pz L80"),
+    ("Rzg_rc L20", "Rzg_pz L20"),
     ("Rzg_fl L80", "Rzg_rc L80"),
-    ("Rzg_fl L80", "entropy_det"),
-    ("Rzg_fl L80, select val", "Rzg_pz L80, select val"),
-    ("Rzg_fl L80, V 1000", "Rzg_pz L80, V 1000"),
-    ("Rzg_fl L80, V 300", "Rzg_pz L80, V 300"),
-    ("Rzg_fl L80, V 100", "Rzg_pz L80, V 100"),
-    ("Rzg_fl L80, nr 0.3", "Rzg_pz L80, nr 0.3"),
+]
+CHOICES += [
+    (f"Rzg_fl L80, {flag}", f"Rzg_pz L80, {flag}")
+    for flag in (
+        *("V 3000", "V 1000", "V 300", "V 100"),
+        *("ir 1", "ir 10", "ir 1000", "nr 0.1", "nr 0.3", "first random", "init random"),
+    )
 ]
 SILHOUETTES = [("Rzg_fl L80", other) for other in ("Rzg_pz L80", "flqmi_z", "entropy_det", "random")]
 SILHOUETTES += [("Rzg_pz L80", "entropy_det")]
@@ -185,9 +176,12 @@ SILHOUETTES += [("Rzg_pz L80", "entropy_det")]
 def choices(pairs=CHOICES, labels=(125, 250, 375, 625, 1250), dataset="MNIST", flags="") -> str:
     """A table of paired differences after some numbers of labels."""
     rows = [["difference", "runs", f"{labels[0]} labels", *(f"{n:,}" for n in labels[1:])]]
-    for one, other in pairs:
+    for one, other in (each for each in pairs if all(trial(name + flags) in by_trial(dataset) for name in each)):
         values = [paired(one + flags, other + flags, n // labels[0] - 1, dataset=dataset) for n in labels]
-        rows.append([f"{one} - {other}", str(len(values[0])), *map(with_interval, values)])
+        (a, *flags_of_one), (b, *flags_of_other) = one.split(", "), other.split(", ")
+        assert flags_of_one == flags_of_other
+        about = f" ({', '.join(flags_of_one)})" if flags_of_one else ""
+        rows.append([f"{a} - {b}{about}", str(len(values[0])), *map(difference_text, values)])
     return markdown(rows)
 
 
@@ -276,7 +270,7 @@ def study() -> str:
         values = np.array([studied()[name][run] for run in range(10)])
         differences = (values - [base[run] for run in range(10)]).mean(1)
         means = [f"{values[:, b].mean():.1f}" for b in (0, 2, 5)]
-        rows.append([about, *means, with_interval(differences) if name != "base" else ""])
+        rows.append([about, *means, difference_text(differences) if name != "base" else ""])
     return markdown(rows)
 
 
@@ -292,40 +286,72 @@ def test_variants_of_facility_location():
 # Sentences
 
 FL = ("Rzg_fl L80", "Rzg_pz L80")
-QUOTED = [  # (sentence with places for differences ± standard error, one trial, the other, b of the places[, runs])
-    ("ahead of Rzg_pz by {}, {}, {}, {} and {} points at 125, 250, 375, 625 and 1,250", *FL, (0, 1, 2, 4, 9)),
-    ("`flqmi_z` by {} points at 125 labels, {} at 500 and {} at 1,250", "Rzg_fl L80", "flqmi_z", (0, 3, 9)),
-    ("the walk was ahead of Rzg_pz by {}, {} and {} points at 125, 375", "Rzg_rc L80", "Rzg_pz L80", (0, 2, 9)),
-    ("`Rzg_fl` ahead of that by {} and {} at 125 and 375", "Rzg_fl L80", "Rzg_rc L80", (0, 2)),
-    ("`Rzg_flw` minus `Rzg_fl` +{}, {}, {} and {} points", "Rzg_flw L80", "Rzg_fl L80", (0, 1, 2, 9)),
-    ("same knowledge: by {}, {}, {} and {} points at 125", "flqmi_z", "Rzg_pz L80", (0, 1, 2, 4)),
-    ("ahead of `varR` by {}, {} and {} points at 375, 625 and 1,250", "Rzg_pz L80", "varR", (2, 4, 9)),
-    ("its lead is {} at 375 and {} at 625", "Rzg_pz L80, first random", "varR", (2, 4)),
-    ("Rzg_pz by {}, {} and {} at 250,", "flqmi_z, first random", "Rzg_pz L80, first random", (1, 2, 4)),
-    ("by {}, {} and {} points at 375, 625 and 1,250 labels; it", "galaxy", "galaxy_v", (2, 4, 9)),
-    ("at 375 labels by {} with 10,000", "flqmi_z", "Rzg_pz L80", (2,), 3),
-    ("by {} with 3,000, and", "flqmi_z, V 3000", "Rzg_pz L80, V 3000", (2,)),
-    ("and behind by {},", "Rzg_pz L80, V 1000", "flqmi_z, V 1000", (2,)),
-    (", {} and", "Rzg_pz L80, V 300", "flqmi_z, V 300", (2,)),
-    ("and {} with 1,000, 300 and 100", "Rzg_pz L80, V 100", "flqmi_z, V 100", (2,)),
-    ("{} and {} points less", "entropy_det, V 100, + validation", "Rzg_pz L80, V 100", (2, 9)),
-    ("3 runs: {} points behind at 375", "Rzg_pz L80, ir 1", "margin, ir 1", (2,)),
-    ("labels, {} ahead at 1,250", "margin, ir 1", "Rzg_pz L80, ir 1", (9,)),
-    ("was {} at ir=10 (3", "Rzg_pz L80, ir 10", "margin, ir 10", (2,)),
-    ("(3 runs), {} at ir=100 (5)", "Rzg_pz L80", "margin", (2,)),
-    ("and {} at ir=1000", "Rzg_pz L80, ir 1000", "margin, ir 1000", (2,)),
-    ("it was {} points (5 runs)", "Rzg_pz L80", "margin", (9,)),
-    ("(5 runs), {} and", "Rzg_pz L80, nr 0.1", "margin, nr 0.1", (9,)),
-    ("and {} (3 runs) with 0, 10", "Rzg_pz L80, nr 0.3", "margin, nr 0.3", (9,)),
-    ("10 and 30 % by {} and", "flqmi_z, nr 0.1", "Rzg_pz L80, nr 0.1", (2,)),
-    ("and {} points at 375 labels", "flqmi_z, nr 0.3", "Rzg_pz L80, nr 0.3", (2,)),
+QUOTED = [  # (sentence with places for differences and intervals, one trial, the other, b of the places)
+    ("`Rzg_fl` of Rzg_pz by {}, {}, {} and {} points", "Rzg_fl L80" + VAL, "Rzg_pz L80" + VAL, (0, 1, 2, 4)),
+    ("was ahead of `flqmi_z` by {} and {} points", "Rzg_fl L80" + VAL, "flqmi_z" + VAL, (0, 1)),
+    ("same knowledge: by {}, {}, {} and {} points", "flqmi_z" + VAL, "Rzg_pz L80" + VAL, (0, 1, 2, 4)),
+    ("of `entropy_det`** by {}, {}, {} and {} points", "Rzg_pz L80" + VAL, "entropy_det" + VAL, (0, 1, 2, 4)),
+    ("the walk was ahead of Rzg_pz by {}, {} and {} points", "Rzg_rc L80", "Rzg_pz L80", (0, 1, 2)),
+    ("`Rzg_fl` ahead of that by {}, {} and {}.", "Rzg_fl L80", "Rzg_rc L80", (0, 1, 2)),
+    ("`Rzg_rc` was ahead of Rzg_pz by {}, {} and {}.", "Rzg_rc L20", "Rzg_pz L20", (0, 1, 2)),
+    ("ahead of `Rz_fl` L20 by {}, {} and {}.", "Rzg_fl L20", "Rz_fl L20", (0, 1, 2)),
+    ("`Rzg_flw` minus `Rzg_fl` {}, {} and {}.", "Rzg_flw L80", "Rzg_fl L80", (0, 1, 2)),
+    ("at ir=10 it was {} and {} points", "Rzg_fl L80, ir 10", "Rzg_pz L80, ir 10", (0, 2)),
+    ("at ir=1,000 {} and {} at 125 and 250;", "Rzg_fl L80, ir 1000", "Rzg_pz L80, ir 1000", (0, 1)),
+    ("with 10 % random labels {} and {}", "Rzg_fl L80, nr 0.1", "Rzg_pz L80, nr 0.1", (0, 2)),
+    ("with 30 % {} and {} at 125 and 375;", "Rzg_fl L80, nr 0.3", "Rzg_pz L80, nr 0.3", (0, 2)),
+    ("from random weights {} at 125.", "Rzg_fl L80, init random", "Rzg_pz L80, init random", (0,)),
+    ("random first batch it was {} and {} at 250", "Rzg_fl L80, first random", "Rzg_pz L80, first random", (1, 2)),
+    ("minus Rzg_pz was {},", "Rzg_fl L80, V 1000", "Rzg_pz L80, V 1000", (0,)),
+    (", {} and", "Rzg_fl L80, V 300", "Rzg_pz L80, V 300", (0,)),
+    ("and {} points at 125 labels and", "Rzg_fl L80, V 100", "Rzg_pz L80, V 100", (0,)),
+    ("labels and {},", "Rzg_fl L80, V 1000", "Rzg_pz L80, V 1000", (9,)),
+    (", {} and", "Rzg_fl L80, V 300", "Rzg_pz L80, V 300", (9,)),
+    ("and {} at 1,250 (6 runs).", "Rzg_fl L80, V 100", "Rzg_pz L80, V 100", (9,)),
+    ("ahead of `varR` at 375 labels by {} points", "Rzg_pz L80", "varR", (2,)),
+    ("and by {} with the first batch drawn", "Rzg_pz L80, first random", "varR", (2,)),
+    ("without a validation set, {} points ahead of", "margin, ir 1", "Rzg_pz L80, ir 1", (9,)),
 ]
+CLAIMED = [  # leads that the text claims, one trial, the other, b
+    *(("Rzg_fl L80" + VAL, "Rzg_pz L80" + VAL, b) for b in (0, 1, 2, 4)),
+    *(("Rzg_fl L80" + VAL, "flqmi_z" + VAL, b) for b in (0, 1)),
+    *(("flqmi_z" + VAL, "Rzg_pz L80" + VAL, b) for b in (0, 1, 2, 4)),
+    *(("Rzg_pz L80" + VAL, "entropy_det" + VAL, b) for b in (0, 1, 2, 4)),
+    *(
+        (one, other, b)
+        for one, other in (("Rzg_rc L80", "Rzg_pz L80"), ("Rzg_fl L80", "Rzg_rc L80"))
+        for b in (0, 1, 2)
+    ),
+    *((one, other, b) for one, other in (("Rzg_rc L20", "Rzg_pz L20"), ("Rzg_fl L20", "Rz_fl L20")) for b in (0, 1, 2)),
+    *(
+        (f"Rzg_fl L80, {flag}", f"Rzg_pz L80, {flag}", b)
+        for flag, when in {
+            **{"ir 10": (0, 2), "ir 1000": (0, 1), "nr 0.1": (0, 2), "nr 0.3": range(10)},
+            **{"init random": (0,), "first random": (1, 2)},
+        }.items()
+        for b in when
+    ),
+    *((f"Rzg_fl L80, V {size}", f"Rzg_pz L80, V {size}", 0) for size in (1000, 300)),
+]
+LEVEL = [(one + VAL, other + VAL, 9) for one, other in (("flqmi_z", "Rzg_pz L80"), ("Rzg_pz L80", "entropy_det"))]
+LEVEL += [("Rzg_fl L80, ir 1", "Rzg_pz L80, ir 1", b) for b in (2, 4, 9)]
+UNKNOWN = [("Rzg_fl L80" + VAL, "Rzg_pz L80" + VAL, 9), *(("Rzg_fl L80" + VAL, "flqmi_z" + VAL, b) for b in (2, 4, 9))]
+UNKNOWN += [("Rzg_fl L80, ir 1", "Rzg_pz L80, ir 1", b) for b in range(10)]
+UNKNOWN += [("Rzg_fl L80, V 300", "Rzg_pz L80, V 300", b) for b in range(1, 10)]
+UNKNOWN += [("Rzg_fl L80, V 100", "Rzg_pz L80, V 100", b) for b in (*range(8), 9)]
+
+
+def test_what_is_claimed_of_rivals():
+    """Leads, methods called level, and differences of which it is said that none is known."""
+    assert [each for each in CLAIMED if not is_ahead(paired(*each))] == []
+    assert [each for each in LEVEL if not is_level(paired(*each))] == []
+    assert [each for each in UNKNOWN if is_ahead(paired(*each)) or is_ahead(-paired(*each))] == []
 
 
 @pytest.mark.parametrize("quoted", QUOTED, ids=lambda quoted: quoted[0])
 def test_differences_in_the_text_on_rivals(quoted):
-    sentence, one, other, places, *runs = quoted
-    text = sentence.format(*(quoted_form(paired(one, other, b, *runs)) for b in places))
+    sentence, one, other, places = quoted
+    text = sentence.format(*(quoted_form(paired(one, other, b)) for b in places))
     assert text in page_text(RIVALS)
 
 
