@@ -17,11 +17,13 @@ import torch
 from torch import nn
 
 from alfk.data.split import Split
+from alfk.experiment.folder import FORMAT
 from alfk.experiment.journal import Journal
 from alfk.experiment.train import Selector
 from alfk.experiment.trial import Trial
 from alfk.networks.weights import snapshot
 from alfk.support.errors import UserError
+from alfk.support.files import write_json
 from mnist.config import DIGITS
 from mnist.custom_models.lenet import LeNet
 from tests.helpers import SMALL, Killed, call, draw, outcome, records, refused, workspace
@@ -406,6 +408,9 @@ def test_a_part_of_other_settings_is_not_gone_on_with(data, finished, begun):
 
     with pytest.raises(Killed), evaluations(most=7):
         learn(dataclasses.replace(SHORT, adversary_param=9.0))
+    work = in_vaals_range_of(workspace(EXPERIMENT, begun / "DIGITS", *data), SHORT)
+    manifest = {"run": 0, "format": FORMAT, "settings": work.settings(), "sessions": []}
+    write_json(work.folder.path / "manifest.json", manifest)
     pattern = r"(\S+/(\w+?)_\S+) (?:is not the file it should be: it )?was made with"
     for kind in ("best", "query", "part"):
         with pytest.raises(UserError) as caught:
