@@ -10,6 +10,7 @@ import numpy as np
 import pytest
 from scipy import stats
 
+import alfk
 from alfk.experiment.records import Record
 from alfk.experiment.trial import Trial
 from alfk.plotting import results, sizes, statistics, tables
@@ -283,6 +284,26 @@ def test_variants_of_facility_location():
     assert f"{len(others) - len(VARIANTS)} more variants had one or two runs" in page_text(RIVALS)
 
 
+def sessions() -> str:
+    """The table of commits in results/README.md, of all sessions in the manifests."""
+    found: dict[tuple[str, str, str], int] = {}
+    for path in (ROOT / "results").glob("*/run*/manifest.json"):
+        for session in json.loads(path.read_text())["sessions"]:
+            processor = session["device"].removeprefix("cpu: ").replace("(R)", "").removesuffix(", 1 threads")
+            key = path.parents[1].name, session["commit"], processor
+            found[key] = found.get(key, 0) + 1
+    rows = [[*key, str(count)] for key, count in sorted(found.items())]
+    return markdown([["data set", "commit", "processor, one thread", "sessions"], *rows])
+
+
+def test_sessions():
+    assert block(ROOT / "results" / "README.md", "sessions") == sessions()
+
+
+def test_the_version_that_is_cited():
+    assert f"\nversion: {alfk.__version__}\n" in (ROOT / "CITATION.cff").read_text()
+
+
 # Sentences
 
 FL = ("Rzg_fl L80", "Rzg_pz L80")
@@ -380,7 +401,7 @@ def test_claims_of_the_report():
     means = [f"{hardest(name).mean():.0f} %" for name in ("varR", "Rzg_pz L80", "Rzg_true L80")]
     assert "{} (5), {} (10; {:.0f} to {:.0f}), {} (5)".format(*means[:2], low, high, means[2]) in text
     for name in ("Rzg_pz L20", "Rzg_pz L80"):
-        gained = [with_error(paired(name, f"{name}, init random", b), "+.1f") for b in (1, 2, 3)]
+        gained = [difference_text(paired(name, f"{name}, init random", b)) for b in (1, 2, 3)]
         assert f"{', '.join(gained)} ({name.split()[1]})" in text
     lead = paired("Rzg_pz L80", "random", 2)
     words = "{:.1f} points above random choice at 375 labels (95 % interval {:.1f} to {:.1f})"
@@ -406,13 +427,36 @@ def test_rotation_models_of_the_report():
     assert f"t-test p = {stats.ttest_ind(*study.values()).pvalue:.2f}" in text
 
 
+def test_ablations_of_the_report():
+    text, paper = page_text(REPORT), figures()["MNIST_ir100"]
+
+    def quoted(of: Curve) -> str:
+        return "{:.1f}, {:.1f}, {:.1f} and {:.1f}".format(*of.mean[[0, 1, 2, 4]])
+
+    long, short = (quoted(curve(trial(f"Rzg_rc L{length}"))) for length in (80, 20))
+    assert f"the walk gave {long} % at 0.25, 0.5, 0.75 and 1.25 % with L=80 and {short} % with L=20 (10 runs)" in text
+    long, short = (quoted(paper.others(trial(f"Rzg_pz L{length}"))["paper"]) for length in (80, 20))
+    assert f"the paper {long} % and {short} %" in text
+    kept = [r["accuracy"] for r in by_trial()[trial("Rzg_pz L20")] if r["b"] == 2 and r["run"] not in (0, 2, 7)]
+    assert f"L20 is at {np.mean(kept):.1f} % at 375 labels instead of" in text
+
+
+def test_coverage_of_intervals():
+    with open(ROOT / "results" / "interval_coverage.txt", newline="") as file:
+        rows = list(csv.DictReader(file, delimiter="\t"))
+    bca, student = ([float(row[name]) for row in rows] for name in ("BCa", "Student's t"))
+    quoted = f"covered the mean in {min(bca):.0f} to {max(bca):.0f} % of samples, Student's t in {min(student):.0f} to"
+    assert f"{quoted} {max(student):.0f} %" in page_text(REPORT)
+
+
 @pytest.mark.parametrize("length", [20, 80])
 def test_sentences_on_the_release(length):
     text, ours = page_text(REPORT), curve(trial(f"Rzg_pz L{length}"))
     release = read_release(ROOT / "reference" / "release_mnist_ir100.csv")[f"Rzg_pz_L{length}", "rotation"]
     first = [", ".join(f"{value:.1f}" for value in each.mean[:4]) for each in (ours, release)]
     fifth = [f"{each.mean[4]:.1f}" for each in (ours, release)]
-    assert f"{first[0]} and {fifth[0]} % (10 runs) beside {first[1]} and {fifth[1]} % (3 runs)" in text
+    runs = release.runs[0]
+    assert f"{first[0]} and {fifth[0]} % (10 runs) beside {first[1]} and {fifth[1]} % ({runs} runs)" in text
     later = release.mean[5:] - ours.mean[5:]
     quoted = f"it is {later.min():.1f} to {later.max():.1f}" if length == 80 else f"it is {later[-1]:.1f}"
     assert f"{quoted} points lower" in text

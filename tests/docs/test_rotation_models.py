@@ -1,10 +1,12 @@
 """What docs/method.md says of stalled rotation trainings follows from results/ and reference/."""
 
 import csv
+import itertools
 
 import numpy as np
-from scipy.stats import binomtest
+from scipy.stats import binomtest, pearsonr
 
+from bench.rotation_accuracy import our_points
 from mnist.config import MNIST
 from tests.helpers import ROOT
 
@@ -64,3 +66,14 @@ def test_what_a_stalled_training_cost():
     others = [accuracy for rotation, accuracy in ours if rotation != "90.8"]
     difference = f"{np.mean(others) - stalled:.0f} points less than in the mean of {len(others)} others"
     assert f"had {stalled} % at 375 labels from its model, {difference}" in TEXT
+
+
+def test_correlations_of_the_report():
+    text, found = " ".join((ROOT / "docs" / "reproduction.md").read_text().split()), {}
+    for length, labelled in itertools.product((20, 80), (375, 1250)):
+        result = pearsonr(*zip(*our_points(length, labelled), strict=True))
+        found[length, labelled] = f"{result.statistic:.2f}", "{:.2f} to {:.2f}".format(*result.confidence_interval())
+    (r, around), (r80, around80) = found[20, 375], found[80, 375]
+    assert f"(r = {r}, 95 % interval {around}, for L20; {r80}, {around80}, for L80)" in text
+    (r, around), (r80, around80) = found[20, 1250], found[80, 1250]
+    assert f"r is {r} ({around}) and {r80} ({around80})" in text
