@@ -38,7 +38,7 @@ def positions(given: object, count: int, what: str, *, repeats: bool = False) ->
         UserError: fractions, a wrong dimension, a position that is negative, too large or repeated, or integers that
             look like a mask.
     """
-    values = torch.empty(0) if given is None else _numbers(given, what, "positions or a boolean mask")
+    values = torch.empty(0) if given is None else numbers(given, what, "positions or a boolean mask")
     if values.numel() == 0:
         return torch.empty(0, dtype=torch.int64)
     if values.ndim != 1:
@@ -106,7 +106,7 @@ def as_labels(given: object, classes: Sequence[str] | None, unknown: bool) -> tu
             return _numbered([None if absent else v for v, absent in zip(values, missing, strict=True)], names)
         if any(missing):
             given = [-1 if absent else v for v, absent in zip(values, missing, strict=True)]
-    values = _numbers(given, "labels", "class numbers or names")
+    values = numbers(given, "labels", "class numbers or names")
     if values.ndim != 1:
         fix = ", one for each image (of one-hot rows: labels.argmax(1))" if values.ndim == 2 else " (n,)"
         raise UserError(f"labels have the shape {tuple(values.shape)}: give class numbers{fix}")
@@ -250,7 +250,7 @@ def as_tensor(given: object, rows: Sequence[int] | None = None) -> Tensor:
     values = _stacked(given, rows or range(len(given))) if isinstance(given, list | tuple) else given
     if isinstance(values, Image.Image | str | Path):
         raise UserError(f"images are a single {type(values).__name__}: give an array (N, ...) or a list of images")
-    return _numbers(values, "images", "an array or tensor of numbers, or a list of images")
+    return numbers(values, "images", "an array or tensor of numbers, or a list of images")
 
 
 def _stacked(given: Sequence[object], rows: Sequence[int]) -> object:
@@ -386,7 +386,7 @@ def mean_and_std(batches: Iterable[Tensor]) -> tuple[tuple[float, ...], tuple[fl
 # Numbers
 
 
-def _numbers(given: object, name: str, wanted: str) -> Tensor:
+def numbers(given: object, name: str, wanted: str) -> Tensor:
     """A tensor as it is, anything else that holds numbers by way of numpy."""
     _check_plain(given, name)
     if isinstance(given, Tensor):
@@ -413,7 +413,11 @@ def _numbers(given: object, name: str, wanted: str) -> Tensor:
 
 
 def _check_plain(given: object, name: str) -> None:
-    """Raises UserError for a sparse tensor, and for a masked array of numpy, whose masked values would count."""
+    """Raises UserError for complex numbers, a sparse tensor, and an array or tensor whose masked values would count."""
+    if isinstance(given, Tensor) and given.is_complex():
+        raise UserError(f"{name} are complex: give real numbers")
+    if type(given).__name__ == "MaskedTensor":
+        raise UserError(f"{name}: a masked tensor is not taken: give tensor.to_tensor(value), or leave these rows out")
     if isinstance(given, Tensor) and given.layout != torch.strided:
         raise UserError(f"{name}: a sparse tensor is not taken: give tensor.to_dense()")
     if isinstance(given, np.ma.MaskedArray) and np.ma.is_masked(given):

@@ -11,7 +11,7 @@ from alfk.experiment.trial import Trial, selection_suffix
 from alfk.support import distributed
 from alfk.support.checkpoints import load_checkpoint
 from alfk.support.errors import DamagedFileError, UserError
-from alfk.support.files import atomic, locked, read_json, write_json
+from alfk.support.files import FIX, atomic, locked, read_json, write_json
 
 FORMAT = 3  # of the files of a run; a folder of another format is not continued
 
@@ -104,6 +104,8 @@ class RunFolder:
                 right = isinstance(manifest.get("settings"), dict) and isinstance(manifest.get("sessions"), list)
                 if right and manifest.get("run") == self.number:
                     return manifest, []
+                if right:
+                    self._check_name(manifest.get("run"))
                 raise DamagedFileError(f"{path} is of another run" if right else f"{path} is damaged")
             damage = f"{path} is lost"
         except DamagedFileError as problem:
@@ -115,12 +117,25 @@ class RunFolder:
 
     def _settings_of_checkpoints(self) -> list[dict[str, Any]]:
         """The settings of each checkpoint; those of earlier versions lack what the settings do."""
-        settings = []
+        return [about.get("settings", {}) | about.get("behaviour", {}) for about in self._descriptions()]
+
+    def _descriptions(self) -> Iterator[dict[str, Any]]:
+        """Those of the run's checkpoints."""
         for path in sorted((self.path / "checkpoint").glob("*.pt")):
             with contextlib.suppress(UserError):  # whoever needs a damaged one will say so
-                about = load_checkpoint(path, {}, weights=False)[1]
-                settings.append(about.get("settings", {}) | about.get("behaviour", {}))
-        return settings
+                yield load_checkpoint(path, {}, weights=False)[1]
+
+    def _check_name(self, run: object) -> None:
+        """Raises UserError if the folder holds another run, not only the manifest of one: it was renamed."""
+        found = {about.get("run") for about in self._descriptions()}
+        if found == {run}:
+            raise UserError(f"{self.path} holds run {run}: rename it to run{run}, or give another --save-folder")
+
+    def check_is_known(self, key: str, value: object) -> None:
+        """Raises UserError if no model of the run was made with a setting of the manifest, which then is wrong."""
+        if not any(made.get(key) == value for made in self._settings_of_checkpoints()):
+            path = self.path / "manifest.json"
+            raise UserError(f"{path} says {key} = {value}, but no model of the run was made so: {FIX}")
 
     def check_manifest(self, settings: Mapping[str, Any]) -> tuple[dict[str, Any], list[str]]:
         """The manifest, empty for a new run, and warnings about it.
@@ -217,7 +232,7 @@ def check_settings(what: Path, recorded: Mapping[str, Any], now: Mapping[str, An
         )
     for key, value in now.items():
         was = recorded.get(key, value)
-        if was != value and key == "data":
+        if was != value and key in ("data", "labels"):
             raise UserError(
                 f"{what} was made with other image files, some of which were added, removed or changed since then: "
                 f"restore them, or delete it, or give another --save-folder (made with {was}, now {value})"

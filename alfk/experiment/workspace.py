@@ -62,6 +62,9 @@ class Workspace:
     _initial_models: dict[Path, tuple[dict[str, Any], str]] = dataclasses.field(default_factory=dict, repr=False)
     _drawn_layers: dict[tuple[str, int], dict[str, Tensor]] = dataclasses.field(default_factory=dict, repr=False)
 
+    def __post_init__(self) -> None:
+        self._labels = digest_of([split.labels.tolist() for split in (self.train, self.test)])
+
     def settings(self, stage: str = "learning") -> dict[str, Any]:
         """The settings that a stage depends on: "data" (the index lists in data/), "initial" or "learning"."""
         settings = self._common_settings()
@@ -74,11 +77,17 @@ class Workspace:
         return {key: self.recorded.get(key, value) for key, value in settings.items()}
 
     def behaviour(self, stage: str = "learning") -> dict[str, Any]:
-        """What the constants do that are functions (see `Experiment.behaviour`): recorded with the settings, but newer
-        than the digests of settings in files, and no part of them.
+        """What the constants do that are functions (see `Experiment.behaviour`), the sizes of the tensors that
+        `initialise` draws, and the labels of the images: recorded with the settings, but newer than the digests of
+        settings in files, and no part of them.
         """
         found = self.experiment.behaviour(stage)
-        return found if self.recipe is None else {"network.structure": found["network.structure"]}
+        if self.recipe is not None:
+            found = {"network.structure": found["network.structure"]}
+        network = self.experiment.network(self.experiment.classes)
+        self.experiment.initialise(network, generator(0, "behaviour"))
+        drawn = [f"{values.float().norm():.2g}" for values in network.parameters()]  # equal on all processors
+        return found | {"network.initial": digest_of(drawn), "labels": self._labels}
 
     @contextlib.contextmanager
     def lock(self, name: str, stage: str = "learning") -> Iterator[None]:
@@ -325,6 +334,7 @@ class Workspace:
         check_settings(path, made_with, settings, fix)  # the command that made it had flags of its own
         for key, value in self.pretrained_with.items():
             if made_with.get(key, value) != value:
+                self.folder.check_is_known(key, value)
                 raise UserError(f"{path} was made with {key} = {made_with[key]}, the run with {value}: {fix}")
         return state, found
 

@@ -42,7 +42,9 @@ def check_model(model: nn.Module, images: Tensor, taps: Sequence[int] | None = N
         UserError: the model breaks the contract, or cannot be run on float32 images on this device.
     """
     with evaluation_mode(model), seeded_globally(0, images.device), forward_errors(images.shape):
-        output = forward(model, images, grad=scores)
+        # By the graph a sigmoid at the end is known. A script is compiled for the passes that it sees first.
+        is_script = any(isinstance(module, torch.jit.ScriptModule) for module in model.modules())
+        output = forward(model, images, grad=scores or not is_script)
         if hasattr(model, "before_dropout"):  # as MC-dropout runs it
             _check_pair(model.after_dropout(model.before_dropout(images)), len(images))
     logits, every = _check_pair(output, len(images))
@@ -110,6 +112,8 @@ def _check_pair(output: object, batch: int) -> tuple[Tensor, Sequence[object]]:
         raise UserError(f"the model's logits are {kind(logits)} for {batch} images, not ({batch}, classes)")
     if logits.shape[1] < 2:
         raise UserError("the model has one logit: return one for each of two classes, torch.cat([0 * x, x], 1) of it")
+    if type(logits.grad_fn).__name__ == "SigmoidBackward0":
+        raise UserError("the model returns sigmoids of its logits: leave out the sigmoid at its end")
     rounding = max(1e-4, torch.finfo(logits.dtype).eps)
     if (logits >= 0).all() and ((logits.sum(1) - 1).abs() <= rounding).all():
         raise UserError("the model returns probabilities, not logits: leave out the softmax at its end")

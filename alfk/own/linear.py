@@ -13,11 +13,13 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
+from alfk.data.arrays import numbers
 from alfk.data.split import Split, check_columns
 from alfk.support.errors import UserError
 
 COMPARED = 1000  # pool embeddings on which probabilities of a classifier are compared with the softmax of its logits
 TOLERANCE = 0.01  # of probabilities: logits are float32
+SMALLEST, LARGEST = 1e-8, 1e8  # sizes of embeddings: beyond, float32 or the 1e-10 of a descriptor changes the choice
 
 
 class LinearClassifier(nn.Module):
@@ -46,7 +48,7 @@ def linear(weights: Tensor | np.ndarray, bias: Tensor | np.ndarray | None = None
         weights: (C, D) array or tensor, row c for class c; any float type.
         bias: (C,); zeros if None.
     Raises:
-        UserError: shapes that do not fit, or values that are not finite in float32.
+        UserError: shapes that do not fit, masked values, or values that are not finite in float32.
     """
     weights = _float32(weights, "weights")
     if weights.ndim != 2 or len(weights) < 2:
@@ -59,13 +61,7 @@ def linear(weights: Tensor | np.ndarray, bias: Tensor | np.ndarray | None = None
 
 def _float32(given: Tensor | np.ndarray, name: str) -> Tensor:
     """A copy, so that later training of the classifier does not change the model."""
-    try:
-        if isinstance(given, Tensor):
-            values = given.detach().to(torch.float32, copy=True)
-        else:
-            values = torch.from_numpy(np.array(given, dtype=np.float32))
-    except (TypeError, ValueError):
-        raise UserError(f"{name} are a {type(given).__name__}: give an array or tensor of numbers") from None
+    values = numbers(given, name, "an array or tensor of numbers").to(torch.float32, copy=True)
     if not values.isfinite().all():
         raise UserError(f"{name} have values that are NaN or infinite in float32")
     return values
@@ -79,7 +75,7 @@ def classifier_of(model: object, pool: Split, validation: Split | None) -> objec
             classes, or they normalise embeddings that it takes as they are.
     """
     if isinstance(model, LinearClassifier):
-        _check_embeddings(model, pool)
+        _check_embeddings(model, pool, validation)
         return model
     if isinstance(model, nn.Module) or not hasattr(model, "predict"):
         return model
@@ -93,15 +89,17 @@ def classifier_of(model: object, pool: Split, validation: Split | None) -> objec
     if len(model.classes_) == 2 and len(weights) == 1:  # the one logit is that of the second class
         weights, bias = np.concatenate([0 * weights, weights]), np.concatenate([0 * bias, bias])
     classifier = linear(weights, np.broadcast_to(bias, len(weights))).to(pool.device)
-    _check_embeddings(classifier, pool)
+    _check_embeddings(classifier, pool, validation)
     check_columns(pool, getattr(model, "feature_names_in_", None), "the classifier")
     _check_probabilities(model, classifier, pool)
     rows = _rows_of_classes(model.classes_, pool, validation)
     return LinearClassifier(classifier.layer.weight.data[rows], classifier.layer.bias.data[rows])
 
 
-def _check_embeddings(classifier: LinearClassifier, pool: Split) -> None:
-    """Raises UserError unless the pool has embeddings as the classifier takes them."""
+def _check_embeddings(classifier: LinearClassifier, pool: Split, validation: Split | None) -> None:
+    """Raises UserError unless the pool has embeddings as the classifier takes them, and those of both splits are of a
+    size that can be computed with.
+    """
     if pool.computed:
         raise UserError(
             "the splits normalise the columns of the embeddings, but a linear classifier takes them as they are: make "
@@ -110,6 +108,17 @@ def _check_embeddings(classifier: LinearClassifier, pool: Split) -> None:
     wanted, shape = classifier.layer.in_features, tuple(pool.store.shape)
     if shape[1:] != (wanted,):
         raise UserError(f"the classifier takes embeddings (N, {wanted}), but the pool is {shape}")
+    for split, name in ((pool, "the pool"), (validation, "the validation set")):
+        size = (
+            0.0
+            if split is None or split.in_files
+            else max(abs(float(x)) for x in split.store.aminmax()) / max(split.std)
+        )
+        if size and not SMALLEST <= size <= LARGEST:
+            raise UserError(
+                f"embeddings of {name} are as large as {size:.2g}: multiply all of them by one number, so that they "
+                "are about 1, and divide the weights by it"
+            )
 
 
 def _check_probabilities(model: object, classifier: LinearClassifier, pool: Split) -> None:

@@ -32,6 +32,7 @@ from alfk.experiment.workspace import Workspace
 from alfk.plotting import plots
 from alfk.support.checkpoints import load_checkpoint, save_checkpoint
 from alfk.support.errors import UserError
+from alfk.support.files import read_json, write_json
 from mnist.config import DIGITS
 from tests.helpers import Done, outcome, records
 from vaal import main as vaal
@@ -430,18 +431,36 @@ def with_other_dropout(classes: int) -> torch.nn.Module:
     return network
 
 
+def drawn_larger(model: torch.nn.Module, generator: torch.Generator) -> None:
+    TINY.initialise(model, generator)
+    with torch.no_grad():
+        next(model.parameters()).mul_(1.5)
+
+
+def other_images(folder, strict=True):
+    train, test = digits()
+    return train.subset(torch.arange(399)), test
+
+
 class OtherDecay(type(TINY.retraining.schedule)):
     def __call__(self, epoch: int, done: float = 1.0) -> float:
         return 0.5
 
 
-for other, same in ((with_other_dropout, TINY.network), (OtherDecay, type(TINY.retraining.schedule))):
+ALIKE = {with_other_dropout: TINY.network, OtherDecay: type(TINY.retraining.schedule), drawn_larger: TINY.initialise}
+for other, same in ALIKE.items():
     other.__name__ = other.__qualname__ = same.__name__
 CONSTANTS = {  # behind the same names
     "network.structure": {"network": with_other_dropout},
+    "network.initial": {"initialise": drawn_larger},
     "retraining.rates": {"retraining": dataclasses.replace(TINY.retraining, schedule=OtherDecay(every=15))},
     "taps.20": {"descriptors": {**TINY.descriptors, 20: TINY.descriptors[10]}},
 }
+
+
+def test_other_images_that_nothing_names(copy):
+    """An experiment of one's own may load images without a source, by which others would be known."""
+    refused(al(copy, experiment=dataclasses.replace(TINY, load=other_images)), "run0 was made with other image files")
 
 
 @pytest.mark.parametrize("key", CONSTANTS)
@@ -467,6 +486,28 @@ def test_a_checkpoint_of_other_settings(scene, copy):
     refused(al(copy, "-e", 3), "run0 was made with retraining.epochs = 1, this command says 3")
     refused(al(copy), f"{path.name} was made with retraining.epochs = 3, this command says 1: delete it")
     path.unlink()
+    assert al(copy).returncode == 0
+    assert ends(copy) == scene.wanted
+
+
+def test_a_manifest_of_other_initial_models(scene, copy):
+    """The initial models are right, and not to be deleted."""
+    path = copy / "run0" / "manifest.json"
+    manifest = read_json(path)
+    manifest["settings"]["pretraining.epochs"] = 2
+    write_json(path, manifest)
+    refused(al(copy), f"{path} says pretraining.epochs = 2, but no model of the run was made so: delete it")
+    path.unlink()
+    assert al(copy).returncode == 0
+    assert ends(copy) == scene.wanted
+
+
+def test_a_renamed_run(scene, copy):
+    """Its files are right, and not to be deleted."""
+    shutil.rmtree(copy / "run1")
+    (copy / "run0").rename(copy / "run1")
+    refused(al(copy, "--run-start", 1, "--run-stop", 2), f"{copy / 'run1'} holds run 0: rename it to run0")
+    (copy / "run1").rename(copy / "run0")
     assert al(copy).returncode == 0
     assert ends(copy) == scene.wanted
 

@@ -343,6 +343,7 @@ BAD = {
     "no taps": (lambda logits, taps: (logits, []), "returned no taps"),
     "one logit": (lambda logits, taps: (logits[:, :1], taps), "one logit"),
     "probabilities": (lambda logits, taps: (logits.softmax(1), taps), "leave out the softmax at its end"),
+    "sigmoids": (lambda logits, taps: (logits.sigmoid(), taps), "leave out the sigmoid at its end"),
     "rounded": (lambda logits, taps: (logits.softmax(1).bfloat16(), taps), "leave out the softmax at its end"),
     "logits of pixels": (lambda logits, taps: (logits[..., None], taps), "not (5, classes)"),
     "labels": (lambda logits, taps: (logits.argmax(1), taps), "the model's logits are a tensor (5,) of int64"),

@@ -144,6 +144,18 @@ def test_classifiers_that_do_not_fit_are_refused(case):
     refuses(lambda: alfk.query("entropy_det", model(), pool or splits()[0], splits()[1], N, labelled=[0]), words)
 
 
+@pytest.mark.parametrize("size", [1e-30, 1e19])
+@pytest.mark.parametrize("part", [0, 1])
+def test_embeddings_whose_squares_float32_does_not_hold_are_refused(size, part):
+    """Distances would be 0 or infinite: coreset chose the first images, also labelled ones."""
+    given = [EMBEDDINGS[:60], EMBEDDINGS[60:90]]
+    given[part] = size / abs(given[part]).max() * given[part]
+    pool, validation = (alfk.Split.of(x, y, mean=0, std=1) for x, y in zip(given, (None, LABELS[60:90]), strict=True))
+    name = ("the pool", "the validation set")[part]
+    words = f"embeddings of {name} are as large as {size:.2g}: multiply all of them by one number"
+    refuses(lambda: alfk.query("coreset", alfk.linear(fitted().coef_), pool, validation, N, labelled=[0]), words)
+
+
 def test_digits_of_another_order_are_refused():
     pool, validation = splits(torch.from_numpy(LABELS), classes=["1", "0", "2", "3"])
     refuses(lambda: asked("Rz", fitted(), pool, validation), "also names of classes in another order")
@@ -156,6 +168,11 @@ def test_weights_that_are_none_are_refused():
     refuses(lambda: alfk.linear(weights, np.ones(5)), "bias has the shape (5,): give (3,)")
     refuses(lambda: alfk.linear(weights * np.nan), "NaN or infinite")
     refuses(lambda: alfk.linear("weights"), "give an array")
+    refuses(lambda: alfk.linear(np.ma.masked_less(np.eye(3), 1)), "weights: some values are masked")
+    refuses(lambda: alfk.linear(weights, np.ma.array(np.ones(3), mask=[0, 1, 0])), "bias: some values are masked")
+    refuses(lambda: alfk.linear(torch.masked.masked_tensor(torch.eye(3), torch.eye(3) > 0)), "a masked tensor is not")
+    refuses(lambda: alfk.linear(torch.eye(3).to_sparse()), "weights: a sparse tensor is not taken")
+    refuses(lambda: alfk.linear(torch.eye(3, dtype=torch.complex64)), "weights are complex")
     given = torch.ones(3, 5, dtype=torch.float64)
     model = alfk.linear(given)
     given.zero_()

@@ -257,6 +257,15 @@ def test_matplotlib_is_left_as_it_is():
     subprocess.run([sys.executable, "-c", BACKEND], check=True, cwd=ROOT)
 
 
-def test_a_notebooks_backend_that_is_not_there_is_not_used():
-    environment = {**os.environ, "MPLBACKEND": "module://matplotlib_inline.backend_inline"}
-    subprocess.run([sys.executable, "-c", "from alfk import plotting"], check=True, cwd=ROOT, env=environment)
+@pytest.mark.parametrize(
+    ("backend", "said"),
+    [
+        ("module://matplotlib_inline.backend_inline", ""),  # a notebook's, for its subprocesses too
+        ("nothing", "warning: MPLBACKEND=nothing is no backend of matplotlib, and is not used\n"),
+    ],
+)
+def test_a_backend_that_is_not_there_is_not_used(backend, said):
+    line = [sys.executable, "-c", "from alfk import plotting"]
+    environment = {**os.environ, "MPLBACKEND": backend}
+    done = subprocess.run(line, check=True, cwd=ROOT, env=environment, capture_output=True, text=True)
+    assert done.stderr == said
