@@ -243,7 +243,7 @@ def test_the_committed_results(tmp_path, monkeypatch, undrawn):
     pages = "".join(page.read_text() for page in (ROOT / "README.md", *(ROOT / "docs").glob("*.md")))
     kept = list((ROOT / "results" / "figures").iterdir())
     assert {path.name for path in kept} == set(re.findall(r"results/figures/(\w[\w.]*\.png)\)", pages))
-    assert {path.stem for path in kept} <= drawn | {"readme", "choices", "rotation_accuracy"}
+    assert {path.stem for path in kept} <= drawn | {"readme", "choices", "silhouettes", "rotation_accuracy"}
 
 
 def test_one_run_has_no_error_bar():
