@@ -181,8 +181,10 @@ def test_what_is_no_file_is_not_read(tmp_path, make):
 def test_a_pipe_in_the_place_of_a_file(tmp_path, use):
     """Opening it would wait for its reader; and what is no regular file is not replaced by one."""
     os.mkfifo(tmp_path / "x")
+    reader = os.open(tmp_path / "x", os.O_RDONLY | os.O_NONBLOCK)  # so that a test that fails does not wait
     with pytest.raises(UserError, match="x: it is not a regular file; remove it"):
         use(tmp_path / "x").__enter__()
+    os.close(reader)
 
 
 def test_a_lock_is_held_by_one(tmp_path):
