@@ -161,6 +161,7 @@ CHOICES += [
     ("Rzg_flw L80", "Rzg_fl L80"),
     ("Rzg_rc L80", "Rzg_pz L80"),
     ("Rzg_rc L20", "Rzg_pz L20"),
+    ("Rz_rc L20", "Rz L20"),
     ("Rzg_fl L80", "Rzg_rc L80"),
 ]
 CHOICES += [
@@ -314,7 +315,8 @@ QUOTED = [  # (sentence with places for differences and intervals, one trial, th
     ("of `entropy_det`** by {}, {}, {} and {} points", "Rzg_pz L80" + VAL, "entropy_det" + VAL, (0, 1, 2, 4)),
     ("the walk was ahead of Rzg_pz by {}, {} and {} points", "Rzg_rc L80", "Rzg_pz L80", (0, 1, 2)),
     ("`Rzg_fl` ahead of that by {}, {} and {}.", "Rzg_fl L80", "Rzg_rc L80", (0, 1, 2)),
-    ("`Rzg_rc` was ahead of Rzg_pz by {}, {} and {}.", "Rzg_rc L20", "Rzg_pz L20", (0, 1, 2)),
+    ("`Rzg_rc` was ahead of Rzg_pz by {}, {} and {}", "Rzg_rc L20", "Rzg_pz L20", (0, 1, 2)),
+    ("and `Rz_rc` of `Rz` by {}, {} and {}.", "Rz_rc L20", "Rz L20", (0, 1, 2)),
     ("ahead of `Rz_fl` L20 by {}, {} and {}.", "Rzg_fl L20", "Rz_fl L20", (0, 1, 2)),
     ("`Rzg_flw` minus `Rzg_fl` {}, {} and {}.", "Rzg_flw L80", "Rzg_fl L80", (0, 1, 2)),
     ("at ir=10 it was {} and {} points", "Rzg_fl L80, ir 10", "Rzg_pz L80, ir 10", (0, 2)),
@@ -323,10 +325,12 @@ QUOTED = [  # (sentence with places for differences and intervals, one trial, th
     ("with 30 % {} and {} at 125 and 375;", "Rzg_fl L80, nr 0.3", "Rzg_pz L80, nr 0.3", (0, 2)),
     ("from random weights {} at 125.", "Rzg_fl L80, init random", "Rzg_pz L80, init random", (0,)),
     ("random first batch it was {} and {} at 250", "Rzg_fl L80, first random", "Rzg_pz L80, first random", (1, 2)),
-    ("minus Rzg_pz was {},", "Rzg_fl L80, V 1000", "Rzg_pz L80, V 1000", (0,)),
+    ("minus Rzg_pz was {},", "Rzg_fl L80, V 3000", "Rzg_pz L80, V 3000", (0,)),
+    (", {},", "Rzg_fl L80, V 1000", "Rzg_pz L80, V 1000", (0,)),
     (", {} and", "Rzg_fl L80, V 300", "Rzg_pz L80, V 300", (0,)),
     ("and {} points at 125 labels and", "Rzg_fl L80, V 100", "Rzg_pz L80, V 100", (0,)),
-    ("labels and {},", "Rzg_fl L80, V 1000", "Rzg_pz L80, V 1000", (9,)),
+    ("labels and {},", "Rzg_fl L80, V 3000", "Rzg_pz L80, V 3000", (9,)),
+    (", {},", "Rzg_fl L80, V 1000", "Rzg_pz L80, V 1000", (9,)),
     (", {} and", "Rzg_fl L80, V 300", "Rzg_pz L80, V 300", (9,)),
     ("and {} at 1,250 (6 runs).", "Rzg_fl L80, V 100", "Rzg_pz L80, V 100", (9,)),
     ("ahead of `varR` at 375 labels by {} points", "Rzg_pz L80", "varR", (2,)),
@@ -352,7 +356,9 @@ CLAIMED = [  # leads that the text claims, one trial, the other, b
         }.items()
         for b in when
     ),
-    *((f"Rzg_fl L80, V {size}", f"Rzg_pz L80, V {size}", 0) for size in (1000, 300)),
+    *((f"Rzg_fl L80, V {size}", f"Rzg_pz L80, V {size}", 0) for size in (3000, 1000, 300)),
+    ("Rzg_fl L80, V 3000", "Rzg_pz L80, V 3000", 1),
+    *(("Rz_rc L20", "Rz L20", b) for b in (0, 1, 2)),
 ]
 LEVEL = [(one + VAL, other + VAL, 9) for one, other in (("flqmi_z", "Rzg_pz L80"), ("Rzg_pz L80", "entropy_det"))]
 LEVEL += [("Rzg_fl L80, ir 1", "Rzg_pz L80, ir 1", b) for b in (2, 4, 9)]
@@ -433,6 +439,8 @@ def test_ablations_of_the_report():
     def quoted(of: Curve) -> str:
         return "{:.1f}, {:.1f}, {:.1f} and {:.1f}".format(*of.mean[[0, 1, 2, 4]])
 
+    features = quoted(curve(trial("Rz_rc L20"))), quoted(paper.others(trial("Rz L20"))["paper"])
+    assert "`Rz` in the same way {} % (`Rz_rc`, 10 runs) and in the paper {} %".format(*features) in text
     long, short = (quoted(curve(trial(f"Rzg_rc L{length}"))) for length in (80, 20))
     assert f"the walk gave {long} % at 0.25, 0.5, 0.75 and 1.25 % with L=80 and {short} % with L=20 (10 runs)" in text
     long, short = (quoted(paper.others(trial(f"Rzg_pz L{length}"))["paper"]) for length in (80, 20))
