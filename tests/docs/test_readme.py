@@ -171,8 +171,8 @@ CHOICES += [
         *("ir 1", "ir 10", "ir 1000", "nr 0.1", "nr 0.3", "first random", "init random"),
     )
 ]
-SILHOUETTES = [("Rzg_fl L80", other) for other in ("Rzg_pz L80", "flqmi_z", "entropy_det", "random")]
-SILHOUETTES += [("Rzg_pz L80", "entropy_det")]
+SILHOUETTES = [("Rzg_fl L80", other) for other in ("Rzg_pz L80", "flqmi_z", "entropy_det", "margin", "random")]
+SILHOUETTES += [("Rzg_pz L80", "entropy_det"), ("Rzg_rc L80", "Rzg_pz L80"), ("Rzg_flw L80", "Rzg_fl L80")]
 
 
 def choices(pairs=CHOICES, labels=(125, 250, 375, 625, 1250), dataset="MNIST", flags="") -> str:
