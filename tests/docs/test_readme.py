@@ -449,6 +449,22 @@ def test_ablations_of_the_report():
     assert f"L20 is at {np.mean(kept):.1f} % at 375 labels instead of" in text
 
 
+def test_restarted_rotation_trainings():
+    """Means of ten runs, of which three start from rotation models that were started again."""
+    restarted = results.read_runs(ROOT / "results" / "restarted" / "MNIST", 0, None, pytest.fail).records
+    quoted = []
+    for length in (20, 80):
+        of = trial(f"Rzg_pz L{length}")
+        old = {(r["run"], r["b"]): r["accuracy"] for r in by_trial()[of]}
+        new = old | {(r["run"], r["b"]): r["accuracy"] for r in restarted if Trial.of(r) == of}
+        assert {run for run, b in old if new[run, b] != old[run, b]} == {0, 2, 7}
+        for found in (new, old):
+            means = [np.mean([found[run, b] for run in range(10)]) for b in (0, 1, 2, 4, 9)]
+            quoted.append("{:.1f}, {:.1f}, {:.1f}, {:.1f} and {:.1f}".format(*means))
+    text = "become {} % instead of {} at 125, 250, 375, 625 and 1,250 labels with L=20, and {} instead of {} with L=80"
+    assert text.format(*quoted) in page_text(REPORT)
+
+
 def test_coverage_of_intervals():
     with open(ROOT / "results" / "interval_coverage.txt", newline="") as file:
         rows = list(csv.DictReader(file, delimiter="\t"))
