@@ -11,15 +11,28 @@ import pytest
 from scipy import stats
 
 import alfk
+from alfk.cli import options as flags
+from alfk.cli.trials import trials_of
 from alfk.experiment.records import Record
 from alfk.experiment.trial import Trial
 from alfk.plotting import results, sizes, statistics, tables
-from alfk.plotting.curves import Curve, accuracy_of_classes, gains, labels_saved, read_release
+from alfk.plotting.curves import (
+    Comparison,
+    Curve,
+    accuracy_of_classes,
+    acquisition_seconds,
+    chosen_of_minority,
+    compare,
+    gains,
+    labels_saved,
+    read_release,
+)
 from alfk.plotting.distortions import distortions_table
 from alfk.plotting.figures import FigureData
 from alfk.plotting.figures import figures as figures_of
 from alfk.plotting.statistics import difference_text, interval, is_ahead, is_level, standard_error
 from mnist.config import MNIST
+from mnist.run import EXPERIMENTS, cfg, cfg_small
 from tests.helpers import ROOT
 
 README, REPORT, RIVALS = ROOT / "README.md", ROOT / "docs" / "reproduction.md", ROOT / "docs" / "rivals.md"
@@ -85,6 +98,18 @@ def paired(one: str, other: str, b: int, dataset: str = "MNIST") -> np.ndarray:
 
 def with_error(values: np.ndarray, form: str = ".1f") -> str:
     return f"{values.mean():{form}} ± {standard_error(values):.1f}"
+
+
+def span(values) -> str:
+    """ "0.4 to 4.2", of the sizes of some differences."""
+    sizes = np.abs(list(values))
+    return f"{sizes.min():.1f} to {sizes.max():.1f}"
+
+
+def from_paper(name: str, figure: str = "MNIST_ir100", of: str | None = None) -> dict[float, Comparison]:
+    """Share -> our point beside the paper's, or beside that of another method."""
+    other = figures()[figure].others(trial(of or name))["paper"]
+    return {round(c.share, 2): c for c in compare(curve(trial(name)), other)}
 
 
 def quoted_form(values: np.ndarray) -> str:
@@ -297,8 +322,38 @@ def sessions() -> str:
     return markdown([["data set", "commit", "processor, one thread", "sessions"], *rows])
 
 
+def commits() -> str:
+    """The table of commits behind each table in results/README.md: those of the sessions whose command names a curve
+    and run of the table.
+    """
+    made: dict[tuple[str, Trial, int], set[str]] = {}
+    parser = flags.run_parser(EXPERIMENTS, "")
+    for path in (ROOT / "results").glob("*/run*/manifest.json"):
+        dataset, run = path.parents[1].name, int(path.parent.name.removeprefix("run"))
+        for session in json.loads(path.read_text())["sessions"]:
+            options = parser.parse_args(session["command"][1:])
+            if session["time"] < "2026-11-27T08:29":  # until commit bbf6f47 copies were by degrees unless stated
+                options.copies = options.copies or "degrees"
+            rows = cfg_small if dataset == "SILHOUETTES" else cfg
+            named = trials_of(rows, flags.experiment_of(EXPERIMENTS, options), options)
+            for each in [] if options.initial or options.baseline else named:
+                made.setdefault((dataset, each, run), set()).add(session["commit"][:7])
+    shown = {name for page in (REPORT, RIVALS) for name in re.findall(r"<!-- (MNIST_\w+) -->", page.read_text())}
+    tables_of = {name: ("MNIST", figure.trials) for name, figure in figures().items() if name in shown}
+    tables_of["MNIST_distortions"] = "MNIST", {t: r for t, r in by_trial().items() if t.ir not in (1, 100) or t.nr}
+    tables_of["MNIST_ir100_validation_size"] = "MNIST", {t: r for t, r in by_trial().items() if t.validation_size}
+    tables_of["silhouettes"] = "SILHOUETTES", by_trial("SILHOUETTES")
+    rows = [["table", "curves and runs", "of known session", "commits"]]
+    for name, (dataset, trials) in tables_of.items():
+        pairs = {(dataset, each, record["run"]) for each, records in trials.items() for record in records}
+        known = [made[pair] for pair in pairs if pair in made]
+        rows.append([name, str(len(pairs)), str(len(known)), ", ".join(sorted(set().union(*known)))])
+    return markdown(rows)
+
+
 def test_sessions():
     assert block(ROOT / "results" / "README.md", "sessions") == sessions()
+    assert block(ROOT / "results" / "README.md", "commits") == commits()
 
 
 def test_the_version_that_is_cited():
@@ -447,6 +502,156 @@ def test_ablations_of_the_report():
     assert f"the paper {long} % and {short} %" in text
     kept = [r["accuracy"] for r in by_trial()[trial("Rzg_pz L20")] if r["b"] == 2 and r["run"] not in (0, 2, 7)]
     assert f"L20 is at {np.mean(kept):.1f} % at 375 labels instead of" in text
+
+    by_size = {
+        (size, b): paired(f"Rzg_pz L80, V {size}", "Rzg_pz L80", b) for size in (3000, 1000, 300, 100) for b in (2, 9)
+    }
+    for size_of, b in (("points at 375 labels", 2), ("at 1,250 (6 runs)", 9)):
+        values = [quoted_form(by_size[size, b]) for size in (3000, 1000, 300, 100)]
+        assert "{}, {}, {} and {}".format(*values) + f" {size_of}" in text
+    assert [key for key, values in by_size.items() if is_ahead(values)] == [(3000, 2), (1000, 2)]
+    assert [key for key, values in by_size.items() if is_ahead(-values)] == [(100, 9)]
+    long, short = (from_paper(f"Rzg_rc L{length}", of=f"Rzg_pz L{length}") for length in (80, 20))
+    below = [c.difference for c in long.values() if not c.within]
+    assert len(below) == 5
+    quoted = f"of the paper's `Rzg_pz`, the others {span(below)} points below"
+    assert f"five of ten points are within two standard errors {quoted}" in text
+    assert [share for share, c in short.items() if not c.within] == [0.25]
+    assert f"at L=20 nine are, and the first is {short[0.25].difference:.1f} points above" in text
+
+
+def test_distances_from_the_paper():
+    text, all_shares = page_text(REPORT), {name: from_paper(name) for name in ("Rz L20", "Rzg_true L20", "varR E4")}
+    all_shares |= {name: from_paper(name) for name in ("Rzg_pz L80", "Rzg_pz L20")}
+
+    def below(name: str, first: float, last: float = 2.5) -> str:
+        found = [c.difference for share, c in all_shares[name].items() if first <= share <= last]
+        assert max(found) < 0
+        return span(found)
+
+    assert f"is {below('Rzg_pz L80', 0.5, 1.25)} points below the paper between 0.5 and 1.25 %" in text
+    sentence = f"Rz by {below('Rz L20', 0.75, 1.75)} points from 0.75 to 1.75 % and by {below('Rz L20', 2)} after that"
+    assert f"{sentence}, Rzg_true by {below('Rzg_true L20', 0.75)} points from 0.75 % on" in text
+    assert f"(3 runs) is {below('varR E4', 0.5)} points below the paper from 0.5 % on" in text
+    balanced = [
+        from_paper(f"{name}, ir 1", "MNIST_ir1")
+        for name in ("random", "varR", "varR E4", "Rz L20", "Rzg_pred L20", "Rzg_pz L20", "Rzg_pz L80", "Rzg_true L20")
+    ]
+    at = {share: [each[share].difference for each in balanced if share in each] for share in (0.25, 0.5, 2.5)}
+    assert max(at[0.25] + at[0.5]) < 0
+    quoted = (
+        f"by {span(at[0.25])} points at 0.25 %, by {span(at[0.5])} at 0.5 %, by at most {-min(at[2.5]):.1f} at 2.5 %"
+    )
+    assert quoted in text
+    up_to = [f"{max(-c.difference for c in all_shares[f'Rzg_pz L{length}'].values()):.0f}" for length in (80, 20)]
+    assert "stays up to {} points below its published curve, L20 up to {};".format(*up_to) in page_text(README)
+    for length, places in ((20, "+7.4, +6.3, +3.3"), (80, "+4.1, +3.1, +1.9")):
+        theirs = (
+            figures()["MNIST_ir100_ablation"].others(trial(f"Rzg_pz L{length}{init}"))["paper"]
+            for init in ("", ", init random")
+        )
+        rotation, weights = ([each.mean[each.at(share)] for share in (0.5, 0.75, 1)] for each in theirs)
+        assert ", ".join(f"{a - b:+.1f}" for a, b in zip(rotation, weights, strict=True)) == places
+        assert places in text
+    biased, balanced = (figures()[name].lines[0][0] for name in ("MNIST_ir100", "MNIST_ir1"))
+    assert f"at ir=100: {biased:.1f} %, in the paper 92.5 %; at ir=1 {balanced:.1f} % in both" in text
+
+
+def test_what_is_claimed_in_the_report():
+    steps = ("Rzg_pz L80", "Rzg_pz L20"), ("Rzg_pz L20", "Rz L20"), ("Rzg_true L20", "Rzg_pz L20")
+    at = (1, 2, 4, 9)
+    assert all(is_ahead(paired(*pair, b)) for pair in steps for b in at)
+    for other in ("Rzg_pred L20", "Rzg_trace L20", "Rzg_mi L20"):
+        assert not any(is_ahead(paired("Rzg_pz L20", other, b)) for b in at)
+    balanced = {
+        name: [b for b in at if is_ahead(paired("Rzg_pz L80, ir 1", f"{name}, ir 1", b))]
+        for name in ("random", "Rz L20", "Rzg_pred L20", "Rzg_pz L20", "Rzg_true L20")
+    }
+    assert balanced.pop("Rzg_true L20") == [4, 9]
+    assert all(each == list(at) for each in balanced.values())
+
+
+def test_processing():
+    """Claim 5."""
+    ours, single, four = ([r for r in by_trial()[trial(n)] if r["b"]] for n in ("Rzg_pz L80", "varR", "varR E4"))
+    passes = [sum(records[0]["passes"].values()) for records in (single, ours)]
+    times = [acquisition_seconds(records) / acquisition_seconds(ours) for records in (four, single)]
+    quoted = (
+        f"1/{passes[0] / passes[1]:.0f} of the passes; 1/{times[0]:.0f} (E=4) and 1/{times[1]:.0f} (E=1) of the time"
+    )
+    assert quoted in page_text(REPORT)
+
+
+def test_our_loop_on_pools_of_the_release():
+    text = page_text(REPORT)
+    with open(ROOT / "reference" / "release_rotation_models.csv", newline="") as file:
+        rows = list(csv.DictReader(file))
+    with open(ROOT / "reference" / "release_mnist_ir100.csv", newline="") as file:
+        theirs = [row for row in csv.DictReader(file) if row["series"] == "Rzg_pz_L20"]
+    release = {(row["run"], float(row["labeled_percent"])): float(row["accuracy"]) for row in theirs}
+    found = {
+        (row["run"], float(row["labeled_percent"])): float(row["accuracy"]) for row in rows if row["loop"] == "ours"
+    }
+    for row in rows:
+        if row["loop"] == "release":
+            assert release[row["run"], float(row["labeled_percent"])] == float(row["accuracy"])
+    means = [np.mean([found[key] - release[key] for key in found if key[0] == run]) for run in ("3", "4")]
+    assert f"minus that of its scripts was {means[0]:.1f} and {means[1]:.1f} points in the mean of ten shares" in text
+    shares, own = (0.25, 0.5, 0.75, 1.25, 2.5), by_trial()[trial("Rzg_pz L20")]
+    theirs = {share: [found[str(run), share] for run in range(3, 10)] for share in shares}
+    ours = {share: [r["accuracy"] for r in own if round(r["labelled_share"], 3) == share] for share in shares}
+    numbers = [[f"{np.mean(each[share]):.1f}" for share in shares] for each in (theirs, ours)]
+    quoted = ["{}, {}, {}, {} and {} %".format(*each) for each in numbers]
+    assert f"our loop gave {quoted[0]} at 0.25, 0.5, 0.75, 1.25 and 2.5 %, from our models {quoted[1]} (10" in text
+    low, high = stats.ttest_ind(theirs[0.75], ours[0.75], equal_var=False).confidence_interval()
+    assert f"{np.mean(theirs[0.75]) - np.mean(ours[0.75]):.1f} [{low:.1f}, {high:.1f}] points less (Welch" in text
+    random = read_release(ROOT / "reference" / "release_mnist_ir1.csv")["random", "rotation"]
+    assert random.runs.tolist() == [2, 2]
+    assert "83.1 and 82.0 % at 0.25 %, 88.6 and 88.6 % at 0.5 % (2 runs)" in text
+    assert random.mean == pytest.approx([(83.14 + 81.99) / 2, (88.59 + 88.62) / 2])
+
+
+def test_figures_in_the_text_on_rivals():
+    text = page_text(RIVALS)
+
+    def rare(name: str) -> str:
+        return f"{chosen_of_minority(by_trial()[trial(name)], MNIST.minority, 2):.0f}"
+
+    at_625 = [curve(trial(name)).mean[4] for name in ("varR", "entropy_det", "leastconf")]
+    assert f"close to each other at 625 labels ({span(at_625)} %)" in text
+    assert rare("margin") == rare("badge")
+    assert f"found rare images later ({rare('margin')} of 375; `entropy_det` {rare('entropy_det')})" in text
+    assert f"no better than random choice ({rare('typiclust')} rare image of 375)" in text
+    first = [
+        [sum(r["selected_histogram"][c] for c in MNIST.minority) for r in by_trial()[trial(name + VAL)] if not r["b"]]
+        for name in ("Rzg_fl L80", "Rzg_pz L80")
+    ]
+    (a, b), (c, d) = ((min(each), max(each)) for each in first)
+    assert f"{a} to {b} were of the rare classes (Rzg_pz: {c} to {d})" in text
+    alone = curve(trial("validation, V 1000")).mean[-1]
+    chosen = [
+        m + v for m in ("Rzg_pz L80", "flqmi_z", "Rzg_fl L80") for v in ("", *(f", V {n}" for n in (300, 1000, 3000)))
+    ]
+    most = max(curve(trial(name)).mean[-1] for name in chosen)
+    assert f"1,000 clean images alone gave {alone:.1f} %, 1,250 chosen labels at most {most:.1f} %" in text
+    trained, apart = (curve(trial(n)).mean[2] for n in ("entropy_det, V 100, + validation", "Rzg_pz L80, V 100"))
+    assert f"chooses gave {trained:.1f} % at 375 labels, keeping them apart for Rzg_pz {apart:.1f} %" in text
+
+
+def test_seconds_of_rivals():
+    """The last column of the table of methods, and the sentence below it."""
+    rows = re.findall(r"^\| (`.*?)(?: \(.*?)? \|.*\| ([\d.to ]+) \|$", RIVALS.read_text(), re.M)
+
+    def seconds(key: str) -> float:
+        return acquisition_seconds(by_trial()[trial(key)])
+
+    assert len(rows) == 10
+    for keys, quoted in rows:
+        found = [round(seconds(key), 0 if key == "epig" else 1) for key in re.findall(r"`(\w+)`", keys)]
+        assert quoted == " to ".join(
+            f"{value:g}" if value > 9 else f"{value:.1f}" for value in sorted({min(found), max(found)})
+        )
+    assert f"`varR` takes {seconds('varR'):.0f} s and Rzg_pz {seconds('Rzg_pz L80'):.1f} s" in page_text(RIVALS)
 
 
 def test_restarted_rotation_trainings():

@@ -8,6 +8,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 from scipy import stats
 
+from alfk.experiment.trial import Trial
+from alfk.plotting.figures import FigureData
 from alfk.plotting.statistics import (
     difference_text,
     interquartile_mean,
@@ -18,6 +20,7 @@ from alfk.plotting.statistics import (
     sign_flip_p,
     standard_error,
 )
+from alfk.plotting.tables import wins_table
 from tests.helpers import made_up_record
 
 VALUES = st.lists(st.floats(-20, 20).map(lambda value: round(value, 1)), min_size=2, max_size=8).map(np.array)
@@ -33,6 +36,17 @@ def test_by_hand():
     assert interval(values) == pytest.approx((14 / 6 - half, 14 / 6 + half))
     assert interquartile_mean(values) == 2.5  # of 1, 2, 3, 4
     assert interquartile_mean(np.arange(10.0)) == 4.5  # of 2 to 7
+
+
+def test_more_runs_than_are_compared_exactly():
+    """Of 18, all 2^18 assignments of signs give 0.00546; a part of them is drawn."""
+    values = np.array([1.0] * 12 + [2, 3, -1, -1, -1, 0.5])
+    assert sign_flip_p(values) == sign_flip_p(values) == pytest.approx(0.00546, abs=0.001)
+
+
+def test_equal_differences():
+    assert interval(np.full(6, 0.1)) == pytest.approx((0.1, 0.1))
+    assert sign_flip_p(np.zeros(6)) == 1
 
 
 @given(VALUES)
@@ -73,3 +87,19 @@ def test_pairs_are_of_the_same_run():
     other = [made_up_record(run=run, b=1, accuracy=10.0 * run) for run in (1, 2, 3)]
     assert paired(one, other, 1).tolist() == [42.0, 33.0]
     assert paired(one, other, 0).tolist() == []
+
+
+def test_wins_by_hand():
+    """Ahead in both queries by a point each; in one alone; and with five runs no row."""
+    accuracies = {"random": (50, 60, 6), "Rz": (51, 61, 6), "margin": (51, 59, 6), "varR": (90, 90, 5)}
+    trials = {
+        Trial(100.0, name, 20 if name == "Rz" else 0): [
+            made_up_record(method=name, run=run, b=b, labelled_share=b + 1.0, accuracy=float(values[b]))
+            for run in range(values[2])
+            for b in (0, 1)
+        ]
+        for name, values in accuracies.items()
+    }
+    table = wins_table(FigureData("name", "title", 100.0, trials))
+    assert table.heads == ["ahead of", "random", "Rz L20", "margin"]
+    assert table.rows == [["random", "", 0, 1], ["Rz L20", 2, "", 1], ["margin", 1, 0, ""]]
