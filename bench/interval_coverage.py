@@ -2,7 +2,7 @@
 
     python3 bench/interval_coverage.py
 
-Prints a line per number of runs and distribution; a share of 1,500 samples is within 1.2 points of what it estimates.
+Prints a line per number of runs and distribution; a share of 1,500 samples is within 2 points of what it estimates.
 """
 
 import sys

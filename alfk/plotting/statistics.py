@@ -13,7 +13,7 @@ from alfk.experiment.records import Record
 
 LEAST_RUNS = 6  # of five pairs no outcome has a p below 0.05: the smallest is 2/32
 SIGNIFICANT = 0.05
-EXACT_RUNS = 16  # with more, 2^EXACT_RUNS of the assignments of signs are drawn: memory and time double with each run
+EXACT_RUNS = 16  # with more, 2^EXACT_RUNS of the assignments of signs are drawn: time doubles with each run
 LEVEL = 1.0  # two methods are level if the interval of their difference lies within ± this
 
 
@@ -31,7 +31,7 @@ def standard_error(values: np.ndarray) -> float:
 def interval(values: np.ndarray) -> tuple[float, float]:
     """The 95 % interval of the mean of two or more values by Student's t.
 
-    With 6 to 10 values BCa bootstrap intervals cover the mean less often (bench/interval_coverage.py).
+    With 6 or 10 values BCa bootstrap intervals cover the mean less often (bench/interval_coverage.py).
     """
     half = stats.t.ppf(0.975, len(values) - 1) * standard_error(values)
     return float(values.mean() - half), float(values.mean() + half)
