@@ -2,6 +2,7 @@
 
 import math
 from collections.abc import Sequence
+from typing import TypeVar
 
 import numpy as np
 
@@ -28,6 +29,7 @@ from alfk.plotting.statistics import LEAST_RUNS, difference_text, interquartile_
 from alfk.plotting.text import Table, number, plus_minus
 
 Row = dict[str, object]
+T = TypeVar("T", int, float)
 LISTED = 20  # classes in a table or line, at most
 SOURCES = ("paper", "release")
 
@@ -140,7 +142,7 @@ def digest(figure: FigureData) -> Table:
     return Table(["method", "", "runs", *(f"{round(share, 2):g} %" for share in shares)], rows)
 
 
-def five_of(points: Sequence[float]) -> list[float]:
+def five_of(points: Sequence[T]) -> list[T]:
     """The first three, the fifth and the tenth of ascending points, or the last one in place of those there are not."""
     return sorted({points[min(i, len(points) - 1)] for i in (0, 1, 2, 4, 9)}) if points else []
 
@@ -235,11 +237,11 @@ def difference_table(figure: FigureData, ours: Trial) -> Table:
     labels = {record["b"]: record["labelled"] for record in figure.trials[ours]}
     rows = []
     for trial in figure.curves:
-        values = [paired(figure.trials[ours], figure.trials[trial], int(b)) for b in iterations]
-        if trial != ours and len(values[0]):
-            cells = [difference_text(each) if len(each) else "" for each in values]
-            rows.append([name_of(trial), len(values[0]), *cells])
-    return Table(["against", "runs", *(f"{labels[int(b)]:,} labels" for b in iterations)], rows)
+        values = [paired(figure.trials[ours], figure.trials[trial], b) for b in iterations]
+        runs = min(map(len, values))  # that have all of these queries
+        if trial != ours and runs:
+            rows.append([name_of(trial), runs, *map(difference_text, values)])
+    return Table(["against", "runs", *(f"{labels[b]:,} labels" for b in iterations)], rows)
 
 
 def wins_table(figure: FigureData) -> Table:
