@@ -203,6 +203,7 @@ SILHOUETTES += [
     ("Rzg_rc L80", "Rzg_pz L80"),
     ("Rzg_flw L80", "Rzg_fl L80"),
 ]
+EQUAL = [*SILHOUETTES[:3], SILHOUETTES[4], ("Rzg_pz L80", "entropy_det"), ("entropy_det", "random")]  # at ir=1
 
 
 def choices(pairs=CHOICES, labels=(125, 250, 375, 625, 1250), dataset="MNIST", flags="") -> str:
@@ -218,7 +219,10 @@ def choices(pairs=CHOICES, labels=(125, 250, 375, 625, 1250), dataset="MNIST", f
 
 
 def silhouettes() -> str:
-    return choices(SILHOUETTES, (50, 100, 150, 250, 500), "SILHOUETTES", ", ir 20")
+    pairs = [
+        tuple(f"{name}, ir {ir}" for name in pair) for ir, each in ((20, SILHOUETTES), (1, EQUAL)) for pair in each
+    ]
+    return choices(pairs, (50, 100, 150, 250, 500), "SILHOUETTES")
 
 
 def test_paired_differences_of_choices():
@@ -431,6 +435,14 @@ def test_what_is_claimed_of_rivals():
     assert [each for each in CLAIMED if not is_ahead(paired(*each))] == []
     leads = [(one, other, range(10)) for one, other in SILHOUETTES if (one, other) != ("Rzg_fl L80", "flqmi_z")][:-1]
     leads += [("Rzg_fl L80", "Rzg_flw L80", range(2, 9)), ("margin", "random", range(4, 10))]
+    assert all(
+        is_ahead(paired(f"{one}, ir 1", f"{other}, ir 1", b, "SILHOUETTES"))
+        for one, other, when in [
+            *(("Rzg_fl L80", other, range(10)) for other in ("Rzg_pz L80", "entropy_det", "random")),
+            ("random", "entropy_det", range(1, 6)),
+        ]
+        for b in when
+    )
     found = [
         (one, other, b, paired(f"{one}, ir 20", f"{other}, ir 20", b, "SILHOUETTES"))
         for one, other, when in leads
