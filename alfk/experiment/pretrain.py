@@ -1,6 +1,7 @@
 """Before the loop: a run's initial models, random and pretrained by rotation (Section 5; docs/method.md, section 4)."""
 
 import contextlib
+import itertools
 import time
 
 from torch import Tensor
@@ -58,10 +59,9 @@ class Stalled(Exception):
 
 def _rotation(work: Workspace, ir: float, nr: float, distortion: str, member: int, select: str) -> Made:
     """A stalled training is started again, with the images in another order, as often as `restarts` allows."""
-    for attempt in range(work.experiment.restarts):
+    for attempt in itertools.count():  # the last one allowed does not end as stalled
         with contextlib.suppress(Stalled):
             return _train_rotation(work, ir, nr, distortion, member, select, attempt)
-    return _train_rotation(work, ir, nr, distortion, member, select, work.experiment.restarts)
 
 
 def _train_rotation(
@@ -80,7 +80,7 @@ def _train_rotation(
         best(epoch, model, last=epoch == experiment.pretraining.epochs and select == "last")
         work.report("epoch", run=work.folder.number, doing="rotation", epoch=epoch, of=experiment.pretraining.epochs)
         if epoch == 1 and experiment.stalled_below is not None:
-            accuracy = evaluator(model).accuracy
+            accuracy = (best.evaluation if best.epoch == 1 else evaluator(model)).accuracy
             facts.update(attempt=attempt, first_epoch_accuracy=accuracy)
             if accuracy < experiment.stalled_below:
                 _stalled(work, distortion, accuracy, again=attempt < experiment.restarts)
