@@ -101,7 +101,7 @@ def read_runs(folder: Path, start: int, stop: int | None, warn: Callable[[str], 
         warn(f"warning: {text}")
     first = next(filter(None, settings.values()), {})
     for path, other in settings.items():
-        differing = [key for key in first if key in other and other[key] != first[key]]
+        differing = [key for key in first if key != "device" and other.get(key, first[key]) != first[key]]
         if differing:
             raise UserError(
                 f"{path} was made with other settings than the first run ({', '.join(differing)}): --run-start and "

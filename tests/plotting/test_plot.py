@@ -159,6 +159,9 @@ def test_different_settings_are_not_drawn_together(two_runs, tmp_path, undrawn):
     write(two_runs, 1, [line(1, 0, "random", 40)], {"retraining.epochs": 4})
     refused(*command, words=f"{two_runs / 'MNIST' / 'run1'} was made with other settings than the first run (retrain")
     plot(two_runs, tmp_path, "--run-start", 1)
+    write(two_runs, 0, [line(0, 0, "random", 40)], {"device": "cpu"})
+    write(two_runs, 1, [line(1, 0, "random", 40)], {"device": "cuda"})  # a run's, but no other protocol
+    plot(two_runs, tmp_path)
 
 
 def test_each_curve_is_in_its_figures(tmp_path, undrawn):
