@@ -5,7 +5,7 @@
     python3 visualize_tsne.py --dataset DIGITS --methods varR Rzg_pz Rzg_true
 
 Small dots are correctly classified test images, large dots misclassified ones; the colour is the true class. Needs the
-models of the run (run.py). A map of 10,000 images takes about a minute and a half on 2 CPU cores, and is then cached.
+models of the run (run.py). A map of 10,000 images takes about a minute on one core, and is then cached.
 """
 
 import sys
