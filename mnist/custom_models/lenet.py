@@ -34,47 +34,47 @@ class LeNet(nn.Module):
 
     def before_dropout(self, images: Tensor) -> Tensor:
         """x1, which does not depend on dropout masks."""
-        return F.relu(self._pool(self.conv1(images)))
+        return F.relu(max_pool(self.conv1(images)))
 
     def after_dropout(self, x1: Tensor) -> tuple[Tensor, list[Tensor]]:
         """The rest of the network, with new dropout masks in each call."""
-        x2 = F.relu(self._pool(self.conv2(self.drop1(x1))))
+        x2 = F.relu(max_pool(self.conv2(self.drop1(x1))))
         x4 = F.relu(self.fc1(self.drop2(x2).flatten(1)))
         logits = self.fc2(self.drop4(x4))
         return logits, [x1, x2, x4, logits]
 
-    def _pool(self, features: Tensor) -> Tensor:
-        return F.max_pool2d(features, 2) if self.training else max_pool(features)
-
 
 def max_pool(images: Tensor) -> Tensor:
-    """2x2 max pooling for evaluation. On a CPU maxima of strided views are bitwise equal and so
-    much faster that the network evaluates 1.5 times, and describes 1.8 times as many images a second.
-    """
+    """2x2 max pooling. On a CPU by strided views: the same bits, faster (docs/speed.md)."""
     if images.is_cuda:
         return F.max_pool2d(images, 2)
-    return MaxPoolByViews.apply(images) if torch.is_grad_enabled() else maxima_of_views(images)
-
-
-def maxima_of_views(images: Tensor) -> Tensor:
     height, width = (size // 2 * 2 for size in images.shape[-2:])  # a last odd row or column has no window
     images = images[..., :height, :width]
-    rows = torch.maximum(images[:, :, ::2], images[:, :, 1::2])
+    if torch.is_grad_enabled():
+        return MaxPool.apply(images)
+    rows = torch.maximum(images[..., ::2, :], images[..., 1::2, :])  # rows first, the fastest order
     return torch.maximum(rows[..., ::2], rows[..., 1::2])
 
 
-class MaxPoolByViews(torch.autograd.Function):
-    """2x2 max pooling whose backward pass computes the indices of the maxima, which the forward pass saves."""
+class MaxPool(torch.autograd.Function):
+    """The maximum of two columns, then of two rows. Of equal values the first in a window's rows gets the gradient."""
 
     @staticmethod
     def forward(ctx: Any, images: Tensor) -> Tensor:
-        ctx.save_for_backward(images)
-        return maxima_of_views(images)
+        left, right = images[..., ::2], images[..., 1::2]
+        columns = torch.maximum(left, right)
+        upper, lower = columns[..., ::2, :], columns[..., 1::2, :]
+        ctx.save_for_backward(right > left, lower > upper)
+        return torch.maximum(upper, lower)
 
     @staticmethod
     def backward(ctx: Any, gradient: Tensor) -> Tensor:
-        (images,) = ctx.saved_tensors
-        with torch.no_grad():
-            _, indices = F.max_pool2d(images, 2, return_indices=True)
-        window = [2, 2], [2, 2], [0, 0], [1, 1], False  # kernel, stride, padding, dilation, ceil_mode
-        return torch.ops.aten.max_pool2d_with_indices_backward(gradient, images, *window, indices)
+        is_right, is_lower = ctx.saved_tensors
+        batch, channels, height, width = gradient.shape
+        columns = gradient.new_empty(batch, channels, 2 * height, width)
+        images = gradient.new_empty(batch, channels, 2 * height, 2 * width)
+        columns[..., 1::2, :] = lower = gradient * is_lower
+        columns[..., ::2, :] = gradient - lower
+        images[..., 1::2] = right = columns * is_right
+        images[..., ::2] = columns - right
+        return images
