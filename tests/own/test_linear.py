@@ -68,9 +68,7 @@ USABLE = [
 def test_every_method_chooses_as_with_a_network(key):
     model, (pool, validation) = fitted(), splits()
     network = nn.Sequential(nn.Identity(), nn.Linear(WIDTH, CLASSES))
-    network[1].weight.data, network[1].bias.data = (
-        torch.from_numpy(values).float() for values in (model.coef_, model.intercept_)
-    )
+    network.load_state_dict({"1.weight": torch.from_numpy(model.coef_), "1.bias": torch.from_numpy(model.intercept_)})
     wanted = asked(key, alfk.tapped(network, ["0"]), pool, validation)
     assert asked(key, alfk.linear(model.coef_, model.intercept_), pool, validation) == wanted
     assert asked(key, model, pool, validation) == wanted
@@ -124,10 +122,18 @@ def test_columns_of_tables_are_in_one_order():
     refuses(lambda: asked("Rz", on_table, pool, others), words.format("validation set"))
 
 
+def one_against_the_rest(size):
+    """Weights multiplied by the size."""
+    model = SGDClassifier(loss="log_loss", random_state=0).fit(EMBEDDINGS, LABELS)
+    model.coef_, model.intercept_ = size * model.coef_, size * model.intercept_
+    return model
+
+
 NORMALISED = alfk.Split.of(EMBEDDINGS[:60])
 WIDE = alfk.Split.of(EMBEDDINGS[:60, 1:], mean=0, std=1)
 REFUSED = {
-    "one against the rest": (lambda: SGDClassifier(loss="log_loss").fit(EMBEDDINGS, LABELS), None, "not the softmax"),
+    "one against the rest": (lambda: one_against_the_rest(1), None, "not the softmax"),
+    "one against the rest, all probabilities 0 or 1": (lambda: one_against_the_rest(1e3), None, "not the softmax"),
     "without probabilities": (lambda: RidgeClassifier().fit(EMBEDDINGS, LABELS), None, "has no probabilities"),
     "not fitted": (LogisticRegression, None, "LogisticRegression has no coef_"),
     "a pipeline": (lambda: make_pipeline(StandardScaler(), fitted()), None, "of a pipeline its last step"),
