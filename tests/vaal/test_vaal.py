@@ -121,6 +121,7 @@ def test_initial_weights():
 
 
 def test_the_task_model_keeps_the_rotation_models_convolutions():
+    torch.manual_seed(1)
     rotation = LeNet(4)
     state = snapshot(rotation)
     model = task_model(DIGITS, RECIPES["DIGITS"], state, seeded())
