@@ -377,6 +377,7 @@ def one_process(setting: Setting) -> Iterator[Row]:
     with_initial_models(setting, group := setting.folder / "group")
     undisturbed(setting)
     torchrun = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "1"]
+    torchrun += ["--local-addr", "127.0.0.1"]  # without a network the host's own name may have no address
     done = subprocess.run(
         [*torchrun, *deterministic_run(setting, group)], cwd=ROOT, stderr=subprocess.PIPE, stdout=subprocess.DEVNULL
     )
@@ -526,8 +527,8 @@ def _script(command: Sequence[str], output: int) -> None:
     os.chdir(ROOT)
     for stream in (1, 2):
         os.dup2(output, stream)
-    sys.argv = list(command)
-    runpy.run_path(command[0], run_name="__main__")
+    sys.argv = [str(ROOT / command[0]), *command[1:]]  # absolute, since processes of --jobs run it again
+    runpy.run_path(sys.argv[0], run_name="__main__")
 
 
 def last_line(printed: str) -> str:

@@ -15,10 +15,9 @@ X2 = slice(10, 30)  # where the 20 values of L=20 stand among the 80 of L=80
 
 
 @pytest.fixture(autouse=True)
-def seeds() -> None:
+def seed() -> None:
     """The same random numbers whichever tests ran before."""
     torch.manual_seed(0)
-    np.random.seed(0)
 
 
 @pytest.fixture(scope="session")

@@ -30,7 +30,7 @@ from alfk.plotting.curves import (
 from alfk.plotting.distortions import distortions_table
 from alfk.plotting.figures import FigureData
 from alfk.plotting.figures import figures as figures_of
-from alfk.plotting.statistics import difference_text, interval, is_ahead, is_level, standard_error
+from alfk.plotting.statistics import difference_text, interval, is_ahead, is_level
 from mnist.config import MNIST
 from mnist.run import EXPERIMENTS, cfg, cfg_small
 from tests.helpers import ROOT
@@ -92,13 +92,10 @@ def figures() -> dict[str, FigureData]:
     return {figure.name: figure for figure in found}
 
 
-def paired(one: str, other: str, b: int, dataset: str = "MNIST") -> np.ndarray:
+def paired(one: str, other: str, b: int, dataset: str = "MNIST", first: int = 0) -> np.ndarray:
     """(R,) accuracy of one trial minus that of another after query b, over the runs that both have."""
-    return statistics.paired(*(by_trial(dataset)[trial(name)] for name in (one, other)), b)
-
-
-def with_error(values: np.ndarray, form: str = ".1f") -> str:
-    return f"{values.mean():{form}} ± {standard_error(values):.1f}"
+    records = ((r for r in by_trial(dataset)[trial(name)] if r["run"] >= first) for name in (one, other))
+    return statistics.paired(*records, b)
 
 
 def span(values) -> str:
@@ -160,29 +157,21 @@ def six_rows() -> str:
     return markdown(rows)
 
 
-def differences_of_the_report() -> str:
-    rows = [["difference", "ir", "runs", "0.5 %", "0.75 %", "1.25 %", "2.5 %"]]
-    pairs = [(100, "Rzg_pz L80", name) for name in ("random", "varR", "varR E4", "Rzg_pz L20")]
-    pairs += [(100, "Rzg_pz L20", name) for name in ("Rz L20", "Rzg_pred L20", "Rzg_trace L20", "Rzg_mi L20")]
-    pairs += [(100, "Rzg_true L20", "Rzg_pz L20")]
-    pairs += [(1, "Rzg_pz L80", name) for name in ("random", "varR", "Rz L20", "Rzg_pred L20", "Rzg_true L20")]
-    for ir, a, b in pairs:
-        values = [paired(f"{a}, ir {ir}", f"{b}, ir {ir}", at) for at in (1, 2, 4, 9)]
-        rows.append([f"{a} - {b}", str(ir), str(len(values[0])), *map(difference_text, values)])
-    return markdown(rows)
-
-
 VAL = ", select val"
 FL, PZ = "Rzg_fl L80", "Rzg_pz L80"
+NOT_LOOKED_AT = {"MNIST": 5, "SILHOUETTES": 4}  # the first run that was not, while Rzg_fl was made
 CHOICES = {  # table in rivals.md -> its pairs of trials
     "select val": [
-        (one + VAL, other + VAL)
-        for one, others in {
-            FL: (PZ, "flqmi_z", "Rzg_flw L80", "entropy_det", "random"),
-            PZ: ("flqmi_z", "entropy_det", "margin", "badge", "galaxy", "varR", "random"),
-            "entropy_det": ("margin", "badge", "galaxy", "varR"),
-        }.items()
-        for other in others
+        *((FL + VAL, other + VAL, NOT_LOOKED_AT["MNIST"]) for other in (PZ, "flqmi_z")),
+        *(
+            (one + VAL, other + VAL)
+            for one, others in {
+                FL: (PZ, "flqmi_z", "Rzg_flw L80", "entropy_det", "random"),
+                PZ: ("flqmi_z", "entropy_det", "margin", "badge", "galaxy", "varR", "random"),
+                "entropy_det": ("margin", "badge", "galaxy", "varR"),
+            }.items()
+            for other in others
+        ),
     ],
     "parts": [
         (FL, PZ),
@@ -190,6 +179,8 @@ CHOICES = {  # table in rivals.md -> its pairs of trials
         ("Rzg_fl L20", "Rzg_pz L20"),
         ("Rz_fl L20", "Rz L20"),
         ("Rzg_fl L20", "Rz_fl L20"),
+        ("Rzg_fl L20", "flqmi_z"),
+        ("Rz_fl L20", "flqmi_z"),
         (FL, "Rz_fl L80"),
         ("Rzg_flw L80", FL),
         ("Rzg_rc L80", PZ),
@@ -206,7 +197,7 @@ CHOICES = {  # table in rivals.md -> its pairs of trials
     ],
     "other papers": [
         *((PZ, other) for other in ("varR", "glister", "direct")),
-        (f"{PZ}, first random", "varR"),
+        *((f"{PZ}, first random", other) for other in ("varR", "entropy_det", "margin", "badge", "galaxy")),
         *(("varR", other) for other in ("entropy_det", "epig")),
         *(("entropy_det", other) for other in ("leastconf", "margin", "badge", "coreset", "glister", "direct")),
         *(("galaxy", "galaxy_v"), ("flqmi_z", "flqmi"), ("flqmi", "flqmi_rare"), ("typiclust", "random")),
@@ -218,6 +209,7 @@ SILHOUETTES += [
     ("Rzg_pz L80", "entropy_det"),
     ("Rzg_rc L80", "Rzg_pz L80"),
     ("Rzg_flw L80", "Rzg_fl L80"),
+    ("entropy_det", "margin"),
 ]
 EQUAL = [*SILHOUETTES[:3], SILHOUETTES[4], ("Rzg_pz L80", "entropy_det"), ("entropy_det", "random")]  # at ir=1
 
@@ -228,21 +220,37 @@ def ranges(sizes: list[int], step: int) -> str:
     return ", ".join(f"{a:,}" if a == b else f"{a:,}-{b:,}" for a, b in zip(starts, stops, strict=True))
 
 
-def choices(pairs, labels=(125, 250, 375, 625, 1250), dataset="MNIST") -> str:
+def title(one: str, other: str, first: int) -> str:
+    """ "Rzg_fl L80 - Rzg_pz L80 (ir 10)"; flags of one of the two stand behind its name."""
+    (a, *of_one), (b, *of_other) = (
+        [part for part in name.split(", ") if part != "select val"] for name in (one, other)
+    )
+    common = [flag for flag in of_one if flag in of_other] + [f"from run {first}"] * (first > 0)
+
+    def with_flags(name: str, flags: list[str]) -> str:
+        return f"{name} ({', '.join(flags)})" if flags else name
+
+    names = [with_flags(x, [flag for flag in flags if flag not in common]) for x, flags in ((a, of_one), (b, of_other))]
+    return with_flags(" - ".join(names), common)
+
+
+def differences(pairs, labels=(125, 250, 375, 625, 1250), dataset="MNIST") -> str:
     """A table of paired differences after some numbers of labels, and of all numbers of labels at which a lead is
     claimed, or that both are level.
+
+    Args:
+        pairs: two trials, and the first run if not 0.
     """
     head = ["difference", "runs", f"{labels[0]} labels", *(f"{n:,}" for n in labels[1:]), "ahead", "behind", "level"]
     rows = [head]
-    for one, other in (each for each in pairs if all(trial(name) in by_trial(dataset) for name in each)):
-        at = {n: paired(one, other, n // labels[0] - 1, dataset) for n in range(labels[0], labels[-1] + 1, labels[0])}
-        values = [at[n] for n in labels]
-        (a, *flags_of_one), (b, *flags_of_other) = one.split(", "), other.split(", ")
-        assert flags_of_other in (flags_of_one, [])
-        about = "".join(f" ({flag})" for flag in flags_of_one if flag != "select val")
-        tests = is_ahead, lambda values: is_ahead(-values), is_level
-        when = [ranges([n for n in at if holds(at[n])], labels[0]) for holds in tests]
-        rows.append([f"{a} - {b}{about}", str(len(values[0])), *map(difference_text, values), *when])
+    for one, other, *first in pairs:
+        if all(trial(name) in by_trial(dataset) for name in (one, other)):
+            step, run = labels[0], sum(first)
+            at = {n: paired(one, other, n // step - 1, dataset, run) for n in range(step, labels[-1] + 1, step)}
+            tests = is_ahead, lambda values: is_ahead(-values), is_level
+            when = [ranges([n for n in at if holds(at[n])], step) for holds in tests]
+            found = [difference_text(at[n]) for n in labels]
+            rows.append([title(one, other, run), str(len(at[step])), *found, *when])
     return markdown(rows)
 
 
@@ -255,9 +263,21 @@ def validation_selected() -> FigureData:
 
 def silhouettes() -> str:
     pairs = [
-        tuple(f"{name}, ir {ir}" for name in pair) for ir, each in ((20, SILHOUETTES), (1, EQUAL)) for pair in each
+        (f"{one}, ir {ir}", f"{other}, ir {ir}") for ir, each in ((20, SILHOUETTES), (1, EQUAL)) for one, other in each
     ]
-    return choices(pairs, (50, 100, 150, 250, 500), "SILHOUETTES")
+    pairs[:0] = [(f"{FL}, ir 20", f"{other}, ir 20", NOT_LOOKED_AT["SILHOUETTES"]) for other in (PZ, "flqmi_z")]
+    return differences(pairs, (50, 100, 150, 250, 500), "SILHOUETTES")
+
+
+REPORTED = [  # pairs of the report
+    *((PZ, other) for other in ("random", "varR", "varR E4", "Rzg_pz L20")),
+    *(("Rzg_pz L20", other) for other in ("Rz L20", "Rzg_pred L20", "Rzg_trace L20", "Rzg_mi L20")),
+    ("Rzg_true L20", "Rzg_pz L20"),
+    *(
+        (f"{PZ}, ir 1", f"{other}, ir 1")
+        for other in ("random", "varR", "Rz L20", "Rzg_pred L20", "Rzg_pz L20", "Rzg_true L20", "margin")
+    ),
+]
 
 
 PHOTOS = {  # what is trained -> settings of a line
@@ -391,8 +411,9 @@ def commits() -> str:
 
 BLOCKS = {  # page, name of the table -> its text; `python3 -m tests.docs.test_readme` writes them into the pages
     (README, "six rows"): six_rows,
-    (REPORT, "paired differences"): differences_of_the_report,
-    **{(RIVALS, name): functools.partial(choices, pairs) for name, pairs in CHOICES.items()},
+    (REPORT, "paired differences"): lambda: differences(REPORTED),
+    (REPORT, "validation set"): lambda: differences([(f"{PZ}, V {n}", PZ) for n in (3000, 1000, 300, 100)]),
+    **{(RIVALS, name): functools.partial(differences, pairs) for name, pairs in CHOICES.items()},
     (RIVALS, "accuracies, select val"): lambda: str(tables.digest(validation_selected())),
     (RIVALS, "wins, select val"): lambda: str(tables.wins_table(validation_selected())),
     (RIVALS, "silhouettes"): silhouettes,
@@ -490,6 +511,11 @@ def test_claims_of_the_report():
     low, high = interval(paired("Rzg_pz L80", "random", 3))
     assert share == 1
     assert f"{most:.1f} points at 1 % (10; {low:.1f} to {high:.1f})" in text
+    theirs = [figures()["MNIST_ir100"].others(trial(name))["paper"] for name in ("Rzg_pz L80", "random")]
+    theirs = np.subtract(*(each.mean[each.at(0.75)] for each in theirs))
+    found = paired("Rzg_pz L80", "random", 2)
+    assert interval(found)[1] < theirs
+    assert f"at 0.75 % the lead is lower, {found.mean():.1f} instead of {theirs:.1f} points" in text
     saved = [labels_saved(curve(trial("Rzg_pz L80")), curve(trial(name)), 88.0) for name in ("varR E4", "varR")]
     words = "{:.0f} % against `varR` E=4 ({}), {:.0f} % against E=1 ({})"
     assert words.format(saved[0].percent, len(four), saved[1].percent, len(single)) in text
@@ -543,14 +569,6 @@ def test_ablations_of_the_report():
     kept = [r["accuracy"] for r in by_trial()[trial("Rzg_pz L20")] if r["b"] == 2 and r["run"] not in (0, 2, 7)]
     assert f"L20 is at {np.mean(kept):.1f} % at 375 labels instead of" in text
 
-    by_size = {
-        (size, b): paired(f"Rzg_pz L80, V {size}", "Rzg_pz L80", b) for size in (3000, 1000, 300, 100) for b in (2, 9)
-    }
-    for size_of, b in (("points at 375 labels", 2), ("at 1,250 (6 runs)", 9)):
-        values = [quoted_form(by_size[size, b]) for size in (3000, 1000, 300, 100)]
-        assert "{}, {}, {} and {}".format(*values) + f" {size_of}" in text
-    assert [key for key, values in by_size.items() if is_ahead(values)] == [(3000, 2), (1000, 2)]
-    assert [key for key, values in by_size.items() if is_ahead(-values)] == [(100, 9)]
     long, short = (from_paper(f"Rzg_rc L{length}", of=f"Rzg_pz L{length}") for length in (80, 20))
     below = [c.difference for c in long.values() if not c.within]
     assert len(below) == 5
@@ -573,15 +591,15 @@ def test_distances_from_the_paper():
     sentence = f"Rz by {below('Rz L20', 0.75, 1.75)} points from 0.75 to 1.75 % and by {below('Rz L20', 2)} after that"
     assert f"{sentence}, Rzg_true by {below('Rzg_true L20', 0.75)} points from 0.75 % on" in text
     assert f"(3 runs) is {below('varR E4', 0.5)} points below the paper from 0.5 % on" in text
-    balanced = [
-        from_paper(f"{name}, ir 1", "MNIST_ir1")
-        for name in ("random", "varR", "varR E4", "Rz L20", "Rzg_pred L20", "Rzg_pz L20", "Rzg_pz L80", "Rzg_true L20")
-    ]
-    at = {share: [each[share].difference for each in balanced if share in each] for share in (0.25, 0.5, 2.5)}
-    assert max(at[0.25] + at[0.5]) < 0
-    assert min(at[2.5]) > -0.2
-    quoted = f"by {span(at[0.25])} points at 0.25 %, by {span(at[0.5])} at 0.5 %, by less than 0.2 at 2.5 %"
-    assert quoted in text
+    names = "random", "varR", "varR E4", "Rz L20", "Rzg_pred L20", "Rzg_pz L20", "Rzg_pz L80", "Rzg_true L20"
+    balanced = {name: from_paper(f"{name}, ir 1", "MNIST_ir1") for name in names}
+    at = {share: {name: each[share] for name, each in balanced.items() if share in each} for share in (0.25, 0.5, 2.5)}
+    sizes = {share: [point.difference for point in found.values()] for share, found in at.items()}
+    assert max(sizes[0.25] + sizes[0.5]) < 0
+    assert min(sizes[2.5]) > -0.2
+    assert [name for name, point in at[0.25].items() if point.within] == ["Rzg_true L20"]
+    assert f"by {span(sizes[0.25])} points at 0.25 %" in text
+    assert f"by {span(sizes[0.5])} at 0.5 %, by less than 0.2 at 2.5 %" in text
     up_to = [f"{max(-c.difference for c in all_shares[f'Rzg_pz L{length}'].values()):.0f}" for length in (80, 20)]
     assert "stays up to {} points below its published curve, L20 up to {} ".format(*up_to) in page_text(README)
     for length, places in ((20, "+7.4, +6.3, +3.3"), (80, "+4.1, +3.1, +1.9")):
@@ -656,7 +674,7 @@ def test_our_loop_on_pools_of_the_release():
     assert f"{np.mean(theirs[0.75]) - np.mean(ours[0.75]):.1f} [{low:.1f}, {high:.1f}] points less (Welch" in text
     random = read_release(ROOT / "reference" / "release_mnist_ir1.csv")["random", "rotation"]
     assert random.runs.tolist() == [2, 2]
-    assert "83.1 and 82.0 % at 0.25 %, 88.6 and 88.6 % at 0.5 % (2 runs)" in text
+    assert "83.1 and 82.0 % at 0.25 %, 88.6 and 88.6 % at 0.5 %;" in text
     assert random.mean == pytest.approx([(83.14 + 81.99) / 2, (88.59 + 88.62) / 2])
 
 
