@@ -163,6 +163,7 @@ def describe_machine(options: argparse.Namespace) -> Iterator[str]:
     device = device_of(options)
     versions = [f"torchvision {importlib.metadata.version('torchvision')}"]
     versions += [f"CUDA {torch.version.cuda}", f"cuDNN {torch.backends.cudnn.version()}"] * (device.type == "cuda")
+    versions += ["float32 convolutions in TF32"] * (device.type == "cuda" and torch.backends.cudnn.allow_tf32)
     versions.append("DALI" if has_dali() else "DALI is not installed: its rows are left out")
     if not importlib.util.find_spec("kornia"):
         versions.append("kornia is not installed, and not needed here")
