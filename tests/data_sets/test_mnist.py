@@ -3,8 +3,10 @@
 import gzip
 import json
 import os
+import pickle
 import re
 import socket
+import zipfile
 
 import numpy as np
 import pytest
@@ -16,7 +18,18 @@ from alfk.support.errors import UserError
 from mnist.config import DIGITS, MNIST
 from mnist.custom_datasets import mnist, silhouettes
 from mnist.custom_datasets.digits import enlarge
-from tests.helpers import call, draw, idx, mnist_mirror, official_mnist, refused, refuses, small_files, workspace
+from tests.helpers import (
+    SHARED,
+    call,
+    draw,
+    idx,
+    mnist_mirror,
+    official_mnist,
+    refused,
+    refuses,
+    small_files,
+    workspace,
+)
 
 
 @pytest.fixture
@@ -231,8 +244,38 @@ def write_silhouettes(folder, **changes):
     return folder / silhouettes.FILE
 
 
+def write_wheel(folder, **changes):
+    """A file like the package's with the real images, some of its objects changed."""
+    path = SHARED / "data" / "Silhouettes" / silhouettes.FILE
+    if not path.exists():
+        pytest.skip("needs the silhouettes")
+    positions = np.load(silhouettes.POSITIONS)
+    objects = {"data": np.zeros((10_000, 28, 28), np.uint8), "label": np.zeros(10_000, np.int64)} | changes
+    with np.load(path) as arrays:
+        for part, kind in (("data", "images"), ("label", "labels")):
+            if part not in changes:
+                objects[part][positions] = np.concatenate([arrays[f"train_{kind}"], arrays[f"test_{kind}"]])
+    with zipfile.ZipFile(folder / silhouettes.WHEEL, "w") as wheel:
+        for part, value in objects.items():
+            wheel.writestr(silhouettes.MEMBERS.format(part), gzip.compress(pickle.dumps(value), 1))
+
+
+def test_the_silhouettes_from_the_package(tmp_path):
+    write_wheel(tmp_path)
+    train, test = silhouettes.load_silhouettes(tmp_path)  # the content is known
+    assert (len(train), len(test)) == (7716, 2000)
+    assert torch.bincount(test.labels).tolist() == [200] * 10
+    for strange in (print, np.zeros(9)):
+        write_wheel(tmp_path, label=strange)
+        refuses(lambda: silhouettes.load_silhouettes(tmp_path), f"{silhouettes.WHEEL} is damaged: download it again")
+    write_wheel(tmp_path, data=np.zeros((10_000, 28, 28)))
+    refuses(
+        lambda: silhouettes.load_silhouettes(tmp_path), f"{silhouettes.WHEEL} has images and labels (7716, 28, 28) f"
+    )
+
+
 def test_the_silhouettes(tmp_path, capsys, monkeypatch):
-    refuses(lambda: silhouettes.load_silhouettes(tmp_path), "it is made of the package animal-mnist 0.4")
+    refuses(lambda: silhouettes.load_silhouettes(tmp_path), "pip3 download --no-deps animal-mnist==0.4 -d")
     path = write_silhouettes(tmp_path)
     refuses(lambda: silhouettes.load_silhouettes(tmp_path), f"{path}: not the known content (SHA-256)")
     train, test = silhouettes.load_silhouettes(tmp_path, strict=False)
