@@ -79,6 +79,7 @@ def find(name: str) -> object:
 ELSEWHERE = {  # commands without a parser of their own -> the file that runs them
     "python3 examples/own_loop.py": ".ci/install.sh",
     "python3 examples/paper.py": "tests",
+    "python3 -m tests.docs.test_readme": "nothing, but test_blocks compares what it writes",
 }
 
 
